@@ -1,0 +1,36 @@
+PYTHON ?= python3
+DEVICE ?= cpu
+UV_VERSION := 0.13.8
+
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := envs/requirements.lock.txt
+SNAKEMAKE := $(BIN)/snakemake
+
+.PHONY: help demo smoke test test-slow lint format bench reference lock schema clean
+help:  ## what each target does
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
+
+$(VENV)/.done: $(LOCK) pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 13) else "bbnet needs Python 3.11 or 3.12, this is " + sys.version.split()[0] + ": choose another with make PYTHON=python3.12")'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r $(LOCK)
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $@
+
+demo: $(VENV)/.done  ## the default study: embedded data, CPU, minutes
+	$(SNAKEMAKE) --cores all
+
+smoke: $(VENV)/.done  ## the smallest study, under two minutes
+	$(SNAKEMAKE) --cores all --config study=smoke
+
+test: $(VENV)/.done  ## the test suite, at most ten minutes
+	$(BIN)/pytest -n auto -m "not slow"
+
+test-slow: $(VENV)/.done  ## the checks that take longer
+	$(BIN)/pytest -n auto -m slow
+
+lock:  ## resolve the dependencies of pyproject.toml again
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --fork-strategy fewest \
+	    --generate-hashes --no-emit-index-url --quiet --output-file $(LOCK)

@@ -1,0 +1,1 @@
+"""What is kept: slabs, on-rates, degrees, masks, schedule, and the sparsifier that joins them."""

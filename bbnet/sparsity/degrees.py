@@ -1,0 +1,158 @@
+"""How many connections each unit of a slab may keep: exact degrees under a budget."""
+
+import math
+from decimal import Decimal
+
+import torch
+from torch import Tensor
+
+LAWS = ("log_odds", "linear", "uniform", "shuffled", "inverted", "traffic")
+
+ON_RATE_FLOOR = 1e-3
+# Degrees equal on paper must be equal in floating point too, or ties would be broken by rounding noise.
+TIE_DECIMALS = 9
+
+
+def as_budget(budget: float | str | Decimal) -> Decimal:
+    """`budget` as the exact decimal that is written, in (0, 1]; raises ValueError outside."""
+    try:
+        exact = Decimal(str(budget))
+    except ArithmeticError:
+        raise ValueError(f"budget {budget!r} is not a number") from None
+    if not 0 < exact <= 1:
+        raise ValueError(f"budget {budget} is outside (0, 1]")
+    return exact
+
+
+def connection_count(budget: Decimal, units: int, fan: int) -> int:
+    """K = floor(b * U * n + 1/2), the number of connections that a slab of U units with fan n keeps."""
+    return math.floor(budget * units * fan + Decimal("0.5"))
+
+
+def smallest_degree(fan: int) -> int:
+    """k_min = ceil(max(1, 0.05 n)), in integers: 0.05 * 140 is 7.000000000000001 in floating point."""
+    return max(1, -(-fan // 20))
+
+
+def allocate_degrees(
+    on_rates: Tensor,
+    fan: int,
+    budget: float | str | Decimal,
+    *,
+    law: str = "log_odds",
+    gain: float = 0.10,
+    min_degree: int | None = None,
+    max_degree: int | None = None,
+    silent: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Integer degrees of one slab that sum to `connection_count(budget, units, fan)` exactly.
+
+    The degree of unit j is `clip(d0 + gain * fan * s_j, k_min, k_max)` with the selectivity
+    `s_j = log((1 - a_j) / a_j)` (the balance line of arXiv 2510.01263, gain = 1 / (beta * fan)); d0 is solved so
+    that the budget is met, and the degrees are rounded by largest remainder, ties going to the larger s, then the
+    smaller on-rate, then the smaller index. So `a_i < a_j` implies `k_i >= k_j` under `log_odds`.
+
+    Args:
+        on_rates: [units], shares in [0, 1].
+        fan: connections that a unit could have.
+        budget: kept share of the slab's `units * fan` connections.
+        law: `log_odds` | `linear` (s = 1 - 2a at the spread of the log-odds) | `uniform` (s = 0) | `shuffled`
+            (log-odds degrees handed to permuted units) | `inverted` (s negated: hubs) | `traffic` (degree c / a_j).
+        gain: degrees per fan and nat of log-odds.
+        min_degree, max_degree: k_min and k_max; by default ceil(max(1, 0.05 fan)) and `fan`.
+        silent: bool [units], units that were never on. They get k_min, and more only when all others have k_max.
+        generator: draws the permutation of `shuffled`; required there, unused elsewhere.
+
+    Returns: int64 [units].
+    Raises: ValueError for on-rates that are NaN or outside [0, 1], an unknown law, or a budget that no degrees meet.
+    """
+    if law not in LAWS:
+        raise ValueError(f"unknown law {law!r}, allowed: {', '.join(LAWS)}")
+    rates = on_rates.detach().double()
+    if not bool(((rates >= 0) & (rates <= 1)).all()):
+        raise ValueError("on-rates must be shares in [0, 1]; found NaN or values outside")
+    units = rates.numel()
+    low = smallest_degree(fan) if min_degree is None else math.ceil(min_degree)
+    high = fan if max_degree is None else math.floor(max_degree)
+    exact = as_budget(budget)
+    check_feasible(exact, fan, low, high)
+    total = connection_count(exact, units, fan)
+
+    if silent is None:
+        silent = torch.zeros_like(rates, dtype=torch.bool)
+    heard = (~silent).nonzero().squeeze(1)
+    unheard = silent.nonzero().squeeze(1)
+    heard_total = min(total - len(unheard) * low, len(heard) * high)
+
+    degrees = torch.empty(units, dtype=torch.int64, device=rates.device)
+    offset, slope = _law_line(law, rates[heard], gain * fan)
+    heard_degrees = _meet_total(offset, slope, rates[heard], low, high, heard_total)
+    if law == "shuffled":
+        if generator is None:
+            raise ValueError("law 'shuffled' needs a generator for its permutation")
+        permutation = torch.randperm(units, generator=generator).to(rates.device)
+        heard_degrees = heard_degrees[permutation[heard].argsort().argsort()]
+    degrees[heard] = heard_degrees
+    offset, slope = _law_line("uniform", rates[unheard], gain * fan)
+    degrees[unheard] = _meet_total(offset, slope, rates[unheard], low, high, total - heard_total)
+    return degrees
+
+
+def check_feasible(budget: Decimal, fan: int, low: int, high: int) -> None:
+    """Raises ValueError naming the feasible range if no degrees in [low, high] of `fan` can meet `budget`."""
+    if not 1 <= low <= high <= fan:
+        raise ValueError(f"degrees from {low} to {high} do not fit a fan of {fan}")
+    if not low <= budget * fan <= high:
+        raise ValueError(
+            f"budget {budget} cannot be met with fan {fan} and degrees from {low} to {high}: "
+            f"feasible budgets are {low / fan:.4g} to {high / fan:.4g}"
+        )
+
+
+def _law_line(law: str, rates: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Offset and slope of the law's degrees in its free parameter t: x_j(t) = offset_j + slope_j * t."""
+    clipped = rates.clamp(ON_RATE_FLOOR, 1 - ON_RATE_FLOOR)
+    if law == "traffic":
+        return torch.zeros_like(clipped), 1 / clipped
+    log_odds = torch.log((1 - clipped) / clipped)
+    if law == "uniform" or len(rates) == 0:
+        selectivity = torch.zeros_like(log_odds)
+    elif law == "linear":
+        line = 1 - 2 * clipped
+        spread = line.std(correction=0)
+        selectivity = line * torch.where(spread > 0, log_odds.std(correction=0) / spread, 0.0)
+    elif law == "inverted":
+        selectivity = -log_odds
+    else:
+        selectivity = log_odds
+    return scale * selectivity, torch.ones_like(clipped)
+
+
+def _meet_total(offset: Tensor, slope: Tensor, rates: Tensor, low: int, high: int, total: int) -> Tensor:
+    """Integers in [low, high] that sum to `total`, rounded from clip(offset + slope * t, low, high)."""
+    if len(rates) == 0:
+        return torch.empty(0, dtype=torch.int64, device=rates.device)
+    level = _solve_level(offset, slope, low, high, total)
+    wanted = (offset + slope * level).clamp(low, high).round(decimals=TIE_DECIMALS)
+    floors = wanted.floor()
+    remainders = torch.where(floors < high, (wanted - floors).round(decimals=TIE_DECIMALS), -1.0)
+
+    # Least significant key first: index (stable sorts), then on-rate, then selectivity, then remainder.
+    order = rates.argsort(stable=True)
+    preference = offset + slope
+    order = order[preference[order].argsort(stable=True, descending=True)]
+    order = order[remainders[order].argsort(stable=True, descending=True)]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    floors = floors.long()
+    return floors + (rank < total - floors.sum())
+
+
+def _solve_level(offset: Tensor, slope: Tensor, low: int, high: int, total: int) -> Tensor:
+    """The t at which sum_j clip(offset_j + slope_j * t, low, high) == total: exact, piecewise linear and increasing."""
+    knots, order = torch.cat([(low - offset) / slope, (high - offset) / slope]).sort()
+    slopes = torch.cat([slope, -slope])[order].cumsum(0)
+    sums = low * len(offset) + torch.cat([slopes.new_zeros(1), (slopes[:-1] * knots.diff()).cumsum(0)])
+    before = (torch.searchsorted(sums, float(total)) - 1).clamp(0, len(knots) - 2)
+    return knots[before] + (total - sums[before]) / slopes[before]

@@ -1,0 +1,120 @@
+"""Slabs: the weights that may be sparsified, seen as connections of the units that own their rows or columns."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bbnet.sparsity.degrees import check_feasible, smallest_degree
+
+Side = Literal["in", "out"]
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+SMALLEST_FAN = 8
+
+
+@dataclass(frozen=True)
+class Slab:
+    """One weight and its units.
+
+    Args:
+        name: dotted name of the layer whose `weight` it is.
+        side: `in`, the units are the layer's outputs and own the weight's rows; `out`, they are its inputs and own
+            the columns.
+        units: dotted name(s) of the modules whose outputs, channels joined in this order, are the units: on means an
+            output above 0. The linear or norm layer before the activation will do, its sign is that of ReLU, GELU
+            and SiLU; the layer's own input will not, dropout has acted there.
+        normalised: a norm acts on the units' own pre-activations, so that rescaling rows would do nothing.
+    """
+
+    name: str
+    side: Side
+    units: str | tuple[str, ...]
+    normalised: bool = False
+
+    def __post_init__(self) -> None:
+        if self.side not in ("in", "out"):
+            raise ValueError(f"slab {self.name}: side {self.side!r} is not 'in' or 'out'")
+        if isinstance(self.units, str):
+            object.__setattr__(self, "units", (self.units,))
+
+
+def connections(weight: Tensor, side: Side) -> Tensor:
+    """View of a weight [out, in, *taps] as [units, fan, taps]."""
+    view = weight.unsqueeze(2) if weight.dim() == 2 else weight.flatten(2)
+    return view if side == "in" else view.transpose(0, 1)
+
+
+def connection_norms(weight: Tensor, side: Side) -> Tensor:
+    """Magnitude of each connection [units, fan]: the l2 norm over its taps."""
+    view = connections(weight, side)
+    return view.squeeze(2).abs() if view.shape[2] == 1 else torch.linalg.vector_norm(view, dim=2)
+
+
+def over_weight(per_connection: Tensor, weight: Tensor, side: Side) -> Tensor:
+    """[units, fan] or [units, 1] brought into the weight's axes, broadcastable over its taps."""
+    matrix = per_connection if side == "in" else per_connection.T
+    return matrix.reshape(*matrix.shape, *(1 for _ in range(weight.dim() - 2)))
+
+
+def slab_weight(model: nn.Module, slab: Slab) -> nn.Parameter:
+    """The parameter that `slab` names; raises ValueError if there is none that can be masked."""
+    try:
+        layer = model.get_submodule(slab.name)
+        for name in slab.units:
+            model.get_submodule(name)
+    except AttributeError as error:
+        raise ValueError(f"slab {slab.name}: {error}") from None
+    if not isinstance(layer, LAYERS):
+        allowed = ", ".join(kind.__name__ for kind in LAYERS)
+        raise ValueError(f"slab {slab.name}: cannot mask a {type(layer).__name__}, allowed: {allowed}")
+    if getattr(layer, "groups", 1) != 1:
+        raise ValueError(f"slab {slab.name}: grouped convolutions are not supported")
+    return layer.weight
+
+
+def slab_shape(weight: Tensor, side: Side) -> tuple[int, int]:
+    """(units, fan) of a weight."""
+    outputs, inputs = weight.shape[:2]
+    return (outputs, inputs) if side == "in" else (inputs, outputs)
+
+
+def choose_slabs(
+    model: nn.Module, candidates: Iterable[Slab], smallest_budget: Decimal
+) -> tuple[list[Slab], dict[str, str]]:
+    """The candidates that can be sparsified down to the study's smallest budget, and why each other one stays dense."""
+    chosen, dense = [], {}
+    for slab in candidates:
+        _, fan = slab_shape(slab_weight(model, slab), slab.side)
+        if fan < SMALLEST_FAN:
+            dense[slab.name] = f"fan {fan} is below {SMALLEST_FAN}"
+        elif smallest_degree(fan) > smallest_budget * fan:
+            dense[slab.name] = f"k_min {smallest_degree(fan)} of fan {fan} exceeds budget {smallest_budget}"
+        else:
+            chosen.append(slab)
+    return chosen, dense
+
+
+def check_slabs(model: nn.Module, slabs: Iterable[Slab], budget: Decimal) -> dict[Slab, nn.Parameter]:
+    """The weight of each slab; raises ValueError for a weight claimed twice or a budget that a slab cannot meet."""
+    weights: dict[Slab, nn.Parameter] = {}
+    owners: dict[int, Slab] = {}
+    for slab in slabs:
+        weight = slab_weight(model, slab)
+        if id(weight) in owners:
+            other = owners[id(weight)]
+            raise ValueError(
+                f"slab {slab.name} (side {slab.side}): its weight already belongs to slab {other.name} (side {other.side})"
+            )
+        _, fan = slab_shape(weight, slab.side)
+        try:
+            check_feasible(budget, fan, smallest_degree(fan), fan)
+        except ValueError as error:
+            raise ValueError(f"slab {slab.name}: {error}") from None
+        owners[id(weight)] = slab
+        weights[slab] = weight
+    if not weights:
+        raise ValueError("no slabs to sparsify")
+    return weights
