@@ -1,0 +1,21 @@
+"""Budgeted Broadcast: traffic-based pruning with exact budgets, its rivals, and a reproducible study.
+
+The names below are imported on first use, so that `import bbnet.study` does not import torch.
+"""
+
+import importlib
+
+_HOMES = {
+    "Slab": "bbnet.sparsity.slab",
+    "Sparsifier": "bbnet.sparsity.sparsifier",
+    "allocate_degrees": "bbnet.sparsity.degrees",
+    "sparsify": "bbnet.sparsity.sparsifier",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bbnet' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -72,21 +72,31 @@ class UnitCounts:
 
 
 class OnRates:
-    """Counts the on and valid positions of named modules in training-mode forward passes.
+    """Counts the on and valid positions of named modules in training-mode (or evaluation-mode) forward passes.
 
     Counts are summed over forward passes, micro-batches and weight-shared branches, and folded once per optimiser
     step. Every `stride`-th index of the first position axis is looked at, its offset moving with the steps.
     """
 
-    def __init__(self, modules: Mapping[str, nn.Module], decay: float = 0.99, stride: int = 4) -> None:
+    def __init__(
+        self, modules: Mapping[str, nn.Module], decay: float = 0.99, stride: int = 4, in_training: bool = True
+    ) -> None:
         self.counts: dict[str, UnitCounts] = {}
         self.decay = decay
         self.stride = stride
         self.steps = 0
+        self.in_training = in_training
         self.counting = True
         self._valid: Tensor | None = None
-        for name, module in modules.items():
+        self._hooks = [
             module.register_forward_hook(self._counter(name, channels_first=isinstance(module, CHANNELS_FIRST)))
+            for name, module in modules.items()
+        ]
+
+    def remove(self) -> None:
+        """Takes the hooks off the modules."""
+        for hook in self._hooks:
+            hook.remove()
 
     @contextmanager
     def valid(self, positions: Tensor) -> Iterator[None]:
@@ -134,7 +144,7 @@ class OnRates:
     def _counter(self, name: str, channels_first: bool):
         @torch.no_grad()
         def count(module: nn.Module, inputs: tuple, output: Tensor) -> None:
-            if not (self.counting and module.training):
+            if not self.counting or module.training != self.in_training:
                 return
             by_channel = output.detach().movedim(1, -1) if channels_first else output.detach()
             axis = 0 if by_channel.dim() == 2 else 1

@@ -1,0 +1,223 @@
+"""The knobs of config.yaml and the studies of studies/*.yaml: read, validated, refused in one line."""
+
+import difflib
+import tempfile
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from bbnet.study.discover import method_type, tasks_type
+
+SMALLEST_BUDGET = Decimal("0.05")
+DENSE_BUDGET = "1.00"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names file, key and what is allowed."""
+
+
+class Section(BaseModel, extra="forbid", frozen=True):
+    """A part of the configuration: no unknown keys, never changed after reading."""
+
+
+class Knobs(Section):
+    """config.yaml, each of which `--config key=value` may override."""
+
+    study: str = Field("demo", pattern=r"^[a-z][a-z0-9_]*$", description="Name of a file in studies/, without .yaml.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
+    data_dir: str = Field("data", min_length=1, description="Where packs are fetched and prepared.")
+    results_dir: str = Field("results", min_length=1, description="Where runs, summary, figures and tables go.")
+    results_from: Literal["runs", "reference"] = Field(
+        "runs", description="reference: figures and tables from the summary shipped in results/reference/."
+    )
+    cells: Literal["all", "done"] = Field(
+        "all", description="done: summarise the runs that exist, and mark figures and tables incomplete."
+    )
+
+
+def canonical_budget(value: Any) -> str:
+    """A budget with two decimals, as it stands in paths and tables: 0.2 -> "0.20"."""
+    try:
+        exact = Decimal(str(value))
+        canonical = f"{exact:.2f}"
+        if Decimal(canonical) != exact:
+            raise ValueError(f"budget {value} has more than two decimals")
+    except InvalidOperation:
+        raise ValueError(f"budget {value!r} is not a number") from None
+    if not SMALLEST_BUDGET <= exact <= 1:
+        raise ValueError(
+            f"budget {value} is outside [{SMALLEST_BUDGET}, 1]: every unit keeps at least {SMALLEST_BUDGET} of its fan"
+        )
+    return canonical
+
+
+Budget = Annotated[str, BeforeValidator(canonical_budget, json_schema_input_type=float | str)]
+Label = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class Sparsity(Section):
+    """What all weight-masking methods of a study share."""
+
+    rescale: Literal["none", "sqrt", "energy"] = Field(
+        "none", description="How a unit's row answers to a new support; one setting for all methods."
+    )
+    ramp_end: float = Field(0.40, ge=0, le=0.95, description="Share of the sparse phase at which the budget is reached.")
+    freeze: float = Field(0.75, gt=0, le=0.95, description="Share of the sparse phase after which masks stay.")
+    every: int | None = Field(None, ge=1, description="Optimiser steps between refreshes; 1/40 of the phase if absent.")
+
+    @model_validator(mode="after")
+    def _ramp_before_freeze(self) -> "Sparsity":
+        if self.ramp_end > self.freeze:
+            raise ValueError(f"ramp_end {self.ramp_end} must not exceed freeze {self.freeze}")
+        return self
+
+
+class Study(Section):
+    """One complete study: every method x budget x seed on every model of every task."""
+
+    description: str = Field("", description="One sentence on what the study is for.")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1, description="One run per cell and seed.")
+    budgets: list[Budget] = Field(min_length=1, description="Kept shares of the slabs, at most two decimals.")
+    cpu_threads: int = Field(1, ge=1, le=256, description="Torch's threads on a CPU; another count gives other bits.")
+    sparsity: Sparsity = Field(default_factory=Sparsity, description=Sparsity.__doc__)
+    methods: dict[Label, method_type()] = Field(description="Label: algorithm and its parameters; one is dense.")
+    tasks: tasks_type() = Field(description="What is learned; at least one task.")
+
+    @field_validator("seeds", "budgets")
+    @classmethod
+    def _no_duplicates(cls, values: list) -> list:
+        twice = sorted({str(value) for value in values if values.count(value) > 1})
+        if twice:
+            raise ValueError(f"{', '.join(twice)} given twice")
+        return values
+
+    @field_validator("methods")
+    @classmethod
+    def _one_dense(cls, methods: dict) -> dict:
+        dense = [label for label, method in methods.items() if method.algorithm == "dense"]
+        if dense != ["dense"]:
+            raise ValueError("needs exactly one method of algorithm dense, labelled 'dense': comparisons are against it")
+        return methods
+
+    @field_validator("tasks")
+    @classmethod
+    def _some_task(cls, tasks: BaseModel) -> BaseModel:
+        if not tasks.model_fields_set:
+            raise ValueError(f"needs at least one task, allowed: {', '.join(type(tasks).model_fields)}")
+        return tasks
+
+    def task_settings(self) -> dict[str, BaseModel]:
+        """Settings of each task of the study, by name."""
+        return {name: getattr(self.tasks, name) for name in sorted(self.tasks.model_fields_set)}
+
+
+def read_knobs(config: Mapping[str, Any]) -> Knobs:
+    """The knobs from config.yaml and --config; raises ConfigError."""
+    try:
+        return Knobs(**{key: str(value) for key, value in config.items()})
+    except ValidationError as error:
+        raise ConfigError(_describe("config.yaml or --config", error, Knobs)) from None
+
+
+def read_study(name: str, folder: Path) -> Study:
+    """The validated study of `folder/{name}.yaml`; raises ConfigError."""
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        raise ConfigError(f"study {name}: there is no file {path}; known studies: {known}")
+    try:
+        content = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: must be a map of keys, found {type(content).__name__}")
+    try:
+        return Study(**content)
+    except (ValidationError, TypeError) as error:
+        if isinstance(error, TypeError):
+            raise ConfigError(f"{path}: keys must be text: {error}") from None
+        raise ConfigError(_describe(str(path), error, Study)) from None
+
+
+def check_writable(data_dir: Path) -> None:
+    """Raises ConfigError unless files can be created under `data_dir`; leaves no trace."""
+    existing = next(parent for parent in [data_dir, *data_dir.absolute().parents] if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise ConfigError(f"data_dir {data_dir}: cannot write into {existing} ({error.strerror})") from None
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """YAML lets the last of two equal keys win; a study must not."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                mark = key_node.start_mark
+                raise yaml.MarkedYAMLError(problem=f"key '{key_node.value}' given twice", problem_mark=mark)
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _describe(source: str, error: ValidationError, model: type[BaseModel]) -> str:
+    schema = model.model_json_schema()
+    return "; ".join(f"{source}: {_describe_one(problem, schema)}" for problem in error.errors())
+
+
+def _describe_one(problem: dict[str, Any], schema: dict[str, Any]) -> str:
+    where, *tags = _walk(problem["loc"], schema)
+    key = ".".join(where)
+    if problem["type"] == "extra_forbidden":
+        allowed = tags[0]
+        nearest = difflib.get_close_matches(where[-1], allowed, n=1, cutoff=0.5)
+        hint = f"did you mean '{nearest[0]}'? " if nearest else ""
+        return f"{key}: unknown key; {hint}allowed: {', '.join(sorted(allowed))}"
+    if problem["type"] == "missing":
+        return f"{key}: is missing"
+    if problem["type"] == "union_tag_invalid":
+        context = problem["ctx"]
+        return f"{key}.{context['discriminator'].strip(chr(39))}: unknown {context['tag']!r}, allowed: {context['expected_tags']}"
+    if problem["type"] == "union_tag_not_found":
+        return f"{key}.{problem['ctx']['discriminator'].strip(chr(39))}: is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message[0].lower()}{message[1:]}, found {problem['input']!r}"
+
+
+def _walk(loc: tuple, schema: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """The key path without pydantic's union tags, and the keys allowed beside its last one."""
+    definitions = schema.get("$defs", {})
+    node, path, siblings = schema, [], []
+    for part in loc:
+        node = _resolve(node, definitions)
+        mapping = node.get("discriminator", {}).get("mapping", {})
+        if part in mapping:
+            node = {"$ref": mapping[part]}
+            continue
+        if part == "[key]":
+            continue
+        siblings = list(node.get("properties", {}))
+        path.append(str(part))
+        by_pattern = next(iter(node.get("patternProperties", {}).values()), {})
+        node = node.get("properties", {}).get(part) or by_pattern or node.get("items", {})
+    return path, siblings
+
+
+def _resolve(node: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    while True:
+        if "$ref" in node:
+            node = definitions[node["$ref"].rsplit("/", 1)[1]]
+        elif "anyOf" in node:
+            node = next((option for option in node["anyOf"] if option.get("type") != "null"), {})
+        elif "allOf" in node:
+            node = node["allOf"][0]
+        else:
+            return node

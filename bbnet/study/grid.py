@@ -1,0 +1,34 @@
+"""The grid: every run that a study asks for, as one table."""
+
+from dataclasses import dataclass
+
+from bbnet.study.config import DENSE_BUDGET, Study
+
+
+@dataclass(frozen=True)
+class Run:
+    """One (task, model, method, budget, seed); `side` is that of its slabs, "none" for a method without."""
+
+    task: str
+    model: str
+    method: str
+    side: str
+    budget: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Path of the run's folder below `runs/`."""
+        return f"{self.task}/{self.model}/{self.method}/b{self.budget}/s{self.seed}"
+
+
+def runs(study: Study) -> list[Run]:
+    """Every run of the study; dense has one run per seed, at budget 1.00."""
+    return [
+        Run(task, model, label, getattr(method, "side", "none"), budget, seed)
+        for task, settings in study.task_settings().items()
+        for model in settings.models
+        for label, method in study.methods.items()
+        for budget in ([DENSE_BUDGET] if method.algorithm == "dense" else study.budgets)
+        for seed in study.seeds
+    ]

@@ -1,0 +1,191 @@
+"""Change detection data: a pack in LEVIR-CD's layout, and its tiles as arrays."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from bbnet.data.progress import track
+from bbnet.data.store import create_array, open_array
+from bbnet.data.synthetic.aerial_scenes import write_scene_pairs
+from bbnet.tasks.change.settings import AerialScenes, LevirFolder, Settings
+
+SPLITS = ("train", "val", "test")
+PARTS = ("A", "B", "label")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+
+
+def fetch(data: AerialScenes | LevirFolder, target: Path) -> dict[str, Any]:
+    """Renders the embedded pack into `target`, or takes the folder named; checks the layout.
+
+    Returns the manifest: `root`, and the image names of each split.
+    Raises: ValueError naming a split, folder or file that is missing.
+    """
+    if isinstance(data, LevirFolder):
+        root = Path(data.path).expanduser().absolute()
+        return {"pack": data.pack, "root": str(root), "splits": {split: _pair_names(root, split) for split in SPLITS}}
+    pairs = {split: getattr(data, split) for split in SPLITS}
+    write_scene_pairs(target, seed=data.seed, size=data.size, pairs=pairs, unchanged=data.unchanged)
+    return {"pack": data.pack, "splits": {split: _pair_names(target, split) for split in SPLITS}}
+
+
+def _pair_names(root: Path, split: str) -> list[str]:
+    names = {}
+    for part in PARTS:
+        folder = root / split / part
+        if not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder; a pack holds {{{','.join(SPLITS)}}}/{{{','.join(PARTS)}}}")
+        names[part] = {path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+    everywhere = set.union(*names.values())
+    for part in PARTS:
+        missing = sorted(everywhere - names[part])
+        if missing:
+            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ValueError(f"{root / split / part / missing[0]}: missing{others}; A, B and label need the same names")
+    if not everywhere:
+        raise ValueError(f"{root / split}: holds no images; allowed are {', '.join(sorted(SUFFIXES))}")
+    return sorted(everywhere)
+
+
+def prepare(manifest: Mapping[str, Any], settings: Settings, target: Path) -> dict[str, Any]:
+    """Cuts every pair into tiles: `{split}_images.npy` uint8 [tiles, 2, 3, tile, tile], `{split}_labels.npy` [tiles, tile, tile].
+
+    Returns the index: per split the image names and the first tile of each, and the mean and sd of the training pixels.
+    Raises: ValueError naming a pair of unequal size, a size that is no multiple of the tile, or a label not binary.
+    """
+    root = Path(manifest["root"])
+    index: dict[str, Any] = {"tile": settings.tile, "splits": {}}
+    for split in SPLITS:
+        names = manifest["splits"][split]
+        grids = [_tile_grid(root / split, name, settings.tile) for name in names]
+        starts = np.cumsum([0] + [rows * columns for rows, columns in grids]).tolist()
+        tiles = starts[-1]
+        images = create_array(target / f"{split}_images.npy", (tiles, 2, 3, settings.tile, settings.tile), np.uint8)
+        labels = create_array(target / f"{split}_labels.npy", (tiles, settings.tile, settings.tile), np.uint8)
+        pixels = _PixelMoments()
+        for name, start, end in track(list(zip(names, starts, starts[1:], strict=False)), f"prepare {split}"):
+            pair, label = _read_pair(root / split, name)
+            images[start:end] = _cut(pair, settings.tile)
+            labels[start:end] = _cut(label, settings.tile)
+            pixels.add(pair)
+        if split == "train":
+            index["mean"], index["sd"] = pixels.mean_and_sd()
+        index["splits"][split] = {
+            "images": [Path(name).stem for name in names],
+            "grids": grids,
+            "starts": starts,
+            "changed": float(np.mean(labels)),
+        }
+    return index
+
+
+def _tile_grid(folder: Path, name: str, tile: int) -> tuple[int, int]:
+    sizes = {}
+    for part in PARTS:
+        with _open(folder / part / name) as image:
+            sizes[part] = image.size
+    for part in PARTS[1:]:
+        if sizes[part] != sizes["A"]:
+            raise ValueError(
+                f"{folder / part / name}: {_shown(sizes[part])} pixels, but A is {_shown(sizes['A'])}; they must be equal"
+            )
+    width, height = sizes["A"]
+    if width % tile or height % tile:
+        raise ValueError(f"{folder / 'A' / name}: {width} x {height} pixels; must be multiples of tile {tile}")
+    return height // tile, width // tile
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from None
+
+
+def _read_pair(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Uint8 [2, 3, height, width] of both dates and uint8 [height, width] of 0 and 1."""
+    pair = np.stack([_pixels(folder / part / name, "RGB").transpose(2, 0, 1) for part in ("A", "B")])
+    path = folder / "label" / name
+    label = _pixels(path, "L")
+    values = np.unique(label)
+    if not (set(values.tolist()) <= {0, 255} or set(values.tolist()) <= {0, 1}):
+        others = [value for value in values.tolist() if value not in (0, 1, 255)]
+        raise ValueError(f"{path}: label is not binary; found {(others or values.tolist())[:3]}, allowed 0 and 255 or 0 and 1")
+    return pair, (label > 0).astype(np.uint8)
+
+
+def _pixels(path: Path, mode: str) -> np.ndarray:
+    try:
+        with _open(path) as image:
+            return np.asarray(image.convert(mode))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be decoded ({error})") from None
+
+
+def _cut(image: np.ndarray, tile: int) -> np.ndarray:
+    """[..., height, width] as tiles [tiles, ..., tile, tile], row by row."""
+    *lead, height, width = image.shape
+    grid = image.reshape(*lead, height // tile, tile, width // tile, tile)
+    grid = np.moveaxis(grid, (-4, -2), (0, 1))
+    return grid.reshape(-1, *lead, tile, tile)
+
+
+def assemble(tiles: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The inverse of the cut: [tiles, ..., tile, tile] of one image as [..., height, width]."""
+    rows, columns = grid
+    *lead, tile, _ = tiles.shape[1:]
+    image = np.moveaxis(tiles.reshape(rows, columns, *lead, tile, tile), (0, 1), (-4, -2))
+    return image.reshape(*lead, rows * tile, columns * tile)
+
+
+class _PixelMoments:
+    """Running mean and sd per channel, exact in integers."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum = np.zeros(3, dtype=np.int64)
+        self.squares = np.zeros(3, dtype=np.int64)
+
+    def add(self, pair: np.ndarray) -> None:
+        values = pair.astype(np.int64)
+        self.count += values[:, 0].size
+        self.sum += values.sum((0, 2, 3))
+        self.squares += (values**2).sum((0, 2, 3))
+
+    def mean_and_sd(self) -> tuple[list[float], list[float]]:
+        mean = self.sum / self.count
+        sd = np.sqrt(self.squares / self.count - mean**2)
+        return mean.tolist(), np.maximum(sd, 1.0).tolist()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`images`: uint8 [batch, 2, 3, tile, tile], dates A and B; `labels`: uint8 [batch, tile, tile], 1 where changed."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Tiles:
+    """One split of the prepared data."""
+
+    def __init__(self, prepared: Path, index: Mapping[str, Any], split: str) -> None:
+        self.images = torch.from_numpy(open_array(prepared / f"{split}_images.npy"))
+        self.labels = torch.from_numpy(open_array(prepared / f"{split}_labels.npy"))
+        self.names: list[str] = index["splits"][split]["images"]
+        self.starts: list[int] = index["splits"][split]["starts"]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor, device: torch.device) -> Batch:
+        return Batch(self.images[indices].to(device), self.labels[indices].to(device))

@@ -1,0 +1,41 @@
+"""Metrics of change detection from per-image pixel counts. Imports no torch: `compare` resamples with it."""
+
+import numpy as np
+
+from bbnet.tasks.task import Items, Metric
+
+SELECTION = "f1"
+METRICS = {
+    name: Metric("share", "higher") for name in ("f1", "iou", "precision", "recall", "image_f1", "image_iou")
+}
+
+
+def metrics(items: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Metrics of the changed class, shares of 1.
+
+    `f1`, `iou`, `precision` and `recall` come from the pixel counts of the whole data set. `image_f1` and `image_iou` are
+    means over images, where an image without changed and without predicted pixels counts 1: it is right.
+
+    Args:
+        items: `tp`, `fp`, `fn`, [..., images].
+        weights: [..., images], how often each image counts; broadcast against the counts.
+    Returns: arrays of the broadcast shape without its last axis.
+    """
+    weights = np.ones(1) if weights is None else weights
+    tp, fp, fn = (items[name] for name in ("tp", "fp", "fn"))
+    all_tp, all_fp, all_fn = ((count * weights).sum(-1) for count in (tp, fp, fn))
+    images = np.broadcast_to(weights, np.broadcast_shapes(np.shape(tp), np.shape(weights))).sum(-1)
+    return {
+        "f1": _share(2 * all_tp, 2 * all_tp + all_fp + all_fn),
+        "iou": _share(all_tp, all_tp + all_fp + all_fn),
+        "precision": _share(all_tp, all_tp + all_fp),
+        "recall": _share(all_tp, all_tp + all_fn),
+        "image_f1": (_share(2 * tp, 2 * tp + fp + fn) * weights).sum(-1) / images,
+        "image_iou": (_share(tp, tp + fp + fn) * weights).sum(-1) / images,
+    }
+
+
+def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, and 1 where the whole is 0: nothing to find, nothing found."""
+    whole = np.asarray(whole)
+    return np.where(whole == 0, 1.0, part / np.where(whole == 0, 1, whole))

@@ -1,0 +1,58 @@
+"""Settings of the change-detection task."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from bbnet.tasks.settings import ModelLabel, Section, Training
+
+
+class AerialScenes(Section):
+    """The embedded pack: rendered aerial scene pairs in LEVIR-CD's layout."""
+
+    pack: Literal["aerial_scenes"] = Field(description="Rendered here, nothing is fetched.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Of the generator; not a seed of the study.")
+    size: int = Field(ge=32, le=1024, description="Height and width of a scene in pixels.")
+    train: int = Field(ge=1, le=100_000, description="Scene pairs.")
+    val: int = Field(ge=1, le=100_000, description="Scene pairs.")
+    test: int = Field(ge=1, le=100_000, description="Scene pairs.")
+    unchanged: float = Field(0.2, ge=0, lt=1, description="Share of the pairs without any change.")
+
+
+class LevirFolder(Section):
+    """LEVIR-CD, or any pack of its layout, already on disk: {train,val,test}/{A,B,label}/name."""
+
+    pack: Literal["levir_cd"] = Field(description="Read in place, nothing is copied.")
+    path: str = Field(min_length=1, description="Folder that holds train, val and test.")
+
+
+class FCSiamConc(Section):
+    """FC-Siam-conc (Daudt et al. 2018) with batch norm before each ReLU and 2x2 transposed convolutions."""
+
+    widths: list[Annotated[int, Field(ge=1, le=4096)]] = Field(
+        min_length=1, max_length=8, description="Channels of each level; 32, 64, 128, 256 in the released notebook."
+    )
+
+
+class Settings(Section):
+    """Change detection between two aerial images."""
+
+    data: Annotated[AerialScenes | LevirFolder, Field(discriminator="pack")] = Field(description="Where pairs come from.")
+    tile: int = Field(ge=16, le=4096, description="Images are cut into tiles of this height and width.")
+    slabs: Literal["paper", "wide"] = Field("wide", description="First convolutions of the encoder, or all 3x3 ones.")
+    models: dict[ModelLabel, FCSiamConc] = Field(min_length=1, description="Label: its widths.")
+    training: Training
+
+    @model_validator(mode="after")
+    def _fits(self) -> "Settings":
+        for label, model in self.models.items():
+            factor = 2 ** len(model.widths)
+            if self.tile % factor:
+                raise ValueError(f"tile {self.tile} must be a multiple of {factor} for the levels of model {label}")
+        if isinstance(self.data, AerialScenes):
+            if self.data.size % self.tile:
+                raise ValueError(f"data.size {self.data.size} must be a multiple of tile {self.tile}")
+            samples = self.data.train * (self.data.size // self.tile) ** 2
+            if samples < self.training.batch_size:
+                raise ValueError(f"training.batch_size {self.training.batch_size} exceeds the {samples} training tiles")
+        return self

@@ -1,0 +1,93 @@
+"""Change detection between two aerial images: LEVIR-CD's layout, FC-Siam-conc, F1 and IoU."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bbnet.tasks.change import model as fc_siam_conc
+from bbnet.tasks.change.data import Batch, Tiles, fetch, prepare
+from bbnet.tasks.change.metrics import METRICS, SELECTION, metrics
+from bbnet.tasks.change.model import slabs
+from bbnet.tasks.change.settings import FCSiamConc
+from bbnet.tasks.task import Items
+
+__all__ = [
+    "METRICS",
+    "SELECTION",
+    "augment",
+    "build_model",
+    "evaluate",
+    "example_inputs",
+    "fetch",
+    "loss",
+    "metrics",
+    "open_split",
+    "prepare",
+    "slabs",
+]
+
+EVALUATION_PIXELS = 2**20
+
+
+def open_split(prepared: Path, index: Mapping[str, Any], split: str) -> Tiles:
+    return Tiles(prepared, index, split)
+
+
+def build_model(settings: FCSiamConc, index: Mapping[str, Any]) -> nn.Module:
+    model = fc_siam_conc.FCSiamConc(settings.widths, index["mean"], index["sd"])
+    return model.to(memory_format=torch.channels_last)
+
+
+def example_inputs(index: Mapping[str, Any], device: torch.device) -> tuple[Tensor, ...]:
+    return (torch.zeros(1, 2, 3, index["tile"], index["tile"], device=device),)
+
+
+def augment(batch: Batch, generator: torch.Generator) -> Batch:
+    """Each pair may be mirrored, turned by quarters, and have its dates swapped."""
+    images, labels = batch.images, batch.labels
+    coins = torch.rand(4, len(labels), generator=generator, device=labels.device) < 0.5
+    mirror, flip, transpose, swap = (coin.reshape(-1, 1, 1) for coin in coins)
+
+    def turn(tiles: Tensor, *lead: int) -> Tensor:
+        choose = [coin.reshape(-1, *lead, 1, 1) for coin in (mirror, flip, transpose)]
+        tiles = torch.where(choose[0], tiles.flip(-1), tiles)
+        tiles = torch.where(choose[1], tiles.flip(-2), tiles)
+        return torch.where(choose[2], tiles.transpose(-2, -1), tiles)
+
+    images = torch.where(swap.reshape(-1, 1, 1, 1, 1), images.flip(1), images)
+    return Batch(turn(images, 1, 1), turn(labels))
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Binary cross-entropy plus Dice loss, the latter over the whole batch."""
+    logits = model(batch.images.float())
+    labels = batch.labels.float()
+    shares = logits.sigmoid()
+    dice = (2 * (shares * labels).sum() + 1) / (shares.sum() + labels.sum() + 1)
+    return functional.binary_cross_entropy_with_logits(logits, labels) + 1 - dice
+
+
+@torch.inference_mode()
+def evaluate(model: nn.Module, split: Tiles, device: torch.device) -> tuple[Items, Items]:
+    """Pixel counts per image (`image`, `tp`, `fp`, `fn`, `tn`), and `changed`: predictions as packed bits [tiles, bytes].
+
+    A pixel is predicted changed where its share is at least 1/2.
+    """
+    size = split.labels.shape[-1]
+    counts, packed = [], []
+    for indices in torch.arange(len(split)).split(max(1, EVALUATION_PIXELS // size**2 // 16)):
+        batch = split.batch(indices, device)
+        predicted = model(batch.images.float()) >= 0
+        true = batch.labels.bool()
+        cases = [predicted & true, predicted & ~true, ~predicted & true, ~predicted & ~true]
+        counts.append(torch.stack([case.sum((1, 2)) for case in cases]).cpu())
+        packed.append(np.packbits(predicted.flatten(1).cpu().numpy(), axis=1))
+    per_tile = torch.cat(counts, dim=1).numpy()
+    per_image = np.add.reduceat(per_tile, split.starts[:-1], axis=1)
+    items = {"image": np.array(split.names)} | dict(zip(("tp", "fp", "fn", "tn"), per_image, strict=True))
+    return items, {"changed": np.concatenate(packed)}

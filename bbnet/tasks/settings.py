@@ -1,0 +1,29 @@
+"""Settings that every task has. Imports no torch: the DAG is parsed with these."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field, StringConstraints, model_validator
+
+ModelLabel = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class Section(BaseModel, extra="forbid", frozen=True):
+    """A part of a task's settings."""
+
+
+class Training(Section):
+    """One learning-rate schedule spans the dense warm-up and the sparse phase: linear rise, then cosine to zero."""
+
+    epochs: int = Field(ge=2, le=10_000, description="Passes over the training data, warm-up included.")
+    warm_up_epochs: int = Field(ge=1, description="The dense first phase, shared by all methods of a seed.")
+    batch_size: int = Field(ge=2, le=65_536, description="Samples per step; an incomplete last batch is left out.")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with momentum 0.9.")
+    learning_rate: float = Field(gt=0, le=10, description="At the top of the schedule.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="As the optimiser defines it; not on biases and norms.")
+    rise: float = Field(0.05, ge=0, le=0.5, description="Share of all steps over which the learning rate rises.")
+
+    @model_validator(mode="after")
+    def _sparse_phase_left(self) -> "Training":
+        if self.warm_up_epochs >= self.epochs:
+            raise ValueError(f"warm_up_epochs {self.warm_up_epochs} must be below epochs {self.epochs}")
+        return self

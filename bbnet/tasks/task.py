@@ -1,0 +1,87 @@
+"""What a task provides. A task is the module `bbnet.tasks.{name}.task`, found by name; its functions are these."""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from bbnet.sparsity.slab import Slab
+
+Items = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Unit as printed ("share", "%"), and which direction is better."""
+
+    unit: str
+    better: Literal["higher", "lower"]
+
+
+class Split(Protocol):
+    """One split of the prepared data."""
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: "Tensor", device: "torch.device") -> Any:
+        """The samples at `indices` (int64 [batch], on the CPU), on the device."""
+
+
+class Task(Protocol):
+    """The functions and constants of `bbnet.tasks.{name}.task`."""
+
+    SELECTION: str  # the dev metric that selects weights, one of METRICS
+
+    def fetch(self, data: BaseModel, target: Path) -> dict[str, Any]:
+        """Makes the pack in `target`, or finds it where it lies, checks its layout, and returns its manifest."""
+
+    def prepare(self, manifest: Mapping[str, Any], settings: BaseModel, target: Path) -> dict[str, Any]:
+        """Decodes the pack once into arrays in `target`, and returns their index."""
+
+    def open_split(self, prepared: Path, index: Mapping[str, Any], split: str) -> Split:
+        """`train`, `val` or `test`."""
+
+    def build_model(self, settings: BaseModel, index: Mapping[str, Any]) -> "nn.Module":
+        """The network, with weights drawn from torch's global generator."""
+
+    def example_inputs(self, index: Mapping[str, Any], device: "torch.device") -> tuple["Tensor", ...]:
+        """Inputs of one sample, for counting FLOPs."""
+
+    def slabs(self, model: "nn.Module", which: str, side: str) -> list["Slab"]:
+        """The candidates for sparsification on a side (`in`, `out` or `both`)."""
+
+    def augment(self, batch: Any, generator: "torch.Generator") -> Any:
+        """Random variants of a training batch, on its device; `generator` is of that device."""
+
+    def loss(self, model: "nn.Module", batch: Any) -> "Tensor":
+        """Mean loss of a batch."""
+
+    def evaluate(self, model: "nn.Module", split: Split, device: "torch.device") -> tuple[Items, Items]:
+        """One row of sufficient statistics per item, and the packed predictions."""
+
+    def metrics(self, items: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Metrics of items [..., n]; `weights` [..., n], such as bootstrap counts, broadcast against them."""
+
+
+def load(name: str) -> ModuleType:
+    """The task of that name."""
+    return importlib.import_module(f"bbnet.tasks.{name}.task")
+
+
+def load_metrics(name: str) -> ModuleType:
+    """The torch-free part of a task that knows its metrics: `METRICS`, `SELECTION` and `metrics`."""
+    return importlib.import_module(f"bbnet.tasks.{name}.metrics")
+
+
+def settings_type(name: str) -> type[BaseModel]:
+    """The pydantic model of the task's section in a study."""
+    return importlib.import_module(f"bbnet.tasks.{name}.settings").Settings

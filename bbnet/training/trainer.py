@@ -1,0 +1,144 @@
+"""The training loop: one learning-rate schedule over the dense warm-up and the sparse phase, the same for every method."""
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from bbnet.sparsity.cost import density
+from bbnet.sparsity.sparsifier import Sparsifier
+from bbnet.tasks.settings import Training
+from bbnet.training.seeding import stream
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer:
+    """Trains one model of a task. Weights, data order and augmentation depend on the seed alone, never on the method.
+
+    Attributes:
+        epoch: passes over the training data so far.
+        history: one row per epoch.
+    """
+
+    def __init__(
+        self,
+        task: ModuleType,
+        model_settings: Any,
+        training: Training,
+        prepared: Path,
+        index: Mapping[str, Any],
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.task = task
+        self.training = training
+        self.seed = seed
+        self.device = device
+        self.train_split = task.open_split(prepared, index, "train")
+        self.dev_split = task.open_split(prepared, index, "val")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stream("weights", seed).initial_seed())
+            self.model: nn.Module = task.build_model(model_settings, index).to(device)
+        self.optimizer = make_optimizer(self.model, training)
+        self.epoch = 0
+        self.history: list[dict[str, Any]] = []
+        self.steps_per_epoch = len(self.train_split) // training.batch_size
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"training.batch_size {training.batch_size} exceeds the {len(self.train_split)} training samples"
+            )
+
+    @property
+    def sparse_steps(self) -> int:
+        """Optimiser steps of the sparse phase."""
+        return (self.training.epochs - self.training.warm_up_epochs) * self.steps_per_epoch
+
+    def run_epoch(self, phase: str, sparsifier: Sparsifier | None = None) -> dict[str, Any]:
+        """One pass over the training data and one over dev; returns the epoch's row of the history."""
+        began = time.monotonic()
+        self.epoch += 1
+        loss, learning_rate = self._train()
+        self.model.eval()
+        items, _ = self.task.evaluate(self.model, self.dev_split, self.device)
+        row = {
+            "epoch": self.epoch,
+            "phase": phase,
+            "step": self.epoch * self.steps_per_epoch,
+            "learning_rate": learning_rate,
+            "train_loss": loss,
+            "density": 1.0 if sparsifier is None else density(sparsifier.masks()),
+        }
+        row |= {f"dev_{name}": float(value) for name, value in self.task.metrics(items).items()}
+        self.history.append(row)
+        selected_by = f"dev_{self.task.SELECTION}"
+        seconds = time.monotonic() - began
+        logger.info(
+            "epoch %d of %d (%s): loss %.4f, %s %.4f, density %.4f, %.1f s, about %.0f s left",
+            self.epoch,
+            self.training.epochs,
+            phase,
+            loss,
+            selected_by,
+            row[selected_by],
+            row["density"],
+            seconds,
+            seconds * (self.training.epochs - self.epoch),
+        )
+        return row
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on."""
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch = state["epoch"]
+
+    def _train(self) -> tuple[float, float]:
+        self.model.train()
+        order = torch.randperm(len(self.train_split), generator=stream("order", self.seed, self.epoch))
+        augmentation = stream("augmentation", self.seed, self.epoch, device=self.device)
+        first_step = (self.epoch - 1) * self.steps_per_epoch
+        total = torch.zeros((), device=self.device)
+        for step, indices in enumerate(order.split(self.training.batch_size)[: self.steps_per_epoch], start=first_step):
+            learning_rate = self.learning_rate_at(step)
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            batch = self.task.augment(self.train_split.batch(indices, self.device), augmentation)
+            loss = self.task.loss(self.model, batch)
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            total += loss.detach()
+        mean = total.item() / self.steps_per_epoch
+        if not math.isfinite(mean):
+            raise ValueError(f"the training loss became {mean} in epoch {self.epoch} (seed {self.seed})")
+        return mean, learning_rate
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear rise, then cosine to zero, over warm-up and sparse phase together; steps count from 0."""
+        total = self.training.epochs * self.steps_per_epoch
+        rising = max(1, round(self.training.rise * total))
+        if step < rising:
+            return self.training.learning_rate * (step + 1) / rising
+        done = (step - rising) / max(1, total - rising)
+        return self.training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
+    """Weight decay acts on matrices and kernels, not on biases and norms."""
+    groups = [
+        {"params": [weight for weight in model.parameters() if weight.dim() > 1], "weight_decay": training.weight_decay},
+        {"params": [weight for weight in model.parameters() if weight.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if training.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, fused=True)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)

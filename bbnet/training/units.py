@@ -1,0 +1,54 @@
+"""What the units of a network do: on-rate, degree and traffic of each, measured on dev."""
+
+from collections.abc import Iterable, Mapping
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bbnet.sparsity.on_rate import OnRates
+from bbnet.sparsity.slab import Slab
+
+
+def measure_units(
+    task: ModuleType,
+    model: nn.Module,
+    split: Any,
+    device: torch.device,
+    slabs: Iterable[Slab],
+    masks: Mapping[tuple[str, str], Tensor],
+) -> list[dict[str, Any]]:
+    """One row per slab and unit: on-rate over every valid position of `split`, degree, fan, and traffic = on-rate * degree.
+
+    Args:
+        masks: bool [units, fan] by slab name and side; a slab without one is dense.
+    """
+    slabs = list(slabs)
+    on_rates = OnRates(
+        {name: model.get_submodule(name) for slab in slabs for name in slab.units}, stride=1, in_training=False
+    )
+    model.eval()
+    task.evaluate(model, split, device)
+    on_rates.remove()
+    on_rates.fold()
+    rows = []
+    for slab in slabs:
+        rates, _ = on_rates.of(slab.units)
+        weight = model.get_submodule(slab.name).weight
+        fan = weight.shape[1 if slab.side == "in" else 0]
+        mask = masks.get((slab.name, slab.side))
+        degrees = [fan] * len(rates) if mask is None else mask.sum(1).tolist()
+        rows += [
+            {
+                "slab": slab.name,
+                "side": slab.side,
+                "unit": unit,
+                "fan": fan,
+                "on_rate": rate,
+                "degree": degree,
+                "traffic": rate * degree,
+            }
+            for unit, (rate, degree) in enumerate(zip(rates.tolist(), degrees, strict=True))
+        ]
+    return rows
