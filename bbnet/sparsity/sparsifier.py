@@ -28,6 +28,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "magnitude": {"algorithm": "magnitude", "side": "in"},
 }
 
+# Of a refresh; methods that use on-rates have more.
+REFRESH_COLUMNS = ("step", "slab", "budget", "connections", "pruned", "regrown", "density", "churn")
+
 
 def sparsify(
     model: nn.Module,

@@ -100,3 +100,8 @@ def tasks_type() -> type[BaseModel]:
         __config__={"extra": "forbid"},
         **{name: (kind, Field(None, description=kind.__doc__)) for name, kind in settings.items()},
     )
+
+
+def has_panels(task: str) -> bool:
+    """Whether the task shows chosen cases side by side."""
+    return (TASKS / task / "panels.py").exists()

@@ -32,3 +32,18 @@ def runs(study: Study) -> list[Run]:
         for budget in ([DENSE_BUDGET] if method.algorithm == "dense" else study.budgets)
         for seed in study.seeds
     ]
+
+
+def panel_runs(study: Study, task: str, model: str) -> list[Run]:
+    """The runs shown beside dense, case by case: Budgeted Broadcast at every budget, first seed."""
+    return [
+        run
+        for run in runs(study)
+        if (run.task, run.model, run.seed) == (task, model, study.seeds[0])
+        and study.methods[run.method].algorithm == "budgeted_broadcast"
+    ]
+
+
+def dense_run(study: Study, task: str, model: str, seed: int) -> Run:
+    """The run that others of that seed are compared with."""
+    return next(run for run in runs(study) if (run.task, run.model, run.method, run.seed) == (task, model, "dense", seed))

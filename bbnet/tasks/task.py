@@ -39,12 +39,14 @@ class Split(Protocol):
 class Task(Protocol):
     """The functions and constants of `bbnet.tasks.{name}.task`."""
 
+    METRICS: Mapping[str, Metric]
     SELECTION: str  # the dev metric that selects weights, one of METRICS
+    ModelSettings: type[BaseModel]  # of one entry of `models`
 
-    def fetch(self, data: BaseModel, target: Path) -> dict[str, Any]:
-        """Makes the pack in `target`, or finds it where it lies, checks its layout, and returns its manifest."""
+    def fetch(self, data: Mapping[str, Any], target: Path) -> dict[str, Any]:
+        """Makes the pack of the settings' `data` in `target`, or finds it where it lies; checks it, returns its manifest."""
 
-    def prepare(self, manifest: Mapping[str, Any], settings: BaseModel, target: Path) -> dict[str, Any]:
+    def prepare(self, manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
         """Decodes the pack once into arrays in `target`, and returns their index."""
 
     def open_split(self, prepared: Path, index: Mapping[str, Any], split: str) -> Split:
@@ -81,7 +83,3 @@ def load_metrics(name: str) -> ModuleType:
     """The torch-free part of a task that knows its metrics: `METRICS`, `SELECTION` and `metrics`."""
     return importlib.import_module(f"bbnet.tasks.{name}.metrics")
 
-
-def settings_type(name: str) -> type[BaseModel]:
-    """The pydantic model of the task's section in a study."""
-    return importlib.import_module(f"bbnet.tasks.{name}.settings").Settings

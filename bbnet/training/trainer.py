@@ -95,12 +95,18 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on."""
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch}
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "epoch": self.epoch,
+            "history": self.history,
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch = state["epoch"]
+        self.history = [dict(row) for row in state["history"]]
 
     def _train(self) -> tuple[float, float]:
         self.model.train()

@@ -11,7 +11,7 @@ from hypothesis import settings
 from torch import nn
 
 from bbnet.sparsity.slab import Slab
-from bbnet.sparsity.sparsifier import sparsify
+from bbnet.sparsity.sparsifier import METHODS, sparsify
 
 settings.register_profile("bbnet", deadline=None, derandomize=True, max_examples=60)
 settings.load_profile("bbnet")
@@ -131,30 +131,46 @@ def train(loss_of):
 
 @pytest.fixture
 def sparse(adamw):
-    """A fresh model, optimiser and sparsifier; by default 40 steps: ramp to step 16, a refresh each step, freeze at 30."""
+    """A fresh model, optimiser and sparsifier; by default 40 steps: ramp to step 16, a refresh each step, freeze at 30.
 
-    def make(net, method="sp_in", budget="0.50", *, optimizer=adamw, total_steps=40, seed=0, **options):
-        torch.manual_seed(seed)
+    `before` is called ahead of the sparsifier, so that its hooks on the optimiser see the state before a refresh.
+    """
+
+    def make(net, method="sp_in", budget="0.50", *, optimizer=adamw, total_steps=40, init=0, before=None, **options):
+        torch.manual_seed(init)
         model = net.build()
-        side = {"sp_in": "in", "sp_out": "out", "magnitude": "in", "dense": "in"}.get(method) if isinstance(
-            method, str
-        ) else method.get("side", "in")
+        method = METHODS[method] if isinstance(method, str) else method
+        slabs = net.slabs(method.get("side", "in"))
         made = optimizer(model)
-        return model, made, sparsify(model, made, net.slabs(side), method, budget, total_steps=total_steps, **options)
+        if before is not None:
+            before(model, made, slabs)
+        return (model, made, sparsify(model, made, slabs, method, budget, total_steps=total_steps, **options))
 
     return make
 
 
 @pytest.fixture
 def over_weight():
-    """A mask [units, fan] spread by plain loops over a weight [out, in, *taps]."""
+    """A mask [units, fan] spread over a weight [out, in, *taps]."""
 
     def spread(mask, weight, side):
-        spread_out = torch.zeros(weight.shape, dtype=torch.bool)
-        for unit in range(mask.shape[0]):
-            for other in range(mask.shape[1]):
-                index = (unit, other) if side == "in" else (other, unit)
-                spread_out[index] = mask[unit, other]
-        return spread_out
+        matrix = mask if side == "in" else mask.T
+        return matrix.reshape(*weight.shape[:2], *(1 for _ in weight.shape[2:])).expand_as(weight)
 
     return spread
+
+
+@pytest.fixture
+def same():
+    """Whether two nested states are equal to the bit."""
+
+    def equal(mine, other):
+        if torch.is_tensor(mine):
+            return torch.is_tensor(other) and mine.dtype == other.dtype and torch.equal(mine, other)
+        if isinstance(mine, dict):
+            return mine.keys() == other.keys() and all(equal(mine[key], other[key]) for key in mine)
+        if isinstance(mine, list | tuple):
+            return len(mine) == len(other) and all(equal(a, b) for a, b in zip(mine, other, strict=True))
+        return mine == other
+
+    return equal

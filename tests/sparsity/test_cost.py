@@ -22,7 +22,9 @@ def mlp():
 
 @pytest.fixture
 def conv_net():
-    layers = OrderedDict(stem=nn.Conv2d(3, 6, 3, padding=1), norm=nn.BatchNorm2d(6), on=nn.ReLU(), last=nn.Conv2d(6, 5, 1))
+    layers = OrderedDict(
+        stem=nn.Conv2d(3, 6, 3, padding=1), norm=nn.BatchNorm2d(6), on=nn.ReLU(), last=nn.Conv2d(6, 5, 1)
+    )
     return nn.Sequential(layers)
 
 

@@ -63,7 +63,6 @@ SHAPES = [
 @pytest.mark.parametrize("masked", [False, True])
 def test_on_rates_are_the_share_of_valid_positions_above_zero(build, shape, channel_axis, masked):
     layer = build()
-    on_rates = OnRates({"layer": layer}, stride=1)
     x = torch.randn(shape)
     output = layer(x).detach()
     on_rates = OnRates({"layer": layer}, stride=1)

@@ -9,7 +9,7 @@ from bbnet.sparsity.schedule import Schedule
 
 
 def refresh_steps(schedule):
-    return [step for step in range(schedule.total_steps + 1) if schedule.is_refresh(step)]
+    return [step for step in range(1, schedule.total_steps + 1) if schedule.is_refresh(step)]
 
 
 def test_the_default_refreshes_of_four_hundred_steps():

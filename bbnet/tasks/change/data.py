@@ -8,30 +8,32 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from bbnet.data.progress import track
 from bbnet.data.store import create_array, open_array
 from bbnet.data.synthetic.aerial_scenes import write_scene_pairs
-from bbnet.tasks.change.settings import AerialScenes, LevirFolder, Settings
+from bbnet.tasks.change.settings import Data, LevirFolder
 
 SPLITS = ("train", "val", "test")
 PARTS = ("A", "B", "label")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 
-def fetch(data: AerialScenes | LevirFolder, target: Path) -> dict[str, Any]:
+def fetch(data: Mapping[str, Any], target: Path) -> dict[str, Any]:
     """Renders the embedded pack into `target`, or takes the folder named; checks the layout.
 
-    Returns the manifest: `root`, and the image names of each split.
+    Returns the manifest: the image names of each split, and `root` where the pack lies elsewhere.
     Raises: ValueError naming a split, folder or file that is missing.
     """
-    if isinstance(data, LevirFolder):
-        root = Path(data.path).expanduser().absolute()
-        return {"pack": data.pack, "root": str(root), "splits": {split: _pair_names(root, split) for split in SPLITS}}
-    pairs = {split: getattr(data, split) for split in SPLITS}
-    write_scene_pairs(target, seed=data.seed, size=data.size, pairs=pairs, unchanged=data.unchanged)
-    return {"pack": data.pack, "splits": {split: _pair_names(target, split) for split in SPLITS}}
+    pack = TypeAdapter(Data).validate_python(data)
+    if isinstance(pack, LevirFolder):
+        root = Path(pack.path).expanduser().absolute()
+        return {"pack": pack.pack, "root": str(root), "splits": {split: _pair_names(root, split) for split in SPLITS}}
+    pairs = {split: getattr(pack, split) for split in SPLITS}
+    write_scene_pairs(target, seed=pack.seed, size=pack.size, pairs=pairs, unchanged=pack.unchanged)
+    return {"pack": pack.pack, "splits": {split: _pair_names(target, split) for split in SPLITS}}
 
 
 def _pair_names(root: Path, split: str) -> list[str]:
@@ -52,26 +54,26 @@ def _pair_names(root: Path, split: str) -> list[str]:
     return sorted(everywhere)
 
 
-def prepare(manifest: Mapping[str, Any], settings: Settings, target: Path) -> dict[str, Any]:
+def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
     """Cuts every pair into tiles: `{split}_images.npy` uint8 [tiles, 2, 3, tile, tile], `{split}_labels.npy` [tiles, tile, tile].
 
     Returns the index: per split the image names and the first tile of each, and the mean and sd of the training pixels.
     Raises: ValueError naming a pair of unequal size, a size that is no multiple of the tile, or a label not binary.
     """
-    root = Path(manifest["root"])
-    index: dict[str, Any] = {"tile": settings.tile, "splits": {}}
+    root, tile = Path(manifest["root"]), settings["tile"]
+    index: dict[str, Any] = {"tile": tile, "splits": {}}
     for split in SPLITS:
         names = manifest["splits"][split]
-        grids = [_tile_grid(root / split, name, settings.tile) for name in names]
+        grids = [_tile_grid(root / split, name, tile) for name in names]
         starts = np.cumsum([0] + [rows * columns for rows, columns in grids]).tolist()
         tiles = starts[-1]
-        images = create_array(target / f"{split}_images.npy", (tiles, 2, 3, settings.tile, settings.tile), np.uint8)
-        labels = create_array(target / f"{split}_labels.npy", (tiles, settings.tile, settings.tile), np.uint8)
+        images = create_array(target / f"{split}_images.npy", (tiles, 2, 3, tile, tile), np.uint8)
+        labels = create_array(target / f"{split}_labels.npy", (tiles, tile, tile), np.uint8)
         pixels = _PixelMoments()
         for name, start, end in track(list(zip(names, starts, starts[1:], strict=False)), f"prepare {split}"):
             pair, label = _read_pair(root / split, name)
-            images[start:end] = _cut(pair, settings.tile)
-            labels[start:end] = _cut(label, settings.tile)
+            images[start:end] = _cut(pair, tile)
+            labels[start:end] = _cut(label, tile)
             pixels.add(pair)
         if split == "train":
             index["mean"], index["sd"] = pixels.mean_and_sd()
@@ -137,14 +139,6 @@ def _cut(image: np.ndarray, tile: int) -> np.ndarray:
     grid = image.reshape(*lead, height // tile, tile, width // tile, tile)
     grid = np.moveaxis(grid, (-4, -2), (0, 1))
     return grid.reshape(-1, *lead, tile, tile)
-
-
-def assemble(tiles: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """The inverse of the cut: [tiles, ..., tile, tile] of one image as [..., height, width]."""
-    rows, columns = grid
-    *lead, tile, _ = tiles.shape[1:]
-    image = np.moveaxis(tiles.reshape(rows, columns, *lead, tile, tile), (0, 1), (-4, -2))
-    return image.reshape(*lead, rows * tile, columns * tile)
 
 
 class _PixelMoments:

@@ -26,6 +26,9 @@ class LevirFolder(Section):
     path: str = Field(min_length=1, description="Folder that holds train, val and test.")
 
 
+Data = Annotated[AerialScenes | LevirFolder, Field(discriminator="pack")]
+
+
 class FCSiamConc(Section):
     """FC-Siam-conc (Daudt et al. 2018) with batch norm before each ReLU and 2x2 transposed convolutions."""
 
@@ -37,7 +40,7 @@ class FCSiamConc(Section):
 class Settings(Section):
     """Change detection between two aerial images."""
 
-    data: Annotated[AerialScenes | LevirFolder, Field(discriminator="pack")] = Field(description="Where pairs come from.")
+    data: Data = Field(description="Where pairs come from.")
     tile: int = Field(ge=16, le=4096, description="Images are cut into tiles of this height and width.")
     slabs: Literal["paper", "wide"] = Field("wide", description="First convolutions of the encoder, or all 3x3 ones.")
     models: dict[ModelLabel, FCSiamConc] = Field(min_length=1, description="Label: its widths.")

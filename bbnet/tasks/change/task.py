@@ -13,12 +13,13 @@ from bbnet.tasks.change import model as fc_siam_conc
 from bbnet.tasks.change.data import Batch, Tiles, fetch, prepare
 from bbnet.tasks.change.metrics import METRICS, SELECTION, metrics
 from bbnet.tasks.change.model import slabs
-from bbnet.tasks.change.settings import FCSiamConc
+from bbnet.tasks.change.settings import FCSiamConc as ModelSettings
 from bbnet.tasks.task import Items
 
 __all__ = [
     "METRICS",
     "SELECTION",
+    "ModelSettings",
     "augment",
     "build_model",
     "evaluate",
@@ -38,7 +39,7 @@ def open_split(prepared: Path, index: Mapping[str, Any], split: str) -> Tiles:
     return Tiles(prepared, index, split)
 
 
-def build_model(settings: FCSiamConc, index: Mapping[str, Any]) -> nn.Module:
+def build_model(settings: ModelSettings, index: Mapping[str, Any]) -> nn.Module:
     model = fc_siam_conc.FCSiamConc(settings.widths, index["mean"], index["sd"])
     return model.to(memory_format=torch.channels_last)
 

@@ -1,0 +1,68 @@
+# The study as one DAG: data -> warm-up -> train -> evaluate -> summary -> figures and tables.
+# A study is a file of studies/; what a user may change is in config.yaml.
+import os
+import sys
+
+configfile: "config.yaml"
+
+
+container: "docker://bbnet:latest"
+
+
+include: "rules/common.smk"
+
+
+# Jobs find this interpreter's environment first, and the container's own where there is one.
+shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH; ")
+
+
+pathvars:
+    data=KNOBS.data_dir,
+    results=RESULTS,
+
+
+wildcard_constraints:
+    task="[a-z][a-z0-9_]*",
+    model="[a-z][a-z0-9_]*",
+    method="[a-z][a-z0-9_]*",
+    budget=r"\d\.\d\d",
+    seed=r"\d+",
+
+
+rule all:
+    default_target: True
+    input:
+        FIGURES,
+        TABLES,
+
+
+rule figures:
+    input:
+        FIGURES,
+
+
+rule tables:
+    input:
+        TABLES,
+
+
+if KNOBS.results_from == "runs":
+
+    include: "rules/summary.smk"
+
+
+if KNOBS.results_from == "runs" and KNOBS.cells == "all":
+
+    include: "rules/produce.smk"
+
+
+include: "rules/figures.smk"
+include: "rules/tables.smk"
+
+
+onsuccess:
+    print(success_message())
+
+
+onerror:
+    print(failure_message())

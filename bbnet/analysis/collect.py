@@ -1,0 +1,100 @@
+"""From the folders of runs to the tidy tables of the summary."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+KEYS = ["task", "model", "method", "side", "budget", "seed"]
+COST_METRICS = {"density": "share", "net_density": "share", "flops": "FLOPs"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run asked for, and what became of it.
+
+    Args:
+        keys: its `KEYS`.
+        folder: of its files.
+        status: `done`, `failed`, `stale` or `missing`; `why` says more.
+        taken: whether its numbers enter the summary.
+    """
+
+    keys: dict[str, Any]
+    folder: Path
+    status: str
+    why: str
+    taken: bool
+
+
+def grid_table(cells: Sequence[Cell]) -> pd.DataFrame:
+    """Every cell asked for, with `status` and `why`."""
+    return pd.DataFrame([cell.keys | {"status": cell.status, "why": cell.why} for cell in cells])
+
+
+def runs_table(cells: Sequence[Cell]) -> pd.DataFrame:
+    """Tidy: run keys, metric, value; the task's metrics on test, then densities and the FLOPs of one sample."""
+    rows = []
+    for cell in cells:
+        if not cell.taken:
+            continue
+        cost = _read_json(cell.folder / "cost.json")
+        values = _read_json(cell.folder / "metrics.json")
+        values |= {"density": cost["density"], "net_density": cost["net_density"], "flops": cost["flops"]["sparse"]}
+        rows += [cell.keys | {"metric": metric, "value": value} for metric, value in values.items()]
+    return pd.DataFrame(rows, columns=[*KEYS, "metric", "value"])
+
+
+def items_table(cells: Sequence[Cell]) -> pd.DataFrame:
+    """One row per run and item: run keys and the task's sufficient statistics."""
+    return _join(cells, lambda folder: pd.read_parquet(folder / "items.parquet"))
+
+
+def history_table(cells: Sequence[Cell]) -> pd.DataFrame:
+    """One row per run and epoch; `selected` marks the epoch whose weights were scored, `freeze` the first after the freeze."""
+
+    def read(folder: Path) -> pd.DataFrame:
+        record = _read_json(folder / "record.json")
+        history = pd.read_csv(folder / "history.csv")
+        history["selected"] = history["epoch"] == record["selected_epoch"]
+        return history
+
+    return _join(cells, read)
+
+
+def units_table(cells: Sequence[Cell], warm_ups: Sequence[tuple[dict[str, Any], Path]]) -> pd.DataFrame:
+    """One row per slab and unit, of every run (`phase` run) and every warm start (`phase` warm_up)."""
+    frames = [_join(cells, lambda folder: pd.read_csv(folder / "units.csv").rename(columns={"side": "slab_side"}))]
+    frames[0].insert(0, "phase", "run")
+    for keys, folder in warm_ups:
+        if (folder / "units.csv").is_file():
+            frame = pd.read_csv(folder / "units.csv").rename(columns={"side": "slab_side"})
+            frames.append(_with_keys(frame, {"phase": "warm_up"} | keys))
+    return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
+
+
+def timing_table(cells: Sequence[Cell]) -> pd.DataFrame:
+    """Wall time, memory, machine and date of each training: the only table that may differ between equal studies."""
+    rows = []
+    for cell in cells:
+        if cell.taken:
+            record = _read_json(cell.folder / "record.json")
+            measured = {key: record[key] for key in ("began", "seconds", "peak_memory_mib", "device")}
+            rows.append(cell.keys | measured | {"host": record["environment"]["host"]})
+    return pd.DataFrame(rows, columns=[*KEYS, "began", "seconds", "peak_memory_mib", "device", "host"])
+
+
+def _join(cells: Sequence[Cell], read: Any) -> pd.DataFrame:
+    frames = [_with_keys(read(cell.folder), cell.keys) for cell in cells if cell.taken]
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=KEYS)
+
+
+def _with_keys(frame: pd.DataFrame, keys: dict[str, Any]) -> pd.DataFrame:
+    return pd.concat([pd.DataFrame([keys] * len(frame), index=frame.index), frame], axis=1)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())

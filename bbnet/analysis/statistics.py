@@ -1,0 +1,92 @@
+"""Mean, sd and interval of every cell, with items crossed with seeds: all seeds are scored on the same test set."""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+CELL_KEYS = ["task", "model", "method", "side", "budget"]
+CONFIDENCE = 0.95
+REPLICATES = 1000
+REPLICATES_AT_ONCE = 100
+
+Metrics = Callable[[Mapping[str, np.ndarray], np.ndarray], Mapping[str, np.ndarray]]
+
+
+def half_width(seed_values: np.ndarray, item_variance: float) -> float:
+    """Half of the 95 % interval of a mean over seeds: t(S-1) * sqrt(s2_seed / S + v_item).
+
+    With one seed nothing is known of seeds: the interval is that of the items, normal.
+
+    Args:
+        seed_values: [seeds].
+        item_variance: variance of the mean due to the choice of the test items.
+    """
+    seeds = len(seed_values)
+    upper = (1 + CONFIDENCE) / 2
+    if seeds == 1:
+        return float(stats.norm.ppf(upper) * np.sqrt(item_variance))
+    return float(stats.t.ppf(upper, seeds - 1) * np.sqrt(np.var(seed_values, ddof=1) / seeds + item_variance))
+
+
+def item_variances(items: Mapping[str, np.ndarray], metrics: Metrics) -> dict[str, float]:
+    """Variance of each metric's mean over seeds when the test items are drawn anew, by bootstrap; seeds keep theirs.
+
+    Args:
+        items: sufficient statistics, [seeds, items], the same items in the same order for every seed.
+        metrics: the task's metrics of items and weights.
+    """
+    count = next(iter(items.values())).shape[-1]
+    generator = np.random.default_rng(0)
+    means: dict[str, list[np.ndarray]] = {}
+    by_seed = {name: values[:, None, :] for name, values in items.items()}
+    for _ in range(REPLICATES // REPLICATES_AT_ONCE):
+        weights = generator.multinomial(count, np.full(count, 1 / count), size=REPLICATES_AT_ONCE)
+        for name, values in metrics(by_seed, weights[None]).items():
+            means.setdefault(name, []).append(values.mean(axis=0))
+    return {name: float(np.var(np.concatenate(values), ddof=1)) for name, values in means.items()}
+
+
+def cells_table(
+    runs: pd.DataFrame, items: pd.DataFrame, metrics: Mapping[str, Metrics], units: Mapping[str, Mapping[str, str]]
+) -> pd.DataFrame:
+    """One row per cell and metric: mean, sd, n_seeds, and the bounds `low` and `high` of the 95 % interval of the mean.
+
+    Args:
+        runs: `collect.runs_table`; metrics without items (costs) have item variance 0.
+        items: `collect.items_table`.
+        metrics: by task.
+        units: unit of each metric, by task.
+    """
+    items_of = dict(iter(items.groupby(CELL_KEYS, sort=False)))
+    rows = []
+    for keys, cell in runs.groupby(CELL_KEYS, sort=False):
+        variances = item_variances(_paired_items(items_of[keys], keys), metrics[keys[0]])
+        for metric, values in cell.groupby("metric", sort=False)["value"]:
+            mean = values.mean()
+            half = half_width(values.to_numpy(), variances.get(metric, 0.0))
+            rows.append(
+                dict(zip(CELL_KEYS, keys, strict=True))
+                | {
+                    "metric": metric,
+                    "unit": units[keys[0]][metric],
+                    "mean": mean,
+                    "sd": values.std(ddof=1),
+                    "n_seeds": len(values),
+                    "low": mean - half,
+                    "high": mean + half,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _paired_items(items: pd.DataFrame, keys: tuple) -> dict[str, np.ndarray]:
+    """Numeric columns as [seeds, items]; raises ValueError if the seeds were scored on different items."""
+    columns = [name for name in items.columns if name not in [*CELL_KEYS, "seed"] and items[name].notna().all()]
+    names = [name for name in columns if not pd.api.types.is_numeric_dtype(items[name])]
+    by_seed = [frame.sort_values(names) for _, frame in items.groupby("seed")]
+    for frame in by_seed[1:]:
+        if not (frame[names].to_numpy() == by_seed[0][names].to_numpy()).all():
+            raise ValueError(f"{'/'.join(keys)}: seeds were scored on different items")
+    return {name: np.stack([frame[name].to_numpy() for frame in by_seed]) for name in columns if name not in names}

@@ -1,0 +1,1 @@
+"""How it looks: one file per figure, one shared style. Reads the summary only."""

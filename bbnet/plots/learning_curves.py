@@ -1,0 +1,43 @@
+"""Learning curves: the selection metric on dev and the density, epoch by epoch."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bbnet.plots.style import method_colours
+
+
+def plot_learning_curves(history: pd.DataFrame, metric: str) -> Figure:
+    """One column per budget: every seed of every method, dense in grey; the end of the warm-up is marked.
+
+    Args:
+        history: `history.parquet` of one task and model.
+        metric: of dev, as a column `dev_{metric}`.
+    """
+    dense = history[history["method"] == "dense"]
+    budgets = sorted(set(history["budget"]) - set(dense["budget"])) or sorted(set(dense["budget"]))
+    figure, axes = plt.subplots(
+        2, len(budgets), figsize=(4.0 * len(budgets) + 1.2, 4.8), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1)
+    )
+    colours = method_colours(list(history["method"]))
+    warm_up_end = history[history["phase"] == "warm_up"]["epoch"].max()
+    for (curve, density), budget in zip(axes.T, budgets, strict=True):
+        shown = pd.concat([dense, history[(history["budget"] == budget) & (history["method"] != "dense")]])
+        for (method, _), run in shown.groupby(["method", "seed"], sort=False):
+            line = {"color": colours[method], "linewidth": 1.0, "alpha": 0.85}
+            curve.plot(run["epoch"], run[f"dev_{metric}"], **line)
+            density.plot(run["epoch"], run["density"], **line)
+            selected = run[run["selected"]]
+            curve.plot(selected["epoch"], selected[f"dev_{metric}"], color=colours[method], marker="o", markersize=4)
+        for axis in (curve, density):
+            axis.axvline(warm_up_end, color="0.6", linestyle=":", linewidth=1.0)
+        curve.set_title(f"budget {budget}")
+        density.set_xlabel("epoch")
+        density.set_ylim(0, 1.08)
+    axes[0, 0].set_ylabel(f"dev {metric}")
+    axes[1, 0].set_ylabel("density of slabs")
+    handles = [plt.Line2D([], [], color=colour, label=method) for method, colour in colours.items()]
+    handles.append(plt.Line2D([], [], color="0.4", marker="o", linestyle="none", markersize=4, label="selected"))
+    handles.append(plt.Line2D([], [], color="0.6", linestyle=":", label="end of warm-up"))
+    figure.legend(handles=handles, loc="outside right center", title="one line per seed")
+    return figure

@@ -1,0 +1,59 @@
+"""The look that all figures share: colour = method, marker = side; readable in grey and by the colour-blind."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import pandas as pd
+import seaborn
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
+
+MARKERS = {"none": "s", "in": "o", "out": "^", "both": "D"}
+DENSE_COLOUR = "0.25"
+FILE_METADATA = {".pdf": {"CreationDate": None}, ".png": {}}
+
+
+def use_style() -> None:
+    seaborn.set_theme(
+        context="paper",
+        style="ticks",
+        rc={
+            "axes.grid": True,
+            "grid.color": "0.92",
+            "axes.spines.right": False,
+            "axes.spines.top": False,
+            "figure.constrained_layout.use": True,
+            "savefig.dpi": 200,
+            "legend.frameon": False,
+            "pdf.fonttype": 42,
+        },
+    )
+
+
+def method_colours(methods: Sequence[str]) -> dict[str, str]:
+    """A colour per method, dense in grey; depends on the order of `methods` alone."""
+    others = [method for method in dict.fromkeys(methods) if method != "dense"]
+    palette = seaborn.color_palette("colorblind", max(len(others), 1)).as_hex()
+    return {"dense": DENSE_COLOUR} | dict(zip(others, palette, strict=False))
+
+
+def read_table(path: Path, task: str, model: str) -> pd.DataFrame:
+    """Rows of one task and model from a .csv or .parquet of the summary."""
+    table = pd.read_csv(path, dtype={"budget": str}) if path.suffix == ".csv" else pd.read_parquet(path)
+    return table[(table["task"] == task) & (table["model"] == model)]
+
+
+def note(figure: Figure, text: str) -> None:
+    """A remark above the figure, such as that cells are missing; nothing for an empty text."""
+    if text:
+        figure.suptitle(text, color="firebrick", fontsize="medium")
+
+
+def save(figure: Figure, paths: Sequence[Path]) -> None:
+    """Writes the figure under each path, whose suffix names the format; without dates, so that equal figures are equal files."""
+    for path in paths:
+        figure.savefig(path, metadata=FILE_METADATA[path.suffix])
+    plt.close(figure)

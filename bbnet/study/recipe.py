@@ -1,0 +1,112 @@
+"""What each job of the workflow is made of: exactly the configuration that it uses, and the code that shapes its result.
+
+Every recipe is a plain dictionary, written as JSON into the job's `params`; `code` is a fingerprint of the bytes of
+the files that shape the result, so that an edit of them runs the job again, and a clone or a new algorithm does not.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bbnet.study.config import Knobs, Study
+from bbnet.study.discover import PACKAGE
+from bbnet.study.grid import Run
+from bbnet.study.record import code_fingerprint, fingerprint
+
+ROOT = PACKAGE.parent
+SCRIPTS = ROOT / "workflow_scripts"
+SPARSITY = PACKAGE / "sparsity"
+
+
+class Recipes:
+    """The recipes of a study's jobs."""
+
+    def __init__(self, study: Study, knobs: Knobs) -> None:
+        self.study = study
+        self.device = knobs.device
+        self.tasks = study.task_settings()
+
+    def fetch(self, task: str) -> dict[str, Any]:
+        data = self.tasks[task].data
+        generator = PACKAGE / "data" / "synthetic" / f"{data.pack}.py"
+        files = [SCRIPTS / "fetch.py", PACKAGE / "tasks" / task / "data.py", PACKAGE / "data" / "store.py"]
+        files += [generator] if generator.exists() else []
+        return {"task": task, "data": data.model_dump(), "code": _code(files)}
+
+    def prepare(self, task: str) -> dict[str, Any]:
+        settings = self.tasks[task].model_dump(exclude={"models", "training", "slabs"})
+        files = [SCRIPTS / "prepare.py", PACKAGE / "tasks" / task / "data.py", PACKAGE / "data" / "store.py"]
+        return {"task": task, "settings": settings, "raw": self.raw_key(task), "code": _code(files)}
+
+    def raw_key(self, task: str) -> str:
+        """`{pack}-{key}`, the name of the raw pack's folder."""
+        return f"{self.tasks[task].data.pack}-{fingerprint(self.fetch(task))}"
+
+    def prepared_key(self, task: str) -> str:
+        """`{task}-{key}`, the name of the prepared folder."""
+        return f"{task}-{fingerprint(self.prepare(task))}"
+
+    def warm_up(self, task: str, model: str, seed: int) -> dict[str, Any]:
+        settings = self.tasks[task]
+        return {
+            "task": task,
+            "model": settings.models[model].model_dump(),
+            "training": settings.training.model_dump(),
+            "slabs": settings.slabs,
+            "method": {"algorithm": "dense"},
+            "seed": seed,
+            "cpu_threads": self.study.cpu_threads,
+            "device": self.device,
+            "data": self.prepared_key(task),
+            "code": _code([SCRIPTS / "warm_up.py", *_training_code(task, "dense")]),
+        }
+
+    def train(self, run: Run) -> dict[str, Any]:
+        warm_up = self.warm_up(run.task, run.model, run.seed)
+        method = self.study.methods[run.method].model_dump()
+        return warm_up | {
+            "method": method,
+            "budget": run.budget,
+            "smallest_budget": min(self.study.budgets),
+            "sparsity": self.study.sparsity.model_dump(),
+            "warm_start": fingerprint(warm_up),
+            "code": _code([SCRIPTS / "train.py", *_training_code(run.task, method["algorithm"])]),
+        }
+
+    def evaluate(self, run: Run) -> dict[str, Any]:
+        train = self.train(run)
+        return {
+            "train": fingerprint(train),
+            "code": _code([SCRIPTS / "evaluate.py", *_training_code(run.task, train["method"]["algorithm"])]),
+        }
+
+    def run_fingerprint(self, run: Run) -> str:
+        """What the `record.json` of a finished run carries."""
+        return fingerprint(self.train(run))
+
+
+def summary_code(script: str) -> str:
+    """Fingerprint of a script of the summary, figures or tables, and of all that these share."""
+    folders = [PACKAGE / "analysis", PACKAGE / "plots"]
+    return _code([SCRIPTS / f"{script}.py", *(file for folder in folders for file in _python_files(folder))])
+
+
+def task_code(script: str, task: str) -> str:
+    """`summary_code`, and the task's own folder."""
+    return fingerprint({"summary": summary_code(script), "task": _code(_python_files(PACKAGE / "tasks" / task))})
+
+
+def _training_code(task: str, algorithm: str) -> list[Path]:
+    core = [*SPARSITY.glob("*.py"), SPARSITY / "algorithms" / "__init__.py"]
+    shared = [PACKAGE / "tasks" / "settings.py", PACKAGE / "tasks" / "task.py", PACKAGE / "data" / "store.py"]
+    folders = [PACKAGE / "training", PACKAGE / "tasks" / task]
+    files = [file for folder in folders for file in _python_files(folder)]
+    return [*core, *shared, *files, SPARSITY / "algorithms" / f"{algorithm}.py"]
+
+
+def _python_files(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.py"))
+
+
+def _code(files: Iterable[Path]) -> str:
+    return code_fingerprint(ROOT, files)

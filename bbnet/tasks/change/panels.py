@@ -1,0 +1,55 @@
+"""Cases to look at: where a method gains and loses most beside dense, and its median. Imports no torch."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LARGEST_SHOWN = 256
+RANKS = ("best", "median", "worst")
+
+
+def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Best, median and worst test image by gain = delta TP - delta FP in pixels, `other` minus `dense`.
+
+    Ranked by delta TP alone, a method that predicts too much would look good. Images without change and without a
+    prediction by either have nothing to show and are left out, unless all are such.
+
+    Args:
+        dense, other: items, `tp`, `fp`, `fn` [images], the same images in the same order.
+    """
+    dense, other = ({name: np.asarray(items[name]) for name in ("tp", "fp", "fn")} for items in (dense, other))
+    gain = (other["tp"] - dense["tp"]) - (other["fp"] - dense["fp"])
+    something = (dense["tp"] + dense["fn"] + dense["fp"] + other["fp"]) > 0
+    candidates = np.flatnonzero(something) if something.any() else np.arange(len(gain))
+    ranked = candidates[np.argsort(-gain[candidates], kind="stable")]
+    return {"best": int(ranked[0]), "median": int(ranked[(len(ranked) - 1) // 2]), "worst": int(ranked[-1])}
+
+
+def case(prepared: Path, index: Mapping[str, Any], image: int, predictions: Mapping[str, Mapping[str, np.ndarray]]) -> dict:
+    """One test image at shown size: `A`, `B` uint8 [height, width, 3], `label` and each prediction bool [height, width].
+
+    Args:
+        prepared: folder of the prepared arrays; `index` is theirs.
+        predictions: by name, as `evaluate` packed them.
+    """
+    split, tile = index["splits"]["test"], index["tile"]
+    first, last = split["starts"][image : image + 2]
+    grid = split["grids"][image]
+    images = np.load(prepared / "test_images.npy", mmap_mode="r")[first:last]
+    before, after = assemble(images, grid).transpose(0, 2, 3, 1)
+    shown = {"A": before, "B": after, "label": assemble(np.load(prepared / "test_labels.npy", mmap_mode="r")[first:last], grid) > 0}
+    for name, packed in predictions.items():
+        tiles = np.unpackbits(packed["changed"][first:last], axis=1, count=tile * tile).reshape(-1, tile, tile)
+        shown[name] = assemble(tiles, grid) > 0
+    step = -(-max(before.shape[:2]) // LARGEST_SHOWN)
+    return {name: image[::step, ::step] for name, image in shown.items()}
+
+
+def assemble(tiles: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Tiles [tiles, ..., tile, tile] of one image, row by row, as [..., height, width]."""
+    rows, columns = grid
+    *lead, tile, _ = tiles.shape[1:]
+    image = np.moveaxis(tiles.reshape(rows, columns, *lead, tile, tile), (0, 1), (-4, -2))
+    return image.reshape(*lead, rows * tile, columns * tile)

@@ -1,0 +1,164 @@
+"""The three kinds of work on a run: its warm start, its training, its evaluation."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bbnet.sparsity import cost
+from bbnet.sparsity.slab import Slab, choose_slabs, connections
+from bbnet.sparsity.sparsifier import Sparsifier, sparsify
+from bbnet.tasks import task as tasks
+from bbnet.tasks.settings import Training
+from bbnet.training.checkpoint import load_masks, load_weights
+from bbnet.training.devices import choose_device
+from bbnet.training.trainer import Trainer
+from bbnet.training.units import measure_units
+
+NO_SIDE = "none"
+
+
+class Job:
+    """A run's configuration, resolved: what it trains, on what, where.
+
+    Args:
+        config: `task`, `model`, `training`, `slabs`, `seed`, `device`, `cpu_threads` and, but for a warm-up, `method`,
+            `budget`, `smallest_budget` and `sparsity`, as `bbnet.study.recipe` writes them.
+        prepared: folder of the prepared arrays.
+        index: their index.
+    """
+
+    def __init__(self, config: Mapping[str, Any], prepared: Path, index: Mapping[str, Any]) -> None:
+        torch.set_num_threads(config["cpu_threads"])
+        self.config = config
+        self.prepared = prepared
+        self.index = index
+        self.task: ModuleType = tasks.load(config["task"])
+        self.device = choose_device(config["device"])
+        self.model_settings = self.task.ModelSettings(**config["model"])
+
+    def trainer(self) -> Trainer:
+        training = Training(**self.config["training"])
+        return Trainer(
+            self.task, self.model_settings, training, self.prepared, self.index, self.config["seed"], self.device
+        )
+
+    def slabs(self, model: nn.Module, side: str) -> tuple[list[Slab], dict[str, str]]:
+        """The slabs of a side, and why each other candidate stays dense."""
+        candidates = self.task.slabs(model, self.config["slabs"], side)
+        return choose_slabs(model, candidates, Decimal(self.config.get("smallest_budget", 1)))
+
+    @property
+    def side(self) -> str:
+        return self.config["method"].get("side", NO_SIDE)
+
+    def sides(self) -> list[str]:
+        """The sides whose units are measured: a dense network's both."""
+        return ["in", "out"] if self.side == NO_SIDE else [self.side]
+
+    def measured_units(self, model: nn.Module, masks: Mapping[str, Tensor]) -> list[dict[str, Any]]:
+        rows = []
+        dev = self.task.open_split(self.prepared, self.index, "val")
+        for side in self.sides():
+            slabs, _ = self.slabs(model, side)
+            rows += measure_units(self.task, model, dev, self.device, slabs, masks if side == self.side else {})
+        return rows
+
+
+def warm_up(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The dense first phase: the state that every method of this seed starts from, its history, its units on dev."""
+    trainer = job.trainer()
+    while trainer.epoch < trainer.training.warm_up_epochs:
+        trainer.run_epoch("warm_up")
+    return trainer.state(), trainer.history, job.measured_units(trainer.model, {})
+
+
+@dataclass
+class TrainedRun:
+    """`weights` are those of `selected_epoch`, the best on dev among the epochs after the freeze."""
+
+    weights: dict[str, Tensor]
+    masks: dict[str, Tensor]
+    history: list[dict[str, Any]]
+    refreshes: list[dict[str, Any]]
+    selected_epoch: int
+    left_dense: dict[str, str]
+
+
+def train(job: Job, warm_start: Mapping[str, Any]) -> TrainedRun:
+    """The sparse phase of one run, from the warm start to the last epoch."""
+    trainer = job.trainer()
+    trainer.load_state(warm_start)
+    side = "in" if job.side == NO_SIDE else job.side
+    slabs, left_dense = job.slabs(trainer.model, side)
+    sparsifier = sparsify(
+        trainer.model,
+        trainer.optimizer,
+        slabs,
+        job.config["method"],
+        job.config["budget"],
+        total_steps=trainer.sparse_steps,
+        seed=job.config["seed"],
+        **job.config["sparsity"],
+    )
+    best, selected_epoch, weights = -float("inf"), 0, {}
+    sign = 1 if job.task.METRICS[job.task.SELECTION].better == "higher" else -1
+    while trainer.epoch < trainer.training.epochs:
+        row = trainer.run_epoch("sparse", sparsifier)
+        score = sign * row[f"dev_{job.task.SELECTION}"]
+        if _after_freeze(trainer, sparsifier) and score > best:
+            best, selected_epoch = score, trainer.epoch
+            weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    masks = {name: mask.cpu() for name, mask in sparsifier.masks().items()}
+    return TrainedRun(weights, masks, trainer.history, sparsifier.refreshes, selected_epoch, left_dense)
+
+
+def _after_freeze(trainer: Trainer, sparsifier: Sparsifier) -> bool:
+    sparse_epochs = trainer.epoch - trainer.training.warm_up_epochs
+    return sparse_epochs * trainer.steps_per_epoch > sparsifier.schedule.freeze_step
+
+
+@dataclass
+class Evaluation:
+    items: Mapping[str, Any]
+    predictions: Mapping[str, Any]
+    metrics: dict[str, float]
+    units: list[dict[str, Any]]
+    cost: dict[str, Any]
+
+
+def evaluate(job: Job, run: Path) -> Evaluation:
+    """Scores the selected weights of a run's folder on test; raises ValueError if its masks are not in force."""
+    model = job.task.build_model(job.model_settings, job.index).to(job.device)
+    load_weights(run / "model.safetensors", model)
+    masks = load_masks(run / "masks.safetensors")
+    side = "in" if job.side == NO_SIDE else job.side
+    slabs, _ = job.slabs(model, side)
+    check_masks_in_force(model, slabs, masks)
+    model.eval()
+    items, predictions = job.task.evaluate(model, job.task.open_split(job.prepared, job.index, "test"), job.device)
+    figures = {
+        "density": cost.density(masks),
+        "net_density": cost.net_density(model, masks),
+        "slabs": {name: cost.density({name: mask}) for name, mask in masks.items()},
+        "weights": sum(parameter.numel() for parameter in model.parameters()),
+        "flops": cost.flops(model, job.task.example_inputs(job.index, job.device), masks),
+    }
+    metrics = {name: float(value) for name, value in job.task.metrics(items).items()}
+    return Evaluation(items, predictions, metrics, job.measured_units(model, masks), figures)
+
+
+def check_masks_in_force(model: nn.Module, slabs: list[Slab], masks: Mapping[str, Tensor]) -> None:
+    """Raises ValueError naming a slab without a mask, a mask without a slab, or a pruned weight that is not 0."""
+    names = {slab.name for slab in slabs}
+    if names != set(masks):
+        raise ValueError(f"masks are of other slabs: {', '.join(sorted(names ^ set(masks)))}")
+    for slab in slabs:
+        weight = connections(model.get_submodule(slab.name).weight, slab.side)
+        if bool(weight[~masks[slab.name].to(weight.device)].any()):
+            raise ValueError(f"slab {slab.name}: a pruned weight is not 0")

@@ -1,0 +1,98 @@
+# The study, its runs, and the names of what the workflow makes. No rules here.
+from dataclasses import asdict
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+from bbnet.study import grid, recipe
+from bbnet.study.config import ConfigError, check_writable, read_knobs, read_study
+from bbnet.study.discover import has_panels
+from bbnet.study.record import canonical_json, fingerprint, run_status
+
+try:
+    KNOBS = read_knobs(config)
+    STUDY = read_study(KNOBS.study, Path("studies"))
+    if KNOBS.results_from == "runs":
+        check_writable(Path(KNOBS.data_dir))
+        check_writable(Path(KNOBS.results_dir))
+except ConfigError as error:
+    raise WorkflowError(str(error)) from None
+
+RECIPES = recipe.Recipes(STUDY, KNOBS)
+RESULTS = f"{KNOBS.results_dir}/{KNOBS.study}"
+if KNOBS.results_from == "reference":
+    RESULTS = f"results/reference/{KNOBS.study}"
+    if not Path(RESULTS, "summary", "cells.csv").is_file():
+        raise WorkflowError(f"results_from=reference: no summary of study {KNOBS.study} in {RESULTS}")
+
+RUNS = {run.folder: run for run in grid.runs(STUDY)}
+STATUS = {
+    folder: run_status(Path(RESULTS, "runs", folder), RECIPES.run_fingerprint(run)) for folder, run in RUNS.items()
+}
+TAKEN = [folder for folder in RUNS if KNOBS.cells == "all" or STATUS[folder][0] == "done"]
+MODELS = sorted({(run.task, run.model) for run in RUNS.values()})
+TASKS = sorted({task for task, _ in MODELS})
+PACKS = {RECIPES.raw_key(task): RECIPES.fetch(task) for task in TASKS}
+
+
+def run_of(wildcards):
+    return RUNS[f"{wildcards.task}/{wildcards.model}/{wildcards.method}/b{wildcards.budget}/s{wildcards.seed}"]
+
+
+def warm_up_recipe(wildcards):
+    return RECIPES.warm_up(wildcards.task, wildcards.model, int(wildcards.seed))
+
+
+def raw_manifest(wildcards):
+    return f"<data>/raw/{RECIPES.raw_key(wildcards.task)}.json"
+
+
+def prepared_index(wildcards):
+    return f"<data>/prepared/{RECIPES.prepared_key(wildcards.task)}.json"
+
+
+def panel_folders(task, model):
+    """Runs shown beside dense, dense first; none if dense is not there."""
+    dense = grid.dense_run(STUDY, task, model, STUDY.seeds[0]).folder
+    shown = [run.folder for run in grid.panel_runs(STUDY, task, model) if run.folder in TAKEN]
+    return [dense, *shown] if has_panels(task) and shown and dense in TAKEN else []
+
+
+def panel_folders_by_model(task):
+    return {model: folders for other, model in MODELS if other == task and (folders := panel_folders(task, model))}
+
+
+def panel_inputs(task):
+    shown = [folder for folders in panel_folders_by_model(task).values() for folder in folders]
+    return [f"<results>/runs/{folder}/{file}" for folder in shown for file in ("predictions.npz", "items.parquet")]
+
+
+def figures_of(task, model):
+    panels = [RUNS[folder] for folder in panel_folders(task, model)[1:]]
+    return ["pareto", "learning_curves", *(f"panels-{run.method}-b{run.budget}" for run in panels)]
+
+
+FIGURES = [
+    f"<results>/figures/{task}-{model}-{figure}.{extension}"
+    for task, model in MODELS
+    for figure in figures_of(task, model)
+    for extension in ("pdf", "png")
+]
+TABLES = [
+    f"<results>/tables/{task}-{model}-results.{extension}" for task, model in MODELS for extension in ("csv", "md", "tex")
+]
+
+
+def success_message():
+    return f"Look at {RESULTS}/figures/ and {RESULTS}/tables/."
+
+
+def failure_message():
+    failed = [folder for folder in RUNS if Path(RESULTS, "runs", folder, "error.json").is_file()]
+    if not failed:
+        return "The study is not complete; the first error above says why, and the log named beside it says where."
+    return (
+        f"{len(failed)} of {len(RUNS)} cells failed, for example {failed[0]} "
+        f"({RESULTS}/runs/{failed[0]}/error.json says why). The same command tries them again. "
+        f"To go on without them: snakemake figures tables --cores all --config study={KNOBS.study} cells=done"
+    )

@@ -1,0 +1,55 @@
+# Figures, from the summary alone.
+rule pareto:
+    input:
+        cells="<results>/summary/cells.csv",
+        runs="<results>/summary/runs.csv",
+        grid="<results>/summary/grid.csv",
+    output:
+        pdf="<results>/figures/{task}-{model}-pareto.pdf",
+        png="<results>/figures/{task}-{model}-pareto.png",
+    params:
+        code=lambda wildcards: recipe.task_code("figure_pareto", wildcards.task),
+    log:
+        "<results>/logs/figures/{task}-{model}-pareto.log",
+    message:
+        "figure: Pareto plot of {wildcards.task} {wildcards.model}"
+    shell:
+        "python workflow_scripts/figure_pareto.py --task {wildcards.task} --model {wildcards.model}"
+        " --cells {input.cells} --runs {input.runs} --grid {input.grid} --figures {output} --log {log}"
+
+
+rule learning_curves:
+    input:
+        history="<results>/summary/history.parquet",
+        grid="<results>/summary/grid.csv",
+    output:
+        pdf="<results>/figures/{task}-{model}-learning_curves.pdf",
+        png="<results>/figures/{task}-{model}-learning_curves.png",
+    params:
+        code=lambda wildcards: recipe.task_code("figure_learning_curves", wildcards.task),
+    log:
+        "<results>/logs/figures/{task}-{model}-learning_curves.log",
+    message:
+        "figure: learning curves of {wildcards.task} {wildcards.model}"
+    shell:
+        "python workflow_scripts/figure_learning_curves.py --task {wildcards.task} --model {wildcards.model}"
+        " --history {input.history} --grid {input.grid} --figures {output} --log {log}"
+
+
+rule panel_figure:
+    input:
+        panels="<results>/summary/panels/{task}.npz",
+        grid="<results>/summary/grid.csv",
+    output:
+        pdf="<results>/figures/{task}-{model}-panels-{method}-b{budget}.pdf",
+        png="<results>/figures/{task}-{model}-panels-{method}-b{budget}.png",
+    params:
+        code=lambda wildcards: recipe.summary_code("figure_panels"),
+    log:
+        "<results>/logs/figures/{task}-{model}-panels-{method}-b{budget}.log",
+    message:
+        "figure: panels of {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}"
+    shell:
+        "python workflow_scripts/figure_panels.py --task {wildcards.task} --model {wildcards.model}"
+        " --method {wildcards.method} --budget {wildcards.budget}"
+        " --panels {input.panels} --grid {input.grid} --figures {output} --log {log}"

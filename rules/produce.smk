@@ -1,0 +1,113 @@
+# From a pack to evaluated runs. Scripts are no inputs: a clone would then retrain. `config` and `fingerprint` say when to rerun.
+rule data:
+    input:
+        [f"<data>/prepared/{RECIPES.prepared_key(task)}.json" for task in TASKS],
+
+
+rule fetch:
+    output:
+        manifest="<data>/raw/{pack}-{key}.json",
+    params:
+        config=lambda wildcards: canonical_json(PACKS[f"{wildcards.pack}-{wildcards.key}"]),
+        partial=f"{KNOBS.data_dir}/partial",
+    wildcard_constraints:
+        pack="[a-z][a-z0-9_]*",
+        key="[0-9a-f]+",
+    log:
+        "<results>/logs/fetch-{pack}-{key}.log",
+    message:
+        "fetch {wildcards.pack}"
+    shell:
+        "python workflow_scripts/fetch.py --config {params.config:q} --manifest {output.manifest}"
+        " --partial {params.partial} --log {log}"
+
+
+rule prepare:
+    input:
+        raw=raw_manifest,
+    output:
+        index="<data>/prepared/{task}-{key}.json",
+    params:
+        config=lambda wildcards: canonical_json(RECIPES.prepare(wildcards.task)),
+        partial=f"{KNOBS.data_dir}/partial",
+    wildcard_constraints:
+        key="[0-9a-f]+",
+    log:
+        "<results>/logs/prepare-{task}-{key}.log",
+    message:
+        "prepare {wildcards.task}"
+    shell:
+        "python workflow_scripts/prepare.py --config {params.config:q} --raw {input.raw} --index {output.index}"
+        " --partial {params.partial} --log {log}"
+
+
+rule warm_up:
+    input:
+        prepared=prepared_index,
+    output:
+        checkpoint="<results>/warm_up/{task}/{model}/s{seed}/checkpoint.pt",
+        history="<results>/warm_up/{task}/{model}/s{seed}/history.csv",
+        units="<results>/warm_up/{task}/{model}/s{seed}/units.csv",
+    params:
+        config=lambda wildcards: canonical_json(warm_up_recipe(wildcards)),
+        fingerprint=lambda wildcards: fingerprint(warm_up_recipe(wildcards)),
+        folder=subpath(output.checkpoint, parent=True),
+    log:
+        "<results>/logs/warm_up/{task}-{model}-s{seed}.log",
+    threads: STUDY.cpu_threads
+    message:
+        "warm up {wildcards.task} {wildcards.model}, seed {wildcards.seed}"
+    shell:
+        "python workflow_scripts/warm_up.py --config {params.config:q} --fingerprint {params.fingerprint}"
+        " --prepared {input.prepared} --folder {params.folder} --log {log}"
+
+
+rule train:
+    input:
+        prepared=prepared_index,
+        warm_start="<results>/warm_up/{task}/{model}/s{seed}/checkpoint.pt",
+    output:
+        model="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/model.safetensors",
+        masks="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/masks.safetensors",
+        history="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/history.csv",
+        refreshes="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/refreshes.csv",
+        record="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/record.json",
+    params:
+        run=lambda wildcards: canonical_json(asdict(run_of(wildcards))),
+        config=lambda wildcards: canonical_json(RECIPES.train(run_of(wildcards))),
+        fingerprint=lambda wildcards: RECIPES.run_fingerprint(run_of(wildcards)),
+        folder=subpath(output.record, parent=True),
+    log:
+        "<results>/logs/train/{task}-{model}-{method}-b{budget}-s{seed}.log",
+    threads: STUDY.cpu_threads
+    message:
+        "train {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}, seed {wildcards.seed}"
+    shell:
+        "python workflow_scripts/train.py --run {params.run:q} --config {params.config:q}"
+        " --fingerprint {params.fingerprint} --prepared {input.prepared} --warm-start {input.warm_start}"
+        " --folder {params.folder} --log {log}"
+
+
+rule evaluate:
+    input:
+        prepared=prepared_index,
+        model="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/model.safetensors",
+        masks="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/masks.safetensors",
+        record="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/record.json",
+    output:
+        per_item="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/items.parquet",
+        predictions="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/predictions.npz",
+        units="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/units.csv",
+        metrics="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/metrics.json",
+        cost="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/cost.json",
+    params:
+        config=lambda wildcards: canonical_json(RECIPES.evaluate(run_of(wildcards))),
+        folder=subpath(output.metrics, parent=True),
+    log:
+        "<results>/logs/evaluate/{task}-{model}-{method}-b{budget}-s{seed}.log",
+    threads: STUDY.cpu_threads
+    message:
+        "evaluate {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}, seed {wildcards.seed}"
+    shell:
+        "python workflow_scripts/evaluate.py --config {params.config:q} --prepared {input.prepared}"
+        " --folder {params.folder} --log {log}"

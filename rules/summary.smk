@@ -1,0 +1,60 @@
+# From runs to the summary, the one source of every figure and table.
+rule collect:
+    input:
+        expand("<results>/runs/{folder}/metrics.json", folder=TAKEN),
+        expand("<results>/runs/{folder}/record.json", folder=TAKEN),
+    output:
+        runs="<results>/summary/runs.csv",
+        per_item="<results>/summary/items.parquet",
+        units="<results>/summary/units.parquet",
+        history="<results>/summary/history.parquet",
+        grid="<results>/summary/grid.csv",
+        timing="<results>/summary/timing.csv",
+    params:
+        grid=fingerprint({"grid": [RECIPES.run_fingerprint(run) for run in RUNS.values()], "cells": KNOBS.cells}),
+        code=recipe.summary_code("collect"),
+        knobs=canonical_json(KNOBS.model_dump()),
+        results=RESULTS,
+        summary=subpath(output.runs, parent=True),
+    log:
+        "<results>/logs/collect.log",
+    message:
+        f"collect {len(TAKEN)} of {len(RUNS)} runs"
+    shell:
+        "python workflow_scripts/collect.py --knobs {params.knobs:q} --results {params.results}"
+        " --summary {params.summary} --log {log}"
+
+
+rule compare:
+    input:
+        runs="<results>/summary/runs.csv",
+        per_item="<results>/summary/items.parquet",
+    output:
+        cells="<results>/summary/cells.csv",
+    params:
+        code=[recipe.task_code("compare", task) for task in TASKS],
+    log:
+        "<results>/logs/compare.log",
+    message:
+        "compare: mean, sd and interval of every cell"
+    shell:
+        "python workflow_scripts/compare.py --runs {input.runs} --items {input.per_item} --cells {output.cells} --log {log}"
+
+
+rule panels:
+    input:
+        lambda wildcards: panel_inputs(wildcards.task),
+        prepared=prepared_index,
+    output:
+        panels="<results>/summary/panels/{task}.npz",
+    params:
+        shown=lambda wildcards: canonical_json(panel_folders_by_model(wildcards.task)),
+        code=lambda wildcards: recipe.task_code("panels", wildcards.task),
+        runs=f"{RESULTS}/runs",
+    log:
+        "<results>/logs/panels-{task}.log",
+    message:
+        "panels {wildcards.task}: best, median and worst case beside dense"
+    shell:
+        "python workflow_scripts/panels.py --task {wildcards.task} --shown {params.shown:q} --runs {params.runs}"
+        " --prepared {input.prepared} --panels {output.panels} --log {log}"

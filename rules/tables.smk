@@ -1,0 +1,18 @@
+# Tables, from the summary alone.
+rule results_table:
+    input:
+        cells="<results>/summary/cells.csv",
+        grid="<results>/summary/grid.csv",
+    output:
+        csv="<results>/tables/{task}-{model}-results.csv",
+        md="<results>/tables/{task}-{model}-results.md",
+        tex="<results>/tables/{task}-{model}-results.tex",
+    params:
+        code=lambda wildcards: recipe.task_code("table_results", wildcards.task),
+    log:
+        "<results>/logs/tables/{task}-{model}-results.log",
+    message:
+        "table: results of {wildcards.task} {wildcards.model}"
+    shell:
+        "python workflow_scripts/table_results.py --task {wildcards.task} --model {wildcards.model}"
+        " --cells {input.cells} --grid {input.grid} --csv {output.csv} --md {output.md} --tex {output.tex} --log {log}"

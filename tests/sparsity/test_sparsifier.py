@@ -1,0 +1,837 @@
+"""The sparsifier against a shadow that keeps its own dormant values, optimiser state and on-rates."""
+
+import copy
+import io
+from itertools import product
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from bbnet.sparsity import algorithms
+from bbnet.sparsity.degrees import LAWS, allocate_degrees
+from bbnet.sparsity.slab import Slab
+from bbnet.sparsity.sparsifier import METHODS, sparsify
+
+SIDES = ("in", "out", "both")
+RESCALES = ("none", "sqrt", "energy")
+MASKING = [name for name in algorithms.names() if algorithms.make(name).masks_weights]
+GRADUAL = ("budgeted_broadcast", "magnitude")
+METHODS_BY_SIDE = [
+    pytest.param({"algorithm": name, "side": side}, id=f"{name}-{side}") for name in MASKING for side in SIDES
+]
+LAW_METHODS = [
+    pytest.param({"algorithm": "budgeted_broadcast", "side": "both", "law": law}, id=law) for law in LAWS[1:]
+]
+SP_IN = METHODS["sp_in"]
+
+OPTIMIZERS = {
+    "sgd": lambda weights: torch.optim.SGD(weights, lr=0.05, momentum=0.9, weight_decay=0.01),
+    "nesterov": lambda weights: torch.optim.SGD(weights, lr=0.05, momentum=0.9, nesterov=True, weight_decay=0.01),
+    "adamw": lambda weights: torch.optim.AdamW(weights, lr=0.01, weight_decay=0.1),
+    "adamw_fused": lambda weights: torch.optim.AdamW(weights, lr=0.01, weight_decay=0.1, fused=True),
+    "adamw_foreach": lambda weights: torch.optim.AdamW(weights, lr=0.01, weight_decay=0.1, foreach=True),
+    "adam_amsgrad": lambda weights: torch.optim.Adam(weights, lr=0.01, weight_decay=0.1, amsgrad=True),
+    "nadam": lambda weights: torch.optim.NAdam(weights, lr=0.01, weight_decay=0.1),
+    "radam": lambda weights: torch.optim.RAdam(weights, lr=0.01, weight_decay=0.1),
+    "adamax": lambda weights: torch.optim.Adamax(weights, lr=0.01, weight_decay=0.1),
+    "adagrad": lambda weights: torch.optim.Adagrad(weights, lr=0.01, weight_decay=0.1),
+    "adadelta": lambda weights: torch.optim.Adadelta(weights, weight_decay=0.1),
+    "rmsprop": lambda weights: torch.optim.RMSprop(weights, lr=0.01, momentum=0.9, centered=True, weight_decay=0.1),
+    "rprop": lambda weights: torch.optim.Rprop(weights),
+    "adafactor": lambda weights: torch.optim.Adafactor(weights, weight_decay=0.1),
+}
+
+# Rprop's steps and Adamax's infinity norm are kept above 0 by their optimisers; neither moves a weight without gradient.
+KEPT_ABOVE_ZERO = ("step_size", "exp_inf")
+
+
+def per_weight_state(optimizer, weight):
+    """The optimiser's tensors that hold one number per weight."""
+    values = optimizer.state.get(weight, {}).items()
+    return {key: value for key, value in values if torch.is_tensor(value) and value.shape == weight.shape}
+
+
+def weight_of(model, slab):
+    return model.get_submodule(slab.name).weight
+
+
+def copy_masks(sparsifier):
+    return {name: mask.clone() for name, mask in sparsifier.masks().items()}
+
+
+def live_weights(tensor, mask, side):
+    """[units, fan, taps] of a weight, 0 where `mask` is false."""
+    by_unit = tensor.reshape(*tensor.shape[:2], -1)
+    by_unit = by_unit if side == "in" else by_unit.transpose(0, 1)
+    return by_unit * mask[:, :, None]
+
+
+class Shadow:
+    """Watches a training from outside: what a refresh found, and what, by DESIGN 4.2, it must leave behind."""
+
+    def __init__(self, over_weight, rescale="none"):
+        self.over_weight = over_weight
+        self.rescale = rescale
+        self.refreshes = []
+
+    def watch(self, model, optimizer, slabs):
+        self.model, self.optimizer, self.slabs = model, optimizer, slabs
+        self.masks = {slab.name: None for slab in slabs}
+        self.dormant = {slab.name: torch.zeros_like(weight_of(model, slab)) for slab in slabs}
+        self.scale = {}
+        optimizer.register_step_post_hook(lambda *_: self.look())
+
+    def look(self):
+        """Runs ahead of the sparsifier's own hook."""
+        self.found = {name: value.clone() for name, value in self.model.state_dict().items()}
+        self.found_state = copy.deepcopy(
+            {name: self.optimizer.state.get(weight, {}) for name, weight in self.model.named_parameters()}
+        )
+
+    def compare(self, sparsifier):
+        """After a step that refreshed."""
+        for slab in self.slabs:
+            key = f"{slab.name}.weight"
+            new = sparsifier.masks()[slab.name].clone()
+            old = self.masks[slab.name] if self.masks[slab.name] is not None else torch.ones_like(new)
+            scale = self.scale.get(slab.name, torch.ones(len(new)))
+            old_spread = self.over_weight(old, self.found[key], slab.side)
+            full = torch.where(old_spread, self.found[key], self.dormant[slab.name])
+            factor = self.factor(slab, full, old, new, scale)
+            across = self.over_weight(factor[:, None].expand(new.shape), full, slab.side)
+            rescaled = full if self.rescale == "none" else full * across
+            live = self.over_weight(new, full, slab.side)
+            self.refreshes.append(
+                SimpleNamespace(
+                    step=sparsifier.step,
+                    slab=slab,
+                    old=old,
+                    new=new,
+                    regrown=live & ~old_spread,
+                    changed=live != old_spread,
+                    full=full,
+                    scale_before=scale,
+                    scale=scale * factor,
+                    expected=torch.where(live, rescaled, torch.zeros_like(full)),
+                    weight=weight_of(self.model, slab).detach().clone(),
+                )
+            )
+            self.masks[slab.name] = new
+            self.scale[slab.name] = scale * factor
+            self.dormant[slab.name] = torch.where(live, torch.zeros_like(full), rescaled)
+
+    def factor(self, slab, full, old, new, scale):
+        """Of each unit; sqrt by its cumulative form, sqrt(n / k), which a unit without connections leaves alone."""
+        moved = (old != new).any(1) & (new.sum(1) > 0)
+        ones = torch.ones(len(new))
+        if self.rescale == "none" or slab.normalised:
+            return ones
+        if self.rescale == "sqrt":
+            return torch.where(moved, (new.shape[1] / new.sum(1)).sqrt() / scale, ones)
+        norm_old, norm_new = (live_weights(full, mask, slab.side).square().sum((1, 2)).sqrt() for mask in (old, new))
+        return torch.where(moved & (norm_old > 0) & (norm_new > 0), norm_old / norm_new, ones)
+
+
+@pytest.fixture
+def shadowed(sparse, train, over_weight):
+    """A run of 40 steps with its shadow; live weights are shrunk twice, so that dormant ones regrow."""
+
+    def run(net, method, rescale="none", budget="0.25", each=lambda shadow, sparsifier: None):
+        shadow = Shadow(over_weight, rescale)
+        model, optimizer, sparsifier = sparse(net, method, budget, rescale=rescale, before=shadow.watch)
+
+        def follow(step):
+            if step <= 30:
+                shadow.compare(sparsifier)
+            each(shadow, sparsifier)
+            if step in (18, 24):
+                with torch.no_grad():
+                    for slab in shadow.slabs:
+                        weight_of(model, slab).mul_(0.2)
+
+        train(net, model, optimizer, 40, follow)
+        assert len(shadow.refreshes) == 60
+        return shadow, sparsifier
+
+    return run
+
+
+@pytest.mark.parametrize("budget", ["0.10", "0.20", "0.25", "0.50", "1.00"])
+@pytest.mark.parametrize("method", METHODS_BY_SIDE + LAW_METHODS)
+def test_every_refresh_keeps_exactly_k_connections(method, budget, net, sparse, train, exact_count, over_weight):
+    model, optimizer, sparsifier = sparse(net, method, budget)
+    slabs = net.slabs(method["side"])
+
+    def check(step):
+        masks, rows = (sparsifier.masks(), [row for row in sparsifier.refreshes if row["step"] == step])
+        assert len(rows) == (len(slabs) if step <= 30 else 0)
+        for slab, row in zip(slabs, rows, strict=False):
+            ramp = float(budget) + (1 - float(budget)) * max(1 - step / 16, 0) ** 3
+            mask = masks[slab.name]
+            assert method["algorithm"] not in GRADUAL or row["budget"] == pytest.approx(ramp, rel=1e-12)
+            assert int(mask.sum()) == row["connections"] == exact_count(row["budget"], *mask.shape)
+            assert row["density"] == row["connections"] / mask.numel()
+            weight = weight_of(model, slab)
+            assert not weight[~over_weight(mask, weight, slab.side)].any()
+
+    train(net, model, optimizer, 40, check)
+    for slab in slabs:
+        shape = weight_of(model, slab).shape[:2]
+        assert sparsifier.masks()[slab.name].shape == (shape if slab.side == "in" else shape[::-1])
+        assert int(sparsifier.masks()[slab.name].sum()) == exact_count(budget, *shape)
+
+
+@pytest.mark.parametrize("method", METHODS_BY_SIDE + LAW_METHODS)
+def test_regrown_weights_return_to_their_dormant_value(method, net, shadowed):
+    shadow, _ = shadowed(net, method)
+    for refresh in shadow.refreshes:
+        assert torch.equal(refresh.weight, refresh.expected), f"{refresh.slab.name} at step {refresh.step}"
+    regrown = sum(int((refresh.regrown & (refresh.weight != 0)).sum()) for refresh in shadow.refreshes)
+    assert regrown > 0, "nothing regrew: the case shows nothing"
+
+
+@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+def test_a_refresh_changes_nothing_outside_its_slabs(method, net, shadowed, same):
+    def check(shadow, sparsifier):
+        own = {f"{slab.name}.weight" for slab in shadow.slabs}
+        now, state = shadow.model.state_dict(), shadow.optimizer.state
+        assert same(
+            {k: v for k, v in now.items() if k not in own}, {k: v for k, v in shadow.found.items() if k not in own}
+        )
+        for name, parameter in shadow.model.named_parameters():
+            if name not in own:
+                assert same(dict(state[parameter]), shadow.found_state[name])
+
+    shadowed(net, method, each=check)
+
+
+@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+def test_a_refresh_zeroes_the_state_of_what_it_pruned_and_regrew_alone(method, net, shadowed, same):
+    def check(shadow, sparsifier):
+        for refresh in shadow.refreshes[-2:]:
+            if refresh.step != sparsifier.step:
+                return
+            weight = weight_of(shadow.model, refresh.slab)
+            now, before = (shadow.optimizer.state[weight], shadow.found_state[f"{refresh.slab.name}.weight"])
+            assert same(now["step"], before["step"])
+            for key in ("exp_avg", "exp_avg_sq"):
+                assert torch.equal(now[key], before[key].masked_fill(refresh.changed, 0))
+
+    shadowed(net, method, each=check)
+
+
+@pytest.mark.parametrize("rescale", ["sqrt", "energy"])
+@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+def test_rescaling_applies_to_the_whole_row_once_when_its_support_changes(method, rescale, net, shadowed):
+    shadow, _ = shadowed(net, method, rescale)
+    for refresh in shadow.refreshes:
+        torch.testing.assert_close(refresh.weight, refresh.expected, rtol=1e-5, atol=1e-8)
+    for slab in shadow.slabs:
+        if slab.normalised:
+            assert bool((shadow.scale[slab.name] == 1).all())
+    assert any(bool((scale != 1).any()) for scale in shadow.scale.values())
+
+
+@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+def test_sqrt_rescaling_adds_up_to_the_root_of_fan_over_degree(method, mlp, shadowed):
+    _, sparsifier = shadowed(mlp, method, "sqrt")
+    for masked in sparsifier.weights:
+        degree = sparsifier.masks()[masked.slab.name].sum(1)
+        whole = (masked.mask.shape[1] / degree).sqrt()[degree > 0]
+        torch.testing.assert_close(masked.scale[degree > 0], whole, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+def test_energy_rescaling_keeps_the_norm_of_what_a_unit_keeps(method, mlp, shadowed):
+    shadow, _ = shadowed(mlp, method, "energy")
+    for refresh in shadow.refreshes:
+        side = refresh.slab.side
+        before = live_weights(refresh.full, refresh.old, side).square().sum((1, 2)).sqrt()
+        after = live_weights(refresh.weight, refresh.new, side).square().sum((1, 2)).sqrt()
+        moved = (refresh.old != refresh.new).any(1) & (before > 0) & (after > 0)
+        torch.testing.assert_close(after[moved], before[moved], rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("rescale", RESCALES)
+@pytest.mark.parametrize("law", LAWS)
+def test_each_unit_keeps_its_largest_dormant_ones_competing(law, rescale, net, shadowed):
+    shadow, _ = shadowed(net, {"algorithm": "budgeted_broadcast", "side": "both", "law": law}, rescale)
+    for refresh in shadow.refreshes:
+        norms = live_weights(refresh.full, torch.ones_like(refresh.new), refresh.slab.side).square().sum(2).sqrt()
+        least_kept = norms.masked_fill(~refresh.new, float("inf")).amin(1)
+        most_pruned = norms.masked_fill(refresh.new, -1).amax(1)
+        assert bool((least_kept >= most_pruned * (1 - 1e-5)).all())
+
+
+@pytest.mark.parametrize("rescale", RESCALES)
+def test_magnitude_keeps_the_largest_of_the_slab_whatever_the_rescaling(rescale, net, shadowed):
+    shadow, _ = shadowed(net, {"algorithm": "magnitude", "side": "both"}, rescale)
+    for refresh in shadow.refreshes:
+        norms = live_weights(refresh.full, torch.ones_like(refresh.new), refresh.slab.side).square().sum(2).sqrt()
+        norms = norms / refresh.scale_before[:, None]
+        if bool(refresh.new.all()):
+            continue
+        assert float(norms[refresh.new].min()) >= float(norms[~refresh.new].max()) * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("law", LAWS[:3])
+def test_degrees_follow_the_on_rates_of_the_slabs_units(law, side, mlp, train, sparse):
+    # Batches of 7 are not subsampled, and 7 * 30 positions are too few for silence.
+    outputs, averages, weight = {}, {}, 0.0
+
+    def fold(*_):
+        nonlocal weight
+        weight = 0.99 * weight + 0.01
+        for name, output in outputs.items():
+            share = (output > 0).double().mean(0)
+            averages[name] = 0.99 * averages.get(name, torch.zeros_like(share)) + 0.01 * share
+
+    def before(model, optimizer, slabs):
+        for slab in slabs:
+            unit = model.get_submodule(slab.units[0])
+            unit.register_forward_hook(
+                lambda module, inputs, output, name=slab.units[0]: outputs.update({name: output})
+            )
+        optimizer.register_step_post_hook(fold)
+
+    method = {"algorithm": "budgeted_broadcast", "side": side, "law": law}
+    model, optimizer, sparsifier = sparse(mlp, method, "0.35", before=before)
+
+    def check(step):
+        for slab in mlp.slabs(side) if step <= 30 else []:
+            mask = sparsifier.masks()[slab.name]
+            budget = sparsifier.schedule.budget_at(step)
+            rates = (averages[slab.units[0]] / weight).clamp(0, 1)
+            assert mask.sum(1).tolist() == allocate_degrees(rates, mask.shape[1], budget, law=law).tolist()
+
+    few = SimpleNamespace(batch=lambda step: mlp.batch(step, size=7))
+    train(few, model, optimizer, 40, check)
+
+
+@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_pruned_weights_stay_zero_under_any_optimizer(kind, method, mlp, sparse, train, over_weight):
+    """During the ramp and for 50 steps after the freeze at step 15, which also must leave the masks alone."""
+
+    def optimizer_of(model):
+        return OPTIMIZERS[kind](model.parameters())
+
+    model, optimizer, sparsifier = sparse(mlp, method, "0.20", optimizer=optimizer_of, total_steps=20)
+    frozen = {}
+
+    def check(step):
+        for slab in mlp.slabs(method["side"]):
+            weight, mask = weight_of(model, slab), sparsifier.masks()[slab.name]
+            pruned = ~over_weight(mask, weight, slab.side)
+            assert not weight[pruned].any()
+            for key, value in per_weight_state(optimizer, weight).items():
+                assert key in KEPT_ABOVE_ZERO or not value[pruned].any(), key
+        if step == 15:
+            frozen.update(copy_masks(sparsifier))
+        if step > 15:
+            assert all(torch.equal(mask, frozen[name]) for name, mask in sparsifier.masks().items())
+
+    train(mlp, model, optimizer, 15 + 50, check)
+    for slab in mlp.slabs(method["side"]):
+        weight, mask = weight_of(model, slab), sparsifier.masks()[slab.name]
+        assert bool(weight[over_weight(mask, weight, slab.side)].all()), "a live weight died"
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_pruned_convolutions_stay_zero_too(kind, conv_net, sparse, train, over_weight):
+    method = {"algorithm": "budgeted_broadcast", "side": "both"}
+    model, optimizer, sparsifier = sparse(
+        conv_net, method, "0.20", optimizer=lambda model: OPTIMIZERS[kind](model.parameters()), total_steps=20
+    )
+    train(conv_net, model, optimizer, 65)
+    for slab in conv_net.slabs("both"):
+        weight = weight_of(model, slab)
+        pruned = ~over_weight(sparsifier.masks()[slab.name], weight, slab.side)
+        for value in (weight, *per_weight_state(optimizer, weight).values()):
+            assert not value[pruned].any()
+
+
+@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+def test_the_mask_of_a_forward_pass_is_that_of_its_backward_pass(method, net, sparse, loss_of, over_weight):
+    model, optimizer, sparsifier = sparse(net, method, "0.25")
+    for step in range(35):
+        before = copy_masks(sparsifier)
+        sums = {slab.name: 0 for slab in net.slabs(method["side"])}
+        for micro in range(2):
+            loss = loss_of(model, net.batch(2 * step + micro))
+            weights = [weight_of(model, slab) for slab in net.slabs(method["side"])]
+            true_gradients = torch.autograd.grad(loss, weights, retain_graph=True)
+            loss.backward()
+            for slab, gradient in zip(net.slabs(method["side"]), true_gradients, strict=True):
+                sums[slab.name] = sums[slab.name] + gradient
+        for slab in net.slabs(method["side"]):
+            weight, mask = weight_of(model, slab), sparsifier.masks()[slab.name]
+            assert torch.equal(mask, before[slab.name])
+            spread = over_weight(mask, weight, slab.side)
+            assert not weight[~spread].any()
+            assert torch.equal(weight.grad, sums[slab.name] * spread)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_count_as_one_step_and_one_batch(parts, mlp, sparse, loss_of):
+    runs = []
+    for pieces in (1, parts):
+        model, optimizer, sparsifier = sparse(mlp, "sp_in", "0.25", every=3)
+        rates = []
+        for step in range(1, 31):
+            x, y = mlp.batch(step, size=64)
+            for piece in zip(x.chunk(pieces), y.chunk(pieces), strict=True):
+                (loss_of(model, piece) / pieces).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            rates.append(sparsifier.on_rates.of(("first", "second"))[0].clone())
+            assert sparsifier.step == step
+        runs.append((rates, [row["step"] for row in sparsifier.refreshes]))
+    assert torch.equal(runs[0][0][0], runs[1][0][0])
+    assert torch.equal(runs[0][0][2], runs[1][0][2])
+    assert runs[0][1] == runs[1][1] == [step for step in range(3, 31, 3) for _ in range(2)]
+
+
+@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+def test_gradients_may_be_zeroed_or_dropped(method, mlp, sparse, loss_of, same):
+    states = []
+    for set_to_none in (True, False):
+        model, optimizer, _ = sparse(mlp, method, "0.25")
+        for step in range(40):
+            loss_of(model, mlp.batch(step)).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=set_to_none)
+        states.append(model.state_dict())
+    assert same(*states)
+
+
+def test_gradients_left_from_before_a_refresh_cannot_revive_a_pruned_weight(mlp, sparse, loss_of, over_weight):
+    model, optimizer, sparsifier = sparse(mlp, "magnitude", "0.25")
+    for step in range(25):
+        loss_of(model, mlp.batch(step)).backward()
+        optimizer.step()
+        for slab in mlp.slabs("in"):
+            weight = weight_of(model, slab)
+            pruned = ~over_weight(sparsifier.masks()[slab.name], weight, slab.side)
+            assert not weight.grad[pruned].any()
+            assert not weight[pruned].any()
+
+
+def trained_state(net, sparse, train, method, steps=40, **options):
+    model, optimizer, sparsifier = sparse(net, method, "0.25", **options)
+    train(net, model, optimizer, steps)
+    return model.state_dict(), optimizer.state_dict(), sparsifier.state_dict()
+
+
+@pytest.mark.parametrize("method", METHODS_BY_SIDE + LAW_METHODS)
+def test_a_run_repeats_to_the_bit(method, mlp, sparse, train, same):
+    assert same(*(trained_state(mlp, sparse, train, method) for _ in range(2)))
+
+
+@pytest.mark.parametrize("method", METHODS_BY_SIDE + LAW_METHODS)
+def test_masks_draw_from_their_own_generator(method, mlp, sparse, train, same):
+    """Neither touches the other: torch's global stream decides no mask, and masks take nothing from it."""
+    states = []
+    for noise in (1, 2):
+        model, optimizer, sparsifier = sparse(mlp, method, "0.25", seed=5)
+        torch.manual_seed(noise)
+        stream = torch.get_rng_state()
+        train(mlp, model, optimizer, 40)
+        assert torch.equal(torch.get_rng_state(), stream)
+        states.append(sparsifier.masks())
+    assert same(*states)
+
+
+def test_shuffled_degrees_depend_on_the_seed_and_the_slab_alone(mlp, sparse, train):
+    method = {"algorithm": "budgeted_broadcast", "side": "in", "law": "shuffled"}
+    degrees = {}
+    for seed, init in product((0, 1), (0, 1)):
+        model, optimizer, sparsifier = sparse(mlp, method, "0.50", seed=seed, init=init)
+        with torch.no_grad():
+            # The same on-rates whatever the weights: the bias decides.
+            for layer in (model.first, model.second):
+                units = len(layer.bias)
+                layer.weight.mul_(1e-6)
+                layer.bias.copy_(torch.linspace(-1, 1, units))
+        optimizer.param_groups[0]["lr"] = 0.0
+        train(mlp, model, optimizer, 5)
+        degrees[seed, init] = [mask.sum(1).tolist() for mask in sparsifier.masks().values()]
+    assert degrees[0, 0] == degrees[0, 1] != degrees[1, 0] == degrees[1, 1]
+
+
+@pytest.mark.parametrize(
+    "net_name, method, rescale",
+    [
+        *(
+            ("mlp", {"algorithm": name, "side": side}, rescale)
+            for name in MASKING
+            for side in SIDES
+            for rescale in RESCALES
+        ),
+        ("mlp", {"algorithm": "budgeted_broadcast", "law": "shuffled"}, "none"),
+        ("conv_net", {"algorithm": "budgeted_broadcast", "side": "both"}, "sqrt"),
+    ],
+    ids=str,
+)
+def test_a_run_resumes_to_the_bit_from_every_step(net_name, method, rescale, request, sparse, train, same):
+    """Refreshes at 3, 6, 9, 12, 15 = freeze, of 20 steps: before, at and after each, and after the freeze."""
+    net, options = (request.getfixturevalue(net_name), {"total_steps": 20, "every": 3, "rescale": rescale})
+    model, optimizer, sparsifier = sparse(net, method, "0.25", **options)
+    saved = {}
+
+    def parts():
+        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "sparsifier": sparsifier.state_dict()}
+
+    def save(step):
+        file = io.BytesIO()
+        torch.save(parts(), file)
+        saved[step] = file
+
+    save(0)
+    train(net, model, optimizer, 20, save)
+    final = parts()
+    for step, file in saved.items():
+        file.seek(0)
+        state = torch.load(file, weights_only=True)
+        model, optimizer, sparsifier = sparse(net, method, "0.25", init=99, **options)
+        order = [(model, "model"), (optimizer, "optimizer"), (sparsifier, "sparsifier")]
+        for part, name in order if step % 2 else reversed(order):
+            part.load_state_dict(state[name])
+        train(net, model, optimizer, range(step + 1, 21))
+        assert same(parts(), final), f"resumed after step {step}"
+
+
+def test_a_saved_state_does_not_change_with_further_training(mlp, sparse, train, same):
+    model, optimizer, sparsifier = sparse(mlp, "sp_in", "0.25", rescale="sqrt")
+    train(mlp, model, optimizer, 10)
+    state = sparsifier.state_dict()
+    kept = copy.deepcopy(state)
+    train(mlp, model, optimizer, range(11, 20))
+    assert same(state, kept)
+
+
+OTHER_RUNS = {
+    "budget": ({}, "0.50", {}),
+    "method": ({"algorithm": "magnitude"}, "0.25", {}),
+    "law": ({"law": "uniform"}, "0.25", {}),
+    "length": ({}, "0.25", {"total_steps": 60}),
+}
+
+
+@pytest.mark.parametrize("other", OTHER_RUNS)
+def test_a_state_of_another_run_is_refused(other, mlp, sparse, train):
+    model, optimizer, sparsifier = sparse(mlp, SP_IN, "0.25")
+    train(mlp, model, optimizer, 10)
+    method, budget, options = OTHER_RUNS[other]
+    _, _, stranger = sparse(mlp, SP_IN | method if "algorithm" not in method else method, budget, **options)
+    with pytest.raises(ValueError, match="state is of another run"):
+        stranger.load_state_dict(sparsifier.state_dict())
+
+
+@pytest.mark.parametrize(
+    "slabs",
+    [
+        [Slab("first", "in", "first")],
+        [Slab("second", "out", "second"), Slab("first", "in", "first")],
+        [Slab("second", "in", "second"), Slab("first", "out", "first")],
+    ],
+    ids=["fewer", "sides", "swapped sides"],
+)
+def test_a_state_of_another_layout_is_refused(slabs):
+    def make(slabs):
+        model = nn.Sequential()
+        model.first, model.second = nn.Linear(16, 16), nn.Linear(16, 16)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        return sparsify(model, optimizer, slabs, {"algorithm": "magnitude", "side": "both"}, "0.5", total_steps=40)
+
+    mine = make([Slab("first", "in", "first"), Slab("second", "out", "first")])
+    with pytest.raises(ValueError, match="state is of another run"):
+        make(slabs).load_state_dict(mine.state_dict())
+
+
+def test_a_budget_written_otherwise_is_the_same_run(mlp, sparse, train):
+    model, optimizer, sparsifier = sparse(mlp, "sp_in", "0.50")
+    train(mlp, model, optimizer, 3)
+    _, _, twin = sparse(mlp, "sp_in", 0.5)
+    twin.load_state_dict(sparsifier.state_dict())
+    assert twin.step == 3
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adamw"])
+def test_loading_optimizer_state_zeroes_that_of_pruned_weights(kind, mlp, sparse, train, over_weight):
+    dense = mlp.build()
+    warm = OPTIMIZERS[kind](dense.parameters())
+    train(mlp, dense, warm, 5)
+    model, optimizer, sparsifier = sparse(
+        mlp, "sp_in", "0.25", optimizer=lambda model: OPTIMIZERS[kind](model.parameters())
+    )
+    train(mlp, model, optimizer, 20)
+    optimizer.load_state_dict(warm.state_dict())
+    for slab in mlp.slabs("in"):
+        weight = weight_of(model, slab)
+        live = over_weight(sparsifier.masks()[slab.name], weight, slab.side)
+        loaded, state = (per_weight_state(optimizer, weight), per_weight_state(warm, weight_of(dense, slab)))
+        assert loaded
+        assert loaded.keys() == state.keys()
+        for key, value in loaded.items():
+            assert torch.equal(value, state[key] * live)
+
+
+def test_the_warm_starts_optimizer_state_is_left_whole_before_the_first_refresh(mlp, sparse, train, same):
+    dense = mlp.build()
+    warm = OPTIMIZERS["adamw"](dense.parameters())
+    train(mlp, dense, warm, 5)
+    _, optimizer, _ = sparse(mlp, "sp_in", "0.25")
+    optimizer.load_state_dict(warm.state_dict())
+    assert same(optimizer.state_dict(), warm.state_dict())
+
+
+def plainly_trained(net, train, optimizer_of):
+    torch.manual_seed(0)
+    model = net.build()
+    optimizer = optimizer_of(model)
+    train(net, model, optimizer, 40)
+    return model.state_dict(), optimizer.state_dict()
+
+
+def test_dense_is_plain_training_to_the_bit(net, sparse, train, adamw, same):
+    model, optimizer, sparsifier = sparse(net, "dense", 1)
+    train(net, model, optimizer, 40)
+    assert same((model.state_dict(), optimizer.state_dict()), plainly_trained(net, train, adamw))
+    masks = sparsifier.masks()
+    assert {name: mask.shape for name, mask in masks.items()} == {
+        slab.name: weight_of(model, slab).shape[:2] for slab in net.slabs("in")
+    }
+    assert all(bool(mask.all()) for mask in masks.values())
+
+
+@pytest.mark.parametrize("rescale", RESCALES)
+@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+def test_budget_one_is_plain_training_to_the_bit(method, rescale, net, sparse, train, sgd, same):
+    model, optimizer, _ = sparse(net, method, "1.00", rescale=rescale, optimizer=sgd)
+    train(net, model, optimizer, 40)
+    assert same((model.state_dict(), optimizer.state_dict()), plainly_trained(net, train, sgd))
+
+
+@pytest.mark.parametrize("rescale", ["sqrt", "energy"])
+def test_normalised_slabs_are_never_rescaled(rescale, conv_net, train, same):
+    states = []
+    for kind in ("none", rescale):
+        torch.manual_seed(0)
+        model = conv_net.build()
+        optimizer = OPTIMIZERS["sgd"](model.parameters())
+        sparsify(model, optimizer, conv_net.slabs("in")[:1], SP_IN, "0.25", total_steps=40, rescale=kind)
+        train(conv_net, model, optimizer, 40)
+        states.append(model.state_dict())
+    assert same(*states)
+
+
+@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+def test_masks_apply_to_a_copy_and_to_an_average(method, net, sparse, train, over_weight, same):
+    model, optimizer, sparsifier = sparse(net, method, "0.25")
+    train(net, model, optimizer, 20)
+    average = torch.optim.swa_utils.AveragedModel(model).module
+    duplicate = copy.deepcopy(model)
+    train(net, model, optimizer, range(21, 30))
+    live = copy.deepcopy(model.state_dict())
+    for other in (average, duplicate):
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.fill_(2)
+        sparsifier.apply_to(other)
+        masked = {f"{slab.name}.weight": slab for slab in net.slabs(method["side"])}
+        for name, parameter in other.named_parameters():
+            expected = torch.full_like(parameter, 2)
+            if name in masked:
+                slab = masked[name]
+                expected = expected * over_weight(sparsifier.masks()[slab.name], parameter, slab.side)
+            assert torch.equal(parameter, expected)
+    assert same(model.state_dict(), live)
+
+
+def test_a_first_refresh_without_on_rates_says_why(mlp, sparse, train):
+    model, optimizer, _ = sparse(mlp, "sp_in")
+    model.eval()
+    with pytest.raises(RuntimeError, match=r"on-rates of first.*training mode.*compiled.*model\.train"):
+        train(mlp, model, optimizer, 1)
+
+
+def test_validation_in_between_changes_nothing(mlp, sparse, train, same):
+    states = []
+    for validates in (False, True):
+        model, optimizer, sparsifier = sparse(mlp, "sp_in", "0.25")
+
+        def validate(step, model=model, validates=validates):
+            if validates:
+                model.eval()(mlp.batch(1000 + step)[0])
+                model.train()
+
+        train(mlp, model, optimizer, 40, validate)
+        states.append((model.state_dict(), sparsifier.state_dict()))
+    assert same(*states)
+
+
+def test_padding_is_no_position():
+    def first_refresh(padded):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 12))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+        sparsifier = sparsify(model, optimizer, [Slab("0", "in", "0")], SP_IN, "0.4", total_steps=40, ramp_end=0)
+        x, valid = torch.randn(3, 24, 12), torch.ones(3, 24, dtype=torch.bool)
+        if padded:
+            x = torch.cat([x, 100 * torch.randn(2, 24, 12)])
+            valid = torch.cat([valid, torch.zeros(2, 24, dtype=torch.bool)])
+        with sparsifier.valid(valid):
+            model(x).square().mean().backward()
+        optimizer.step()
+        return sparsifier.masks()["0"]
+
+    assert torch.equal(first_refresh(False), first_refresh(True))
+
+
+@pytest.mark.parametrize("silent, degree", [("smallest", 1), ("literal", 20)])
+def test_silent_units_get_the_smallest_degree_unless_read_literally(silent, degree, mlp, sparse, train):
+    method = SP_IN | {"silent": silent, "gain": 1.0}
+    model, optimizer, sparsifier = sparse(mlp, method, "0.50", ramp_end=0)
+    with torch.no_grad():
+        model.first.bias[3] = model.first.bias[11] = -100
+    # 4,000 rows, every fourth looked at: just enough to be heard as silent.
+    many = SimpleNamespace(batch=lambda step: mlp.batch(step, size=4000))
+    train(many, model, optimizer, 1)
+    assert sparsifier.masks()["first"].sum(1)[[3, 11]].tolist() == [degree] * 2
+    row = sparsifier.refreshes[0]
+    if silent == "smallest":
+        assert (row["silent_units"], row["silent_connections"]) == (2, 2)
+
+
+def test_units_may_come_from_several_modules_joined_in_order():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.often, self.rarely, self.head = (nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(16, 40))
+
+        def forward(self, x):
+            return self.head(torch.cat([self.often(x), self.rarely(x)], 1).relu())
+
+    model = Joined()
+    with torch.no_grad():
+        model.often.bias.fill_(1)
+        model.rarely.bias.fill_(-1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    slab = Slab("head", "out", ("often", "rarely"))
+    sparsifier = sparsify(model, optimizer, [slab], "sp_out", "0.5", total_steps=40, ramp_end=0)
+    model(torch.randn(64, 6)).square().mean().backward()
+    optimizer.step()
+    degrees = sparsifier.masks()["head"].sum(1)
+    assert int(degrees[:8].max()) < int(degrees[8:].min())
+
+
+def test_rows_of_the_refresh_log_count_what_changed(mlp, shadowed):
+    shadow, sparsifier = shadowed(mlp, SP_IN)
+    assert len(sparsifier.refreshes) == len(shadow.refreshes)
+    for row, refresh in zip(sparsifier.refreshes, shadow.refreshes, strict=True):
+        old, new = refresh.old, refresh.new
+        assert (row["step"], row["slab"]) == (refresh.step, refresh.slab.name)
+        assert row["pruned"] == int((old & ~new).sum())
+        assert row["regrown"] == int((new & ~old).sum())
+        assert row["churn"] == pytest.approx(int((old != new).sum()) / int(old.sum() + new.sum()))
+
+
+def test_a_step_that_a_fused_optimizer_skips_does_not_count(mlp, sparse, loss_of):
+    model, optimizer, sparsifier = sparse(
+        mlp, "sp_in", "0.25", optimizer=lambda model: OPTIMIZERS["adamw_fused"](model.parameters())
+    )
+    scaler = torch.amp.GradScaler("cpu")
+    for step in range(6):
+        scaler.scale(loss_of(model, mlp.batch(step))).backward()
+        if step in (2, 4):
+            model.last.bias.grad.fill_(float("inf"))
+        masks = copy_masks(sparsifier)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        if step in (2, 4):
+            assert all(torch.equal(mask, masks[name]) for name, mask in sparsifier.masks().items())
+    assert sparsifier.step == 4
+    assert [row["step"] for row in sparsifier.refreshes[::2]] == [1, 2, 3, 4]
+
+
+def test_the_layout_of_a_channels_last_weight_is_kept(conv_net, sparse, train, exact_count):
+    built = conv_net.build
+    conv_net.build = lambda: built().to(memory_format=torch.channels_last)
+    model, optimizer, sparsifier = sparse(conv_net, {"algorithm": "budgeted_broadcast", "side": "both"}, "0.25")
+    train(conv_net, model, optimizer, 40)
+    assert model.middle.weight.is_contiguous(memory_format=torch.channels_last)
+    assert int(sparsifier.masks()["middle"].sum()) == exact_count("0.25", 16, 12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rescale", RESCALES)
+def test_nets_of_other_precision_are_sparsified_too(dtype, rescale, mlp, sparse, train, exact_count):
+    built, batch = mlp.build, mlp.batch
+    mlp.build = lambda: built().to(dtype)
+    mlp.batch = lambda step: (batch(step)[0].to(dtype), batch(step)[1])
+    model, optimizer, sparsifier = sparse(mlp, "sp_in", "0.25", rescale=rescale)
+    train(mlp, model, optimizer, 40)
+    assert int(sparsifier.masks()["first"].sum()) == exact_count("0.25", 16, 20)
+    assert model.first.weight.dtype == dtype
+
+
+FIRST = [Slab("first", "in", "first")]
+REFUSED = {
+    "unknown label": ({"method": "sp_inn"}, "unknown method 'sp_inn'.*sp_in"),
+    "unknown algorithm": ({"method": {"algorithm": "magic"}}, "unknown algorithm 'magic'.*magnitude"),
+    "no algorithm": ({"method": {"side": "in"}}, "algorithm"),
+    "unknown parameter": ({"method": SP_IN | {"gian": 0.2}}, "gian"),
+    "unknown law": ({"method": SP_IN | {"law": "log"}}, "law"),
+    "unknown side": ({"method": SP_IN | {"side": "up"}}, "side"),
+    "unknown rescale": ({"rescale": "root"}, "rescale 'root'.*none, sqrt, energy"),
+    "budget 0": ({"budget": 0}, "budget"),
+    "budget 1.2": ({"budget": 1.2}, "budget"),
+    "budget nan": ({"budget": float("nan")}, "budget"),
+    "infeasible budget": ({"budget": "0.04"}, r"slab first.*0\.05 to 1"),
+    "dense with a budget": ({"method": "dense", "budget": 0.5}, "budget"),
+    "slab of the other side": ({"method": "sp_out"}, "slab first is of side in.*out"),
+    "unknown layer": ({"slabs": [Slab("third", "in", "first")]}, "slab third"),
+    "weight claimed twice": ({"slabs": [*FIRST, Slab("first", "out", "first")]}, "slab first.*already belongs"),
+    "no slabs": ({"slabs": []}, "no slabs"),
+    "too few steps": ({"total_steps": 4}, "refreshes"),
+    "units of another width": ({"slabs": [Slab("first", "in", "second")]}, "slab first.*second"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_sparsified_is_refused_by_name(case, mlp, train):
+    changes, message = REFUSED[case]
+    model = mlp.build()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"slabs": FIRST, "method": "sp_in", "budget": "0.5", "total_steps": 40} | changes
+    with pytest.raises(ValueError, match=message):
+        sparsify(model, optimizer, options.pop("slabs"), **options)
+        train(mlp, model, optimizer, 1)
+
+
+def test_a_slab_that_the_optimizer_does_not_train_is_refused(mlp):
+    model = mlp.build()
+    optimizer = torch.optim.SGD(model.second.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="slab first.*not trained by the optimizer"):
+        sparsify(model, optimizer, FIRST, "sp_in", "0.5", total_steps=40)
+
+
+def test_a_weight_that_turns_nan_stops_the_run_by_a_clear_error(mlp, sparse, train):
+    model, optimizer, _ = sparse(mlp, "magnitude")
+    with torch.no_grad():
+        model.first.weight[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        train(mlp, model, optimizer, 1)
+
+
+def test_algorithms_are_found_by_module_name():
+    assert {"dense", "budgeted_broadcast", "magnitude"} <= set(algorithms.names())
+    assert not algorithms.make("dense").masks_weights
+    assert {"dense", "sp_in", "sp_out", "magnitude"} <= set(METHODS)

@@ -1,0 +1,37 @@
+"""Chosen cases of a task, each method beside dense, at shown size."""
+
+import importlib
+
+import numpy as np
+import pandas as pd
+from common import JSON, TEXT, arguments, read_json, run, to_json
+
+from bbnet.data.store import whole_file
+
+
+def main(options) -> None:
+    panels = importlib.import_module(f"bbnet.tasks.{options.task}.panels")
+    prepared, index = options.prepared.with_suffix(""), read_json(options.prepared)
+    arrays, described = {}, {}
+    for model, (dense, *others) in options.shown.items():
+        for other in others:
+            items = {name: pd.read_parquet(options.runs / name / "items.parquet") for name in (dense, other)}
+            predictions = {
+                name: dict(np.load(options.runs / folder / "predictions.npz"))
+                for name, folder in (("dense", dense), ("other", other))
+            }
+            _, _, method, budget, _ = other.split("/")
+            for rank, image in panels.choose(items[dense], items[other]).items():
+                key = f"{model}/{method}/{budget}/{rank}"
+                for name, array in panels.case(prepared, index, image, predictions).items():
+                    arrays[f"{key}/{name}"] = array
+                described[key] = {
+                    "image": str(items[dense]["image"][image]),
+                    "delta_tp": int(items[other]["tp"][image] - items[dense]["tp"][image]),
+                    "delta_fp": int(items[other]["fp"][image] - items[dense]["fp"][image]),
+                }
+    with whole_file(options.panels) as partial:
+        np.savez_compressed(partial, cases=np.array(to_json(described)), **arrays)
+
+
+run(main, arguments(__doc__, task=TEXT, shown=JSON, runs={}, prepared={}, panels={}))

@@ -1,0 +1,18 @@
+"""Decodes a pack once into arrays, and writes their index."""
+
+from common import JSON, arguments, read_json, run, to_json
+
+from bbnet.data.store import whole_file, whole_folder
+from bbnet.tasks import task as tasks
+
+
+def main(options) -> None:
+    task = tasks.load(options.config["task"])
+    manifest = {"root": str(options.raw.with_suffix(""))} | read_json(options.raw)
+    with whole_folder(options.index.with_suffix(""), options.partial) as target:
+        index = task.prepare(manifest, options.config["settings"], target)
+    with whole_file(options.index) as partial:
+        partial.write_text(to_json(index))
+
+
+run(main, arguments(__doc__, config=JSON, raw={}, index={}, partial={}))
