@@ -79,7 +79,9 @@ FIGURES = [
     for extension in ("pdf", "png")
 ]
 TABLES = [
-    f"<results>/tables/{task}-{model}-results.{extension}" for task, model in MODELS for extension in ("csv", "md", "tex")
+    f"<results>/tables/{task}-{model}-results.{extension}"
+    for task, model in MODELS
+    for extension in ("csv", "md", "tex")
 ]
 
 

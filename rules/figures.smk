@@ -7,10 +7,10 @@ rule pareto:
     output:
         pdf="<results>/figures/{task}-{model}-pareto.pdf",
         png="<results>/figures/{task}-{model}-pareto.png",
-    params:
-        code=lambda wildcards: recipe.task_code("figure_pareto", wildcards.task),
     log:
         "<results>/logs/figures/{task}-{model}-pareto.log",
+    params:
+        code=lambda wildcards: recipe.task_code("figure_pareto", wildcards.task),
     message:
         "figure: Pareto plot of {wildcards.task} {wildcards.model}"
     shell:
@@ -25,10 +25,10 @@ rule learning_curves:
     output:
         pdf="<results>/figures/{task}-{model}-learning_curves.pdf",
         png="<results>/figures/{task}-{model}-learning_curves.png",
-    params:
-        code=lambda wildcards: recipe.task_code("figure_learning_curves", wildcards.task),
     log:
         "<results>/logs/figures/{task}-{model}-learning_curves.log",
+    params:
+        code=lambda wildcards: recipe.task_code("figure_learning_curves", wildcards.task),
     message:
         "figure: learning curves of {wildcards.task} {wildcards.model}"
     shell:
@@ -43,10 +43,10 @@ rule panel_figure:
     output:
         pdf="<results>/figures/{task}-{model}-panels-{method}-b{budget}.pdf",
         png="<results>/figures/{task}-{model}-panels-{method}-b{budget}.png",
-    params:
-        code=lambda wildcards: recipe.summary_code("figure_panels"),
     log:
         "<results>/logs/figures/{task}-{model}-panels-{method}-b{budget}.log",
+    params:
+        code=lambda wildcards: recipe.summary_code("figure_panels"),
     message:
         "figure: panels of {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}"
     shell:

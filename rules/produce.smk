@@ -7,14 +7,14 @@ rule data:
 rule fetch:
     output:
         manifest="<data>/raw/{pack}-{key}.json",
-    params:
-        config=lambda wildcards: canonical_json(PACKS[f"{wildcards.pack}-{wildcards.key}"]),
-        partial=f"{KNOBS.data_dir}/partial",
+    log:
+        "<results>/logs/fetch-{pack}-{key}.log",
     wildcard_constraints:
         pack="[a-z][a-z0-9_]*",
         key="[0-9a-f]+",
-    log:
-        "<results>/logs/fetch-{pack}-{key}.log",
+    params:
+        config=lambda wildcards: canonical_json(PACKS[f"{wildcards.pack}-{wildcards.key}"]),
+        partial=f"{KNOBS.data_dir}/partial",
     message:
         "fetch {wildcards.pack}"
     shell:
@@ -27,13 +27,13 @@ rule prepare:
         raw=raw_manifest,
     output:
         index="<data>/prepared/{task}-{key}.json",
+    log:
+        "<results>/logs/prepare-{task}-{key}.log",
+    wildcard_constraints:
+        key="[0-9a-f]+",
     params:
         config=lambda wildcards: canonical_json(RECIPES.prepare(wildcards.task)),
         partial=f"{KNOBS.data_dir}/partial",
-    wildcard_constraints:
-        key="[0-9a-f]+",
-    log:
-        "<results>/logs/prepare-{task}-{key}.log",
     message:
         "prepare {wildcards.task}"
     shell:
@@ -48,13 +48,13 @@ rule warm_up:
         checkpoint="<results>/warm_up/{task}/{model}/s{seed}/checkpoint.pt",
         history="<results>/warm_up/{task}/{model}/s{seed}/history.csv",
         units="<results>/warm_up/{task}/{model}/s{seed}/units.csv",
+    log:
+        "<results>/logs/warm_up/{task}-{model}-s{seed}.log",
+    threads: STUDY.cpu_threads
     params:
         config=lambda wildcards: canonical_json(warm_up_recipe(wildcards)),
         fingerprint=lambda wildcards: fingerprint(warm_up_recipe(wildcards)),
         folder=subpath(output.checkpoint, parent=True),
-    log:
-        "<results>/logs/warm_up/{task}-{model}-s{seed}.log",
-    threads: STUDY.cpu_threads
     message:
         "warm up {wildcards.task} {wildcards.model}, seed {wildcards.seed}"
     shell:
@@ -72,14 +72,14 @@ rule train:
         history="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/history.csv",
         refreshes="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/refreshes.csv",
         record="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/record.json",
+    log:
+        "<results>/logs/train/{task}-{model}-{method}-b{budget}-s{seed}.log",
+    threads: STUDY.cpu_threads
     params:
         run=lambda wildcards: canonical_json(asdict(run_of(wildcards))),
         config=lambda wildcards: canonical_json(RECIPES.train(run_of(wildcards))),
         fingerprint=lambda wildcards: RECIPES.run_fingerprint(run_of(wildcards)),
         folder=subpath(output.record, parent=True),
-    log:
-        "<results>/logs/train/{task}-{model}-{method}-b{budget}-s{seed}.log",
-    threads: STUDY.cpu_threads
     message:
         "train {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}, seed {wildcards.seed}"
     shell:
@@ -100,12 +100,12 @@ rule evaluate:
         units="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/units.csv",
         metrics="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/metrics.json",
         cost="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/cost.json",
-    params:
-        config=lambda wildcards: canonical_json(RECIPES.evaluate(run_of(wildcards))),
-        folder=subpath(output.metrics, parent=True),
     log:
         "<results>/logs/evaluate/{task}-{model}-{method}-b{budget}-s{seed}.log",
     threads: STUDY.cpu_threads
+    params:
+        config=lambda wildcards: canonical_json(RECIPES.evaluate(run_of(wildcards))),
+        folder=subpath(output.metrics, parent=True),
     message:
         "evaluate {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}, seed {wildcards.seed}"
     shell:

@@ -10,14 +10,14 @@ rule collect:
         history="<results>/summary/history.parquet",
         grid="<results>/summary/grid.csv",
         timing="<results>/summary/timing.csv",
+    log:
+        "<results>/logs/collect.log",
     params:
         grid=fingerprint({"grid": [RECIPES.run_fingerprint(run) for run in RUNS.values()], "cells": KNOBS.cells}),
         code=recipe.summary_code("collect"),
         knobs=canonical_json(KNOBS.model_dump()),
-        results=RESULTS,
+        results=subpath(output.runs, ancestor=2),
         summary=subpath(output.runs, parent=True),
-    log:
-        "<results>/logs/collect.log",
     message:
         f"collect {len(TAKEN)} of {len(RUNS)} runs"
     shell:
@@ -31,10 +31,10 @@ rule compare:
         per_item="<results>/summary/items.parquet",
     output:
         cells="<results>/summary/cells.csv",
-    params:
-        code=[recipe.task_code("compare", task) for task in TASKS],
     log:
         "<results>/logs/compare.log",
+    params:
+        code=[recipe.task_code("compare", task) for task in TASKS],
     message:
         "compare: mean, sd and interval of every cell"
     shell:
@@ -47,14 +47,14 @@ rule panels:
         prepared=prepared_index,
     output:
         panels="<results>/summary/panels/{task}.npz",
+    log:
+        "<results>/logs/panels-{task}.log",
     params:
         shown=lambda wildcards: canonical_json(panel_folders_by_model(wildcards.task)),
         code=lambda wildcards: recipe.task_code("panels", wildcards.task),
-        runs=f"{RESULTS}/runs",
-    log:
-        "<results>/logs/panels-{task}.log",
+        results=subpath(output.panels, ancestor=3),
     message:
         "panels {wildcards.task}: best, median and worst case beside dense"
     shell:
-        "python workflow_scripts/panels.py --task {wildcards.task} --shown {params.shown:q} --runs {params.runs}"
+        "python workflow_scripts/panels.py --task {wildcards.task} --shown {params.shown:q} --results {params.results}"
         " --prepared {input.prepared} --panels {output.panels} --log {log}"

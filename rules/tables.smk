@@ -7,10 +7,10 @@ rule results_table:
         csv="<results>/tables/{task}-{model}-results.csv",
         md="<results>/tables/{task}-{model}-results.md",
         tex="<results>/tables/{task}-{model}-results.tex",
-    params:
-        code=lambda wildcards: recipe.task_code("table_results", wildcards.task),
     log:
         "<results>/logs/tables/{task}-{model}-results.log",
+    params:
+        code=lambda wildcards: recipe.task_code("table_results", wildcards.task),
     message:
         "table: results of {wildcards.task} {wildcards.model}"
     shell:

@@ -34,9 +34,11 @@ def main(options) -> None:
 
 
 def cell(one, folder: Path, fingerprint: str, wanted: str) -> collect.Cell:
-    """With all cells wanted, Snakemake has seen to it that every run is fresh, or was told with --touch to take it as it is."""
+    """With all cells wanted a stale run is one that `snakemake --touch` accepted; Snakemake reruns every other."""
     status, why = run_status(folder / one.folder, fingerprint)
-    return collect.Cell(asdict(one), folder / one.folder, status, why, status == "done" or (wanted, status) == ("all", "stale"))
+    return collect.Cell(
+        asdict(one), folder / one.folder, status, why, status == "done" or (wanted, status) == ("all", "stale")
+    )
 
 
 run(main, arguments(__doc__, knobs=JSON, results={}, summary={}))

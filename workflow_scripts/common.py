@@ -13,7 +13,7 @@ from bbnet.data.store import whole_file
 
 
 def arguments(description: str, **options: dict) -> argparse.ArgumentParser:
-    """A parser with `--log` and the given options, `name={...}` being `add_argument`'s keywords; all are required paths by default."""
+    """A parser with `--log` and the given options, each with `add_argument`'s keywords; by default a required path."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--log", type=Path, required=True)
     for name, keywords in options.items():
@@ -64,7 +64,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Rows of equal keys, floats in the shortest form that reads back to the same number; `columns` heads an empty table."""
+    """Rows of equal keys, floats in the shortest form that reads back the same; `columns` heads an empty table."""
     with whole_file(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else list(columns), lineterminator="\n")
         writer.writeheader()

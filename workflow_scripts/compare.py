@@ -13,7 +13,8 @@ def main(options) -> None:
     tasks = {task: load_metrics(task) for task in runs["task"].unique()}
     metrics = {name: task.metrics for name, task in tasks.items()}
     units = {
-        name: {metric: kind.unit for metric, kind in task.METRICS.items()} | COST_METRICS for name, task in tasks.items()
+        name: {metric: kind.unit for metric, kind in task.METRICS.items()} | COST_METRICS
+        for name, task in tasks.items()
     }
     write_frame(options.cells, cells_table(runs, pd.read_parquet(options.items), metrics, units))
 

@@ -15,9 +15,11 @@ def main(options) -> None:
     arrays, described = {}, {}
     for model, (dense, *others) in options.shown.items():
         for other in others:
-            items = {name: pd.read_parquet(options.runs / name / "items.parquet") for name in (dense, other)}
+            items = {
+                name: pd.read_parquet(options.results / "runs" / name / "items.parquet") for name in (dense, other)
+            }
             predictions = {
-                name: dict(np.load(options.runs / folder / "predictions.npz"))
+                name: dict(np.load(options.results / "runs" / folder / "predictions.npz"))
                 for name, folder in (("dense", dense), ("other", other))
             }
             _, _, method, budget, _ = other.split("/")
@@ -34,4 +36,4 @@ def main(options) -> None:
         np.savez_compressed(partial, cases=np.array(to_json(described)), **arrays)
 
 
-run(main, arguments(__doc__, task=TEXT, shown=JSON, runs={}, prepared={}, panels={}))
+run(main, arguments(__doc__, task=TEXT, shown=JSON, results={}, prepared={}, panels={}))

@@ -54,7 +54,7 @@ def items_table(cells: Sequence[Cell]) -> pd.DataFrame:
 
 
 def history_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """One row per run and epoch; `selected` marks the epoch whose weights were scored, `freeze` the first after the freeze."""
+    """One row per run and epoch; `selected` marks the one whose weights were scored."""
 
     def read(folder: Path) -> pd.DataFrame:
         record = _read_json(folder / "record.json")

@@ -32,7 +32,9 @@ def shown_table(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame
     shown[COSTS["flops"]] = [f"{value / 1e6:.4g}" for value in table["flops"]]
     for name, unit in metrics.items():
         columns = (table[f"{name}_{bound}"] for bound in ("mean", "low", "high"))
-        shown[f"{name} ({unit})"] = [f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in zip(*columns, strict=True)]
+        shown[f"{name} ({unit})"] = [
+            f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in zip(*columns, strict=True)
+        ]
     return shown
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, of the same suffix, renamed to `path` if the block succeeds and removed if not."""
+    """A temporary path beside `path`, of the same suffix, renamed to it if the block succeeds, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:

@@ -6,9 +6,11 @@ from matplotlib.figure import Figure
 
 from bbnet.plots.style import method_colours
 
+PHASES = {"warm_up": ("end of warm-up", ":"), "sparse": ("masks frozen from here", "--")}
+
 
 def plot_learning_curves(history: pd.DataFrame, metric: str) -> Figure:
-    """One column per budget: every seed of every method, dense in grey; the end of the warm-up is marked.
+    """One column per budget: every seed of every method, dense in grey; the ends of the phases are marked.
 
     Args:
         history: `history.parquet` of one task and model.
@@ -17,10 +19,16 @@ def plot_learning_curves(history: pd.DataFrame, metric: str) -> Figure:
     dense = history[history["method"] == "dense"]
     budgets = sorted(set(history["budget"]) - set(dense["budget"])) or sorted(set(dense["budget"]))
     figure, axes = plt.subplots(
-        2, len(budgets), figsize=(4.0 * len(budgets) + 1.2, 4.8), sharex=True, sharey="row", squeeze=False, height_ratios=(3, 1)
+        2,
+        len(budgets),
+        figsize=(4.0 * len(budgets) + 1.2, 4.8),
+        sharex=True,
+        sharey="row",
+        squeeze=False,
+        height_ratios=(3, 1),
     )
     colours = method_colours(list(history["method"]))
-    warm_up_end = history[history["phase"] == "warm_up"]["epoch"].max()
+    ends = {phase: history[history["phase"] == phase]["epoch"].max() for phase in PHASES}
     for (curve, density), budget in zip(axes.T, budgets, strict=True):
         shown = pd.concat([dense, history[(history["budget"] == budget) & (history["method"] != "dense")]])
         for (method, _), run in shown.groupby(["method", "seed"], sort=False):
@@ -30,7 +38,8 @@ def plot_learning_curves(history: pd.DataFrame, metric: str) -> Figure:
             selected = run[run["selected"]]
             curve.plot(selected["epoch"], selected[f"dev_{metric}"], color=colours[method], marker="o", markersize=4)
         for axis in (curve, density):
-            axis.axvline(warm_up_end, color="0.6", linestyle=":", linewidth=1.0)
+            for phase, (_, style) in PHASES.items():
+                axis.axvline(ends[phase], color="0.6", linestyle=style, linewidth=1.0)
         curve.set_title(f"budget {budget}")
         density.set_xlabel("epoch")
         density.set_ylim(0, 1.08)
@@ -38,6 +47,6 @@ def plot_learning_curves(history: pd.DataFrame, metric: str) -> Figure:
     axes[1, 0].set_ylabel("density of slabs")
     handles = [plt.Line2D([], [], color=colour, label=method) for method, colour in colours.items()]
     handles.append(plt.Line2D([], [], color="0.4", marker="o", linestyle="none", markersize=4, label="selected"))
-    handles.append(plt.Line2D([], [], color="0.6", linestyle=":", label="end of warm-up"))
+    handles += [plt.Line2D([], [], color="0.6", linestyle=style, label=label) for label, style in PHASES.values()]
     figure.legend(handles=handles, loc="outside right center", title="one line per seed")
     return figure

@@ -21,26 +21,37 @@ def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budge
     described = json.loads(str(panels["cases"]))
     ranks = [rank for rank in ("best", "median", "worst") if f"{model}/{method}/b{budget}/{rank}" in described]
     figure, axes = plt.subplots(len(ranks), len(COLUMNS), figsize=(9, 2.05 * len(ranks) + 0.7), squeeze=False)
+    for axis, title in zip(axes[0], COLUMNS, strict=True):
+        axis.set_title(title)
     for row, rank in zip(axes, ranks, strict=True):
         key = f"{model}/{method}/b{budget}/{rank}"
         case = {name: panels[f"{key}/{name}"] for name in ("A", "B", "label", "dense", "other")}
         label, dense, other = case["label"], case["dense"], case["other"]
-        images = [case["A"], case["B"], np.where(label, 1.0, 0.0), _colour(case["B"], label, dense, other), None]
-        images[-1] = _colour(case["B"], ~label, dense, other, mark_missed=False)
-        for axis, image, title in zip(row, images, COLUMNS, strict=True):
+        true_positives = _colour(case["B"], label, dense, other)
+        false_positives = _colour(case["B"], ~label, dense, other, mark_missed=False)
+        images = [case["A"], case["B"], label.astype(float), true_positives, false_positives]
+        for axis, image in zip(row, images, strict=True):
             axis.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axis.set(xticks=[], yticks=[])
-            if row is axes[0]:
-                axis.set_title(title)
+            axis.spines[:].set_visible(False)
         about = described[key]
         row[0].set_ylabel(f"{rank}: {about['image']}\nΔTP {about['delta_tp']:+d}, ΔFP {about['delta_fp']:+d}")
-    legend = {f"{method} and dense": BOTH, f"{method} only": METHOD_ONLY, "dense only": DENSE_ONLY, "missed by both": MISSED}
+    legend = {
+        f"{method} and dense": BOTH,
+        f"{method} only": METHOD_ONLY,
+        "dense only": DENSE_ONLY,
+        "missed by both": MISSED,
+    }
     handles = [Patch(color=colour, label=name) for name, colour in legend.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), title=f"{method}, budget {budget}; Δ in pixels")
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), title=f"{method}, budget {budget}; Δ in pixels"
+    )
     return figure
 
 
-def _colour(background: np.ndarray, region: np.ndarray, dense: np.ndarray, other: np.ndarray, mark_missed: bool = True) -> np.ndarray:
+def _colour(
+    background: np.ndarray, region: np.ndarray, dense: np.ndarray, other: np.ndarray, mark_missed: bool = True
+) -> np.ndarray:
     """The image in pale grey, pixels of `region` coloured by who predicts change there."""
     grey = background.mean(axis=2, keepdims=True) / 255
     shown = np.repeat(0.35 * grey + 0.65, 3, axis=2)

@@ -4,11 +4,15 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
+from matplotlib.transforms import ScaledTranslation, Transform
 
 from bbnet.plots.style import MARKERS, method_colours
 
 SEEDS_FOR_INTERVALS = 3
+LABEL_POINTS = (20, 8)
+DODGE_POINTS = 3
 AXES = {"net_density": "net density (kept share of all weights)", "flops": "FLOPs per sample (share of dense)"}
 
 
@@ -32,13 +36,19 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
         costs = values[cost] / (flops_of_dense if cost == "flops" else 1.0)
         _draw_dense(axis, bounds.loc["dense"].iloc[0], singles[singles["method"] == "dense"]["value"])
         for (method, side), points in values[metric].drop("dense").groupby(level=["method", "side"], sort=False):
-            _draw_method(axis, method, side, points, costs, bounds, singles, colours[method])
+            place = _dodge(axis, list(colours), method)
+            _draw_method(axis, method, side, points, costs, bounds, singles, colours[method], place)
+        axis.margins(x=0.12, y=0.08)
         axis.set_xlabel(label)
         axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     unit = bounds["unit"].iloc[0]
     axes[0].set_ylabel(f"test {metric} ({unit})")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", title=_legend_title(bounds["n_seeds"]))
+    figure.draw_without_rendering()
+    for axis, cost in zip(axes, AXES, strict=True):
+        costs = values[cost] / (flops_of_dense if cost == "flops" else 1.0)
+        _label_points(axis, costs, values[metric].drop("dense"), colours)
     return figure
 
 
@@ -57,6 +67,12 @@ def _draw_dense(axis: Axes, dense: pd.Series, singles: pd.Series) -> None:
             axis.axhline(value, color="0.7", linewidth=0.7, zorder=0)
 
 
+def _dodge(axis: Axes, methods: list[str], method: str) -> Transform:
+    """Data coordinates shifted by a few points, so that methods of equal cost stand side by side."""
+    points = DODGE_POINTS * (methods.index(method) - len(methods) / 2)
+    return axis.transData + ScaledTranslation(points / 72, 0, axis.figure.dpi_scale_trans)
+
+
 def _draw_method(
     axis: Axes,
     method: str,
@@ -66,20 +82,45 @@ def _draw_method(
     bounds: pd.DataFrame,
     singles: pd.DataFrame,
     colour: str,
+    place: Transform,
 ) -> None:
     budgets = points.index.get_level_values("budget")
     x = costs[points.index].to_numpy()
-    axis.plot(x, points.to_numpy(), color=colour, marker=MARKERS[side], markersize=6, linewidth=1.2, label=_label(method, side))
-    for place, budget in zip(x, budgets, strict=True):
+    lines = axis.plot(
+        x,
+        points.to_numpy(),
+        color=colour,
+        marker=MARKERS[side],
+        markersize=5,
+        linewidth=1.0,
+        label=_label(method, side),
+    )
+    for cost, budget in zip(x, budgets, strict=True):
         bound = bounds.loc[(method, side, budget)]
         if bound["n_seeds"] >= SEEDS_FOR_INTERVALS:
-            axis.vlines(place, bound["low"], bound["high"], color=colour, linewidth=1.0)
+            lines += axis.plot([cost] * 2, [bound["low"], bound["high"]], color=colour, linewidth=1.0)
         else:
             of_cell = singles[(singles["method"] == method) & (singles["budget"] == budget)]["value"]
-            axis.plot([place] * len(of_cell), of_cell, color=colour, marker=".", linestyle="none", markersize=4, alpha=0.6)
-        axis.annotate(
-            budget.lstrip("0"), (place, bound["mean"]), xytext=(5, -9), textcoords="offset points", color=colour, fontsize=7
-        )
+            lines += axis.plot([cost] * len(of_cell), of_cell, ".", color=colour, markersize=4, alpha=0.6)
+    for line in lines:
+        line.set_transform(place)
+
+
+def _label_points(axis: Axes, x: pd.Series, y: pd.Series, colours: dict[str, str]) -> None:
+    """Writes each point's budget to its right, pushed up where the label below would be hit."""
+    taken: list[tuple[float, float]] = []
+    for key in y.sort_values().index:
+        method, _, budget = key
+        across, up = axis.transData.transform((x[key], y[key])) * 72 / axis.figure.dpi
+        height = up
+        for other_across, other_height in taken:
+            if abs(across - other_across) < LABEL_POINTS[0]:
+                height = max(height, other_height + LABEL_POINTS[1])
+        taken.append((across, height))
+        offset = (9, height - up)
+        white_edge = [withStroke(linewidth=2, foreground="white")]
+        style = {"color": colours[method], "fontsize": 7, "va": "center", "path_effects": white_edge}
+        axis.annotate(budget.lstrip("0"), (x[key], y[key]), xytext=offset, textcoords="offset points", **style)
 
 
 def _label(method: str, side: str) -> str:

@@ -8,8 +8,8 @@ import pandas as pd
 import seaborn
 
 matplotlib.use("agg")
-import matplotlib.pyplot as plt  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 MARKERS = {"none": "s", "in": "o", "out": "^", "both": "D"}
 DENSE_COLOUR = "0.25"
@@ -53,7 +53,7 @@ def note(figure: Figure, text: str) -> None:
 
 
 def save(figure: Figure, paths: Sequence[Path]) -> None:
-    """Writes the figure under each path, whose suffix names the format; without dates, so that equal figures are equal files."""
+    """Writes the figure under each path, in the format of its suffix, without dates: equal figures are equal files."""
     for path in paths:
         figure.savefig(path, metadata=FILE_METADATA[path.suffix])
     plt.close(figure)

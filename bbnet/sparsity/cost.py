@@ -29,11 +29,12 @@ def flops(model: nn.Module, inputs: tuple[Any, ...], masks: Mapping[str, Tensor]
 
     A multiply and an add are two FLOPs, as torch's counter has it.
     """
-    training = model.training
+    in_training = [module for module in model.modules() if module.training]
     model.eval()
     with FlopCounterMode(display=False) as counter:
         model(*inputs)
-    model.train(training)
+    for module in in_training:
+        module.training = True
     root = type(model).__name__
     by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     dense = by_module["Global"]

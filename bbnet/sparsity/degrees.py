@@ -19,7 +19,7 @@ def as_budget(budget: float | str | Decimal) -> Decimal:
         exact = Decimal(str(budget))
     except ArithmeticError:
         raise ValueError(f"budget {budget!r} is not a number") from None
-    if not 0 < exact <= 1:
+    if exact.is_nan() or not 0 < exact <= 1:
         raise ValueError(f"budget {budget} is outside (0, 1]")
     return exact
 
@@ -106,7 +106,7 @@ def check_feasible(budget: Decimal, fan: int, low: int, high: int) -> None:
     if not low <= budget * fan <= high:
         raise ValueError(
             f"budget {budget} cannot be met with fan {fan} and degrees from {low} to {high}: "
-            f"feasible budgets are {low / fan:.4g} to {high / fan:.4g}"
+            f"feasible budgets are {math.ceil(1e4 * low / fan) / 1e4:g} to {math.floor(1e4 * high / fan) / 1e4:g}"
         )
 
 

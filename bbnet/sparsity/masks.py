@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def keep_largest(scores: Tensor, degrees: Tensor) -> Tensor:
-    """Bool mask [units, fan] with exactly `degrees[j]` entries per row, at the largest `scores`; ties go to the lower index.
+    """Bool mask [units, fan]: exactly `degrees[j]` entries per row, at the largest `scores`, ties to the lower index.
 
     Args:
         scores: [units, fan], finite.
@@ -20,7 +20,7 @@ def keep_largest(scores: Tensor, degrees: Tensor) -> Tensor:
 
 
 def keep_largest_of_all(scores: Tensor, count: int) -> Tensor:
-    """Bool mask of the shape of `scores` with exactly `count` entries, at the largest; ties go to the lower flat index."""
+    """Bool mask of the shape of `scores`: exactly `count` entries, at the largest, ties to the lower flat index."""
     return keep_largest(scores.reshape(1, -1), torch.tensor([count], device=scores.device)).reshape(scores.shape)
 
 
@@ -32,6 +32,8 @@ def _keep_by_sort(scores: Tensor, degrees: Tensor) -> Tensor:
 
 def _keep_by_partition(scores: Tensor, degrees: Tensor) -> Tensor:
     """A partition finds each row's threshold; rows of one degree share a call. Far cheaper than a sort on a CPU."""
+    # numpy has no bfloat16, and float32 holds all of it.
+    scores = scores.float() if scores.dtype == torch.bfloat16 else scores
     values, wanted = scores.detach().numpy(), degrees.numpy()
     units, fan = values.shape
     thresholds = np.full((units, 1), np.inf, dtype=values.dtype)

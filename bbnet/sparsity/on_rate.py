@@ -28,7 +28,7 @@ SILENT_POSITIONS = 1000
 
 @dataclass
 class UnitCounts:
-    """Counts of one module's units; all tensors are [units] but `seen`, `seen_since` and `weight`, which are scalars."""
+    """Counts of one module's units: tensors [units], but `seen`, `seen_since` and `weight` are scalars."""
 
     on: Tensor
     seen: Tensor
@@ -48,9 +48,9 @@ class UnitCounts:
         return cls(count(units), count(), count(units), count(), average(units), average())
 
     def fold(self, decay: float) -> None:
-        """One optimiser step: the counts since the last one enter the average; a step without positions changes nothing."""
+        """One optimiser step: the counts since the last one enter the average, if there are any."""
         step_weight = (1 - decay) * (self.seen > 0)
-        self.average.lerp_((self.on / self.seen.clamp(min=1)).double(), step_weight)
+        self.average.lerp_(self.on.double() / self.seen.clamp(min=1), step_weight)
         self.weight.lerp_(torch.ones_like(self.weight), step_weight)
         self.on_since += self.on
         self.seen_since += self.seen
@@ -100,7 +100,7 @@ class OnRates:
 
     @contextmanager
     def valid(self, positions: Tensor) -> Iterator[None]:
-        """Forward passes inside count only where `positions` is true; its shape is that of the outputs without channels."""
+        """Forward passes inside count only where `positions`, of the outputs' shape without channels, is true."""
         self._valid = positions
         try:
             yield
@@ -134,10 +134,10 @@ class OnRates:
         }
         return {"steps": self.steps, "counts": counts}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict, device: torch.device) -> None:
         self.steps = state["steps"]
         self.counts = {
-            name: UnitCounts(**{key: tensor.clone() for key, tensor in count.items()})
+            name: UnitCounts(**{key: tensor.to(device, copy=True) for key, tensor in count.items()})
             for name, count in state["counts"].items()
         }
 

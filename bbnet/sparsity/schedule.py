@@ -31,7 +31,11 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if not 0 <= self.ramp_end <= self.freeze <= 1:
-            raise ValueError(f"need 0 <= ramp_end <= freeze <= 1, got ramp_end {self.ramp_end} and freeze {self.freeze}")
+            raise ValueError(
+                f"need 0 <= ramp_end <= freeze <= 1, got ramp_end {self.ramp_end} and freeze {self.freeze}"
+            )
+        if self.interval < 1:
+            raise ValueError(f"every must be at least 1 step, got {self.every}")
         before_freeze = (self.freeze_step - 1) // self.interval
         if before_freeze < LEAST_REFRESHES:
             raise ValueError(

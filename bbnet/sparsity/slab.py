@@ -106,7 +106,8 @@ def check_slabs(model: nn.Module, slabs: Iterable[Slab], budget: Decimal) -> dic
         if id(weight) in owners:
             other = owners[id(weight)]
             raise ValueError(
-                f"slab {slab.name} (side {slab.side}): its weight already belongs to slab {other.name} (side {other.side})"
+                f"slab {slab.name} (side {slab.side}): its weight already belongs to "
+                f"slab {other.name} (side {other.side})"
             )
         _, fan = slab_shape(weight, slab.side)
         try:

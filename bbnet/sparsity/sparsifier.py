@@ -64,6 +64,8 @@ def sparsify(
             raise ValueError(f"unknown method {method!r}, allowed: {', '.join(METHODS)}")
         method = METHODS[method]
     parameters = dict(method)
+    if "algorithm" not in parameters:
+        raise ValueError(f"method {parameters} names no algorithm, allowed: {', '.join(algorithms.names())}")
     algorithm = algorithms.make(parameters.pop("algorithm"), **parameters)
     exact = as_budget(budget)
     if rescale not in ("none", "sqrt", "energy"):
@@ -167,12 +169,13 @@ class Sparsifier:
         self.optimizer = optimizer
         self.algorithm = algorithm
         self.schedule = schedule
+        self.rescale = rescale
         self.seed = seed
         self.step = 0
         self.refreshes: list[dict[str, Any]] = []
         self.weights: list[MaskedWeight] = []
         self.on_rates: OnRates | None = None
-        self._shapes = {slab.name: slab_shape(weight, slab.side) for slab, weight in weights.items()}
+        self._shapes = {slab: slab_shape(weight, slab.side) for slab, weight in weights.items()}
         if not algorithm.masks_weights:
             return
         self.weights = [MaskedWeight(slab, weight, rescale) for slab, weight in weights.items()]
@@ -188,7 +191,7 @@ class Sparsifier:
     def masks(self) -> dict[str, Tensor]:
         """The masks in force, bool [units, fan] by slab name; all true for a method that masks no weights."""
         if not self.weights:
-            return {name: torch.ones(shape, dtype=torch.bool) for name, shape in self._shapes.items()}
+            return {slab.name: torch.ones(shape, dtype=torch.bool) for slab, shape in self._shapes.items()}
         return {masked.slab.name: masked.mask for masked in self.weights}
 
     @torch.no_grad()
@@ -231,16 +234,19 @@ class Sparsifier:
             masked.answered = state["answered"][name].to(device, copy=True)
             masked.grad_mask.copy_(over_weight(masked.mask, masked.weight, masked.slab.side))
         if self.on_rates is not None:
-            self.on_rates.load_state_dict(state["on_rates"])
+            self.on_rates.load_state_dict(state["on_rates"], self.weights[0].weight.device)
             self.on_rates.counting = self.step < self.schedule.freeze_step
 
     def _identity(self) -> dict[str, Any]:
+        schedule = self.schedule
         return {
             "algorithm": type(self.algorithm).__name__,
             "parameters": self.algorithm.model_dump(),
-            "budget": str(self.schedule.budget),
-            "total_steps": self.schedule.total_steps,
-            "slabs": {name: list(shape) for name, shape in self._shapes.items()},
+            "budget": f"{schedule.budget.normalize():f}",
+            "schedule": [schedule.total_steps, schedule.ramp_end, schedule.freeze, schedule.interval],
+            "rescale": self.rescale,
+            "seed": self.seed,
+            "slabs": {slab.name: [slab.side, *shape] for slab, shape in self._shapes.items()},
         }
 
     @torch.no_grad()
@@ -276,8 +282,8 @@ class Sparsifier:
         rates, silent = (None, None) if self.on_rates is None else self.on_rates.of(slab.units)
         if rates is not None and len(rates) != len(scores):
             raise ValueError(
-                f"slab {slab.name}: {', '.join(slab.units)} have {len(rates)} outputs, but its weight has {len(scores)} "
-                f"units on side {slab.side}"
+                f"slab {slab.name}: {', '.join(slab.units)} have {len(rates)} outputs, "
+                f"but its weight has {len(scores)} units on side {slab.side}"
             )
         seed = zlib.crc32(f"{self.seed}/{slab.name}".encode())
         return SlabView(slab.name, scores, masked.mask, masked.scale, rates, silent, seed)

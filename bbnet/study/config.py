@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from bbnet.study.discover import method_type, tasks_type
 
@@ -65,7 +73,9 @@ class Sparsity(Section):
     rescale: Literal["none", "sqrt", "energy"] = Field(
         "none", description="How a unit's row answers to a new support; one setting for all methods."
     )
-    ramp_end: float = Field(0.40, ge=0, le=0.95, description="Share of the sparse phase at which the budget is reached.")
+    ramp_end: float = Field(
+        0.40, ge=0, le=0.95, description="Share of the sparse phase at which the budget is reached."
+    )
     freeze: float = Field(0.75, gt=0, le=0.95, description="Share of the sparse phase after which masks stay.")
     every: int | None = Field(None, ge=1, description="Optimiser steps between refreshes; 1/40 of the phase if absent.")
 
@@ -100,7 +110,9 @@ class Study(Section):
     def _one_dense(cls, methods: dict) -> dict:
         dense = [label for label, method in methods.items() if method.algorithm == "dense"]
         if dense != ["dense"]:
-            raise ValueError("needs exactly one method of algorithm dense, labelled 'dense': comparisons are against it")
+            raise ValueError(
+                "needs exactly one method of algorithm dense, labelled 'dense': comparisons are against it"
+            )
         return methods
 
     @field_validator("tasks")
@@ -183,13 +195,17 @@ def _describe_one(problem: dict[str, Any], schema: dict[str, Any]) -> str:
         return f"{key}: is missing"
     if problem["type"] == "union_tag_invalid":
         context = problem["ctx"]
-        return f"{key}.{context['discriminator'].strip(chr(39))}: unknown {context['tag']!r}, allowed: {context['expected_tags']}"
+        return f"{key}.{_discriminator(problem)}: unknown {context['tag']!r}, allowed: {context['expected_tags']}"
     if problem["type"] == "union_tag_not_found":
-        return f"{key}.{problem['ctx']['discriminator'].strip(chr(39))}: is missing"
+        return f"{key}.{_discriminator(problem)}: is missing"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{key}: {message}"
     return f"{key}: {message[0].lower()}{message[1:]}, found {problem['input']!r}"
+
+
+def _discriminator(problem: dict[str, Any]) -> str:
+    return problem["ctx"]["discriminator"].strip("'")
 
 
 def _walk(loc: tuple, schema: dict[str, Any]) -> tuple[list[str], list[str]]:

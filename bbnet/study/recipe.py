@@ -1,4 +1,4 @@
-"""What each job of the workflow is made of: exactly the configuration that it uses, and the code that shapes its result.
+"""What each job of the workflow is made of: the configuration that it uses, and the code that shapes its result.
 
 Every recipe is a plain dictionary, written as JSON into the job's `params`; `code` is a fingerprint of the bytes of
 the files that shape the result, so that an edit of them runs the job again, and a clone or a new algorithm does not.

@@ -44,7 +44,7 @@ class Task(Protocol):
     ModelSettings: type[BaseModel]  # of one entry of `models`
 
     def fetch(self, data: Mapping[str, Any], target: Path) -> dict[str, Any]:
-        """Makes the pack of the settings' `data` in `target`, or finds it where it lies; checks it, returns its manifest."""
+        """Makes the pack of the settings' `data` in `target`, or finds it; checks it and returns its manifest."""
 
     def prepare(self, manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
         """Decodes the pack once into arrays in `target`, and returns their index."""
@@ -82,4 +82,3 @@ def load(name: str) -> ModuleType:
 def load_metrics(name: str) -> ModuleType:
     """The torch-free part of a task that knows its metrics: `METRICS`, `SELECTION` and `metrics`."""
     return importlib.import_module(f"bbnet.tasks.{name}.metrics")
-

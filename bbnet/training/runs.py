@@ -109,17 +109,19 @@ def train(job: Job, warm_start: Mapping[str, Any]) -> TrainedRun:
     best, selected_epoch, weights = -float("inf"), 0, {}
     sign = 1 if job.task.METRICS[job.task.SELECTION].better == "higher" else -1
     while trainer.epoch < trainer.training.epochs:
-        row = trainer.run_epoch("sparse", sparsifier)
+        phase = "frozen" if _ends_after_freeze(trainer, sparsifier) else "sparse"
+        row = trainer.run_epoch(phase, sparsifier)
         score = sign * row[f"dev_{job.task.SELECTION}"]
-        if _after_freeze(trainer, sparsifier) and score > best:
+        if phase == "frozen" and score > best:
             best, selected_epoch = score, trainer.epoch
             weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     masks = {name: mask.cpu() for name, mask in sparsifier.masks().items()}
     return TrainedRun(weights, masks, trainer.history, sparsifier.refreshes, selected_epoch, left_dense)
 
 
-def _after_freeze(trainer: Trainer, sparsifier: Sparsifier) -> bool:
-    sparse_epochs = trainer.epoch - trainer.training.warm_up_epochs
+def _ends_after_freeze(trainer: Trainer, sparsifier: Sparsifier) -> bool:
+    """Whether the next epoch ends with frozen masks that were trained for at least a step."""
+    sparse_epochs = trainer.epoch + 1 - trainer.training.warm_up_epochs
     return sparse_epochs * trainer.steps_per_epoch > sparsifier.schedule.freeze_step
 
 

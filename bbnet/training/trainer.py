@@ -1,4 +1,4 @@
-"""The training loop: one learning-rate schedule over the dense warm-up and the sparse phase, the same for every method."""
+"""The training loop: one learning-rate schedule over warm-up and sparse phase, the same for every method."""
 
 import logging
 import math
@@ -142,7 +142,10 @@ class Trainer:
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """Weight decay acts on matrices and kernels, not on biases and norms."""
     groups = [
-        {"params": [weight for weight in model.parameters() if weight.dim() > 1], "weight_decay": training.weight_decay},
+        {
+            "params": [weight for weight in model.parameters() if weight.dim() > 1],
+            "weight_decay": training.weight_decay,
+        },
         {"params": [weight for weight in model.parameters() if weight.dim() <= 1], "weight_decay": 0.0},
     ]
     if training.optimizer == "sgd":

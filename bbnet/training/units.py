@@ -19,7 +19,7 @@ def measure_units(
     slabs: Iterable[Slab],
     masks: Mapping[tuple[str, str], Tensor],
 ) -> list[dict[str, Any]]:
-    """One row per slab and unit: on-rate over every valid position of `split`, degree, fan, and traffic = on-rate * degree.
+    """One row per slab and unit: on-rate over all positions of `split`, degree, fan, and traffic = on-rate * degree.
 
     Args:
         masks: bool [units, fan] by slab name and side; a slab without one is dense.

@@ -1,4 +1,4 @@
-"""Algorithms, found by module name: `algorithms/{name}.py` holds one subclass of `Algorithm`, its rule and its parameters.
+"""Algorithms, found by module name: `algorithms/{name}.py` holds one subclass of `Algorithm`.
 
 The study reads the parameters of an algorithm from its source without importing it (`bbnet.study.algorithms`), so a
 parameter is an annotated field built from `typing` and `pydantic` names alone.

@@ -55,7 +55,7 @@ def _pair_names(root: Path, split: str) -> list[str]:
 
 
 def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
-    """Cuts every pair into tiles: `{split}_images.npy` uint8 [tiles, 2, 3, tile, tile], `{split}_labels.npy` [tiles, tile, tile].
+    """Cuts pairs into tiles: `{split}_images.npy` uint8 [tiles, 2, 3, tile, tile], `{split}_labels.npy` [tiles, tile, tile].
 
     Returns the index: per split the image names and the first tile of each, and the mean and sd of the training pixels.
     Raises: ValueError naming a pair of unequal size, a size that is no multiple of the tile, or a label not binary.
@@ -94,7 +94,8 @@ def _tile_grid(folder: Path, name: str, tile: int) -> tuple[int, int]:
     for part in PARTS[1:]:
         if sizes[part] != sizes["A"]:
             raise ValueError(
-                f"{folder / part / name}: {_shown(sizes[part])} pixels, but A is {_shown(sizes['A'])}; they must be equal"
+                f"{folder / part / name}: {_shown(sizes[part])} pixels, but A is {_shown(sizes['A'])}; "
+                "A, B and label must be of equal size"
             )
     width, height = sizes["A"]
     if width % tile or height % tile:
@@ -121,7 +122,9 @@ def _read_pair(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     values = np.unique(label)
     if not (set(values.tolist()) <= {0, 255} or set(values.tolist()) <= {0, 1}):
         others = [value for value in values.tolist() if value not in (0, 1, 255)]
-        raise ValueError(f"{path}: label is not binary; found {(others or values.tolist())[:3]}, allowed 0 and 255 or 0 and 1")
+        raise ValueError(
+            f"{path}: label is not binary; found {(others or values.tolist())[:3]}, allowed 0 and 255 or 0 and 1"
+        )
     return pair, (label > 0).astype(np.uint8)
 
 
@@ -163,7 +166,7 @@ class _PixelMoments:
 
 @dataclass(frozen=True)
 class Batch:
-    """`images`: uint8 [batch, 2, 3, tile, tile], dates A and B; `labels`: uint8 [batch, tile, tile], 1 where changed."""
+    """`images` uint8 [batch, 2, 3, tile, tile], dates A and B; `labels` uint8 [batch, tile, tile], 1 where changed."""
 
     images: Tensor
     labels: Tensor

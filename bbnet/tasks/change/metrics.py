@@ -5,16 +5,14 @@ import numpy as np
 from bbnet.tasks.task import Items, Metric
 
 SELECTION = "f1"
-METRICS = {
-    name: Metric("share", "higher") for name in ("f1", "iou", "precision", "recall", "image_f1", "image_iou")
-}
+METRICS = {name: Metric("share", "higher") for name in ("f1", "iou", "precision", "recall", "image_f1", "image_iou")}
 
 
 def metrics(items: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
     """Metrics of the changed class, shares of 1.
 
-    `f1`, `iou`, `precision` and `recall` come from the pixel counts of the whole data set. `image_f1` and `image_iou` are
-    means over images, where an image without changed and without predicted pixels counts 1: it is right.
+    `f1`, `iou`, `precision` and `recall` come from the pixel counts of the whole data set. `image_f1` and `image_iou`
+    are means over images, where an image without changed and without predicted pixels counts 1: it is right.
 
     Args:
         items: `tp`, `fp`, `fn`, [..., images].

@@ -27,8 +27,10 @@ def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> 
     return {"best": int(ranked[0]), "median": int(ranked[(len(ranked) - 1) // 2]), "worst": int(ranked[-1])}
 
 
-def case(prepared: Path, index: Mapping[str, Any], image: int, predictions: Mapping[str, Mapping[str, np.ndarray]]) -> dict:
-    """One test image at shown size: `A`, `B` uint8 [height, width, 3], `label` and each prediction bool [height, width].
+def case(
+    prepared: Path, index: Mapping[str, Any], image: int, predictions: Mapping[str, Mapping[str, np.ndarray]]
+) -> dict:
+    """One test image at shown size: `A`, `B` uint8 [height, width, 3], label and predictions bool [height, width].
 
     Args:
         prepared: folder of the prepared arrays; `index` is theirs.
@@ -39,7 +41,11 @@ def case(prepared: Path, index: Mapping[str, Any], image: int, predictions: Mapp
     grid = split["grids"][image]
     images = np.load(prepared / "test_images.npy", mmap_mode="r")[first:last]
     before, after = assemble(images, grid).transpose(0, 2, 3, 1)
-    shown = {"A": before, "B": after, "label": assemble(np.load(prepared / "test_labels.npy", mmap_mode="r")[first:last], grid) > 0}
+    shown = {
+        "A": before,
+        "B": after,
+        "label": assemble(np.load(prepared / "test_labels.npy", mmap_mode="r")[first:last], grid) > 0,
+    }
     for name, packed in predictions.items():
         tiles = np.unpackbits(packed["changed"][first:last], axis=1, count=tile * tile).reshape(-1, tile, tile)
         shown[name] = assemble(tiles, grid) > 0

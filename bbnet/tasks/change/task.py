@@ -73,9 +73,9 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, labels) + 1 - dice
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def evaluate(model: nn.Module, split: Tiles, device: torch.device) -> tuple[Items, Items]:
-    """Pixel counts per image (`image`, `tp`, `fp`, `fn`, `tn`), and `changed`: predictions as packed bits [tiles, bytes].
+    """Pixel counts per image (`image`, `tp`, `fp`, `fn`, `tn`), and predictions `changed`, packed bits [tiles, bytes].
 
     A pixel is predicted changed where its share is at least 1/2.
     """

@@ -1,0 +1,443 @@
+"""Every wrong study or knob is refused in one line that names file, key and what is allowed."""
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bbnet.study.config import ConfigError, Knobs, Study, canonical_budget, check_writable, read_knobs, read_study
+
+REPOSITORY = Path(__file__).parents[2]
+LAWS = ("log_odds", "linear", "uniform", "shuffled", "inverted", "traffic")
+SOURCE_OF_KNOBS = "config.yaml or --config"
+
+
+@pytest.fixture
+def refusal(write_study):
+    """The one line with which a study is refused."""
+
+    def message(content: str | dict) -> str:
+        path = write_study(content)
+        with pytest.raises(ConfigError) as refused:
+            read_study("bad", path.parent)
+        text = str(refused.value)
+        assert text.startswith(f"{path}: ")
+        assert text.splitlines() == [text]
+        return text.removeprefix(f"{path}: ")
+
+    return message
+
+
+def knob_refusal(config: dict) -> str:
+    with pytest.raises(ConfigError) as refused:
+        read_knobs(config)
+    text = str(refused.value)
+    assert text.startswith(f"{SOURCE_OF_KNOBS}: ")
+    assert text.splitlines() == [text]
+    return text.removeprefix(f"{SOURCE_OF_KNOBS}: ")
+
+
+def writing_refusal(folder: Path) -> str:
+    with pytest.raises(ConfigError) as refused:
+        check_writable(folder)
+    text = str(refused.value)
+    assert text.splitlines() == [text]
+    return text
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_shipped_study_is_valid(path):
+    assert read_study(path.stem, path.parent).seeds
+
+
+def test_the_shipped_knobs_are_valid_and_name_every_knob():
+    config = yaml.safe_load((REPOSITORY / "config.yaml").read_text())
+    assert set(config) == set(Knobs.model_fields)
+    assert read_knobs(config).study == "demo"
+
+
+def test_the_base_study_of_these_tests_is_valid(base, write_study):
+    assert read_study("bad", write_study(base).parent).budgets == ["0.20", "0.50"]
+
+
+# What each key says of what is allowed.
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named", "allowed"),
+    [
+        ("methods.sp_in.algorithm", "budgeted_brodcast", "methods.sp_in.algorithm", ("budgeted_broadcast", "magnitude")),
+        ("methods.sp_in.algorithm", None, "methods.sp_in.algorithm", ("budgeted_broadcast",)),
+        ("methods.sp_in.law", "logodds", "methods.sp_in.law", LAWS),
+        ("methods.sp_in.side", "left", "methods.sp_in.side", ("in", "out", "both")),
+        ("methods.sp_in.gain", 0, "methods.sp_in.gain", ("greater than 0",)),
+        ("methods.sp_in.silent", "loud", "methods.sp_in.silent", ("smallest", "literal")),
+        ("methods.magnitude.side", "up", "methods.magnitude.side", ("in", "out", "both")),
+        ("tasks.change.data.pack", "levir", "tasks.change.data.pack", ("aerial_scenes", "levir_cd")),
+        ("tasks.change.data.size", "big", "tasks.change.data.size", ("integer",)),
+        ("tasks.change.data.unchanged", 1.0, "tasks.change.data.unchanged", ("less than 1",)),
+        ("tasks.change.slabs", "narrow", "tasks.change.slabs", ("paper", "wide")),
+        ("tasks.change.models.small.widths", [], "tasks.change.models.small.widths", ("at least 1",)),
+        ("tasks.change.models.small.widths", [8, 0], "tasks.change.models.small.widths.1", ("greater than or equal to 1",)),
+        ("tasks.change.models", {}, "tasks.change.models", ("at least 1",)),
+        ("tasks.change.training.optimizer", "adam", "tasks.change.training.optimizer", ("adamw", "sgd")),
+        ("tasks.change.training.learning_rate", 0, "tasks.change.training.learning_rate", ("greater than 0",)),
+        ("tasks.change.training.warm_up_epochs", 4, "tasks.change.training", ("warm_up_epochs 4", "below epochs 4")),
+        ("sparsity.rescale", "square", "sparsity.rescale", ("none", "sqrt", "energy")),
+        ("sparsity.ramp_end", 0.9, "sparsity", ("ramp_end 0.9", "freeze 0.75")),
+        ("sparsity.freeze", 1.0, "sparsity.freeze", ("0.95",)),
+        ("sparsity.every", 0, "sparsity.every", ("greater than or equal to 1",)),
+        ("cpu_threads", 0, "cpu_threads", ("greater than or equal to 1",)),
+        ("seeds", [], "seeds", ("at least 1",)),
+        ("seeds", 3, "seeds", ("list",)),
+        ("seeds", [-1], "seeds.0", ("greater than or equal to 0",)),
+        ("seeds", [0, "one"], "seeds.1", ("integer",)),
+        ("budgets", [], "budgets", ("at least 1",)),
+        ("methods", {}, "methods", ("dense",)),
+    ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(with_key, refusal, key, value, named, allowed):
+    message = refusal(with_key(key, value))
+    assert message.startswith(f"{named}: ")
+    assert all(word in message for word in allowed)
+
+
+@pytest.mark.parametrize(
+    ("key", "nearest"),
+    [
+        ("budget", "budgets"),
+        ("seed", "seeds"),
+        ("cpu_thread", "cpu_threads"),
+        ("sparsity.rescal", "rescale"),
+        ("methods.sp_in.lwa", "law"),
+        ("methods.sp_in.gian", "gain"),
+        ("methods.magnitude.sides", "side"),
+        ("tasks.chnage", "change"),
+        ("tasks.change.slab", "slabs"),
+        ("tasks.change.data.sise", "size"),
+        ("tasks.change.models.small.width", "widths"),
+        ("tasks.change.training.epoch", "epochs"),
+    ],
+)
+def test_a_misspelt_key_is_refused_with_the_nearest_known_name(with_key, refusal, key, nearest):
+    message = refusal(with_key(key, 1))
+    assert message.startswith(f"{key}: unknown key; did you mean '{nearest}'? allowed: ")
+
+
+def test_a_parameter_of_another_algorithm_is_refused_with_those_allowed(with_key, refusal):
+    message = refusal(with_key("methods.magnitude.law", "linear"))
+    assert message.startswith("methods.magnitude.law: unknown key; ")
+    assert message.endswith("allowed: algorithm, side")
+
+
+def test_dense_has_no_side(with_key, refusal):
+    message = refusal(with_key("methods.dense.side", "in"))
+    assert message == "methods.dense.side: unknown key; allowed: algorithm"
+
+
+def test_several_errors_stand_in_one_line(with_key, refusal):
+    content = with_key("seeds", [])
+    content["cpu_threads"] = 0
+    message = refusal(content)
+    assert "seeds: " in message
+    assert "cpu_threads: " in message
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "seeds",
+        "budgets",
+        "methods",
+        "tasks",
+        "methods.sp_in.algorithm",
+        "tasks.change.data",
+        "tasks.change.data.pack",
+        "tasks.change.models",
+        "tasks.change.training.epochs",
+    ],
+)
+def test_a_missing_key_is_named(with_key, refusal, key):
+    assert refusal(with_key(key, ...)) == f"{key}: is missing"
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "seeds",
+        "budgets",
+        "sparsity",
+        "methods",
+        "methods.sp_in",
+        "tasks",
+        "tasks.change",
+        "tasks.change.data",
+        "tasks.change.models",
+        "tasks.change.models.small",
+        "tasks.change.training",
+    ],
+)
+@pytest.mark.parametrize("value", [None, [], "text"])
+def test_a_section_of_another_kind_is_refused_by_its_key(with_key, refusal, key, value):
+    assert refusal(with_key(key, value)).startswith(f"{key}: ")
+
+
+# Budgets, seeds and labels.
+
+
+@pytest.mark.parametrize("budget", [0, 0.0, 1.2, 0.04, "0.04", -0.5, 100, float("inf")])
+def test_a_budget_out_of_range_is_refused_with_the_range(with_key, refusal, budget):
+    message = refusal(with_key("budgets", [0.2, budget]))
+    assert message.startswith("budgets.1: ")
+    assert "[0.05, 1]" in message
+
+
+@pytest.mark.parametrize("budget", [0.205, "0.205", "0.205\n", 0.5000001, 1e-9])
+def test_a_budget_of_more_than_two_decimals_is_refused(with_key, refusal, budget):
+    message = refusal(with_key("budgets", [budget]))
+    assert message.startswith("budgets.0: ")
+    assert "two decimals" in message or "[0.05, 1]" in message
+
+
+@pytest.mark.parametrize("budget", ["half", "", None, True, [0.2], {"share": 0.2}, "20 %", "0,2", float("nan")])
+def test_a_budget_that_is_no_number_is_refused(with_key, refusal, budget):
+    message = refusal(with_key("budgets", [budget]))
+    assert message.startswith("budgets.0: ")
+    assert "not a number" in message
+
+
+@pytest.mark.parametrize(
+    ("budget", "canonical"),
+    [(0.05, "0.05"), (0.2, "0.20"), ("0.20", "0.20"), ("0.2", "0.20"), (0.50, "0.50"), (1, "1.00"), ("1e-1", "0.10")],
+)
+def test_a_budget_has_one_canonical_form(budget, canonical):
+    assert canonical_budget(budget) == canonical
+
+
+def test_every_budget_of_two_decimals_keeps_its_value():
+    hundredths = range(5, 101)
+    assert [canonical_budget(count / 100) for count in hundredths] == [str(Decimal(count) / 100 + Decimal("0.00")) for count in hundredths]
+
+
+@pytest.mark.parametrize("budgets", [[0.2, 0.2], [0.2, "0.20"], ["0.2", "0.20"], [1, 0.5, 1.0]])
+def test_equal_budgets_are_refused_however_they_are_written(with_key, refusal, budgets):
+    message = refusal(with_key("budgets", budgets))
+    assert message.startswith("budgets: ")
+    assert f"{float(budgets[0]):.2f}" in message
+    assert "twice" in message
+
+
+@pytest.mark.parametrize("seeds", [[0, 1, 0], [7, "7"]])
+def test_equal_seeds_are_refused(with_key, refusal, seeds):
+    message = refusal(with_key("seeds", seeds))
+    assert message.startswith("seeds: ")
+    assert f"{seeds[0]} given twice" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "twice"),
+    [
+        ("seeds: [0]\nseeds: [1]\n", "seeds"),
+        ("methods:\n  sp_in: {algorithm: dense}\n  sp_in: {algorithm: magnitude}\n", "sp_in"),
+        ("tasks:\n  change: {tile: 32, tile: 64}\n", "tile"),
+    ],
+)
+def test_equal_labels_are_refused(refusal, text, twice):
+    message = refusal(text)
+    assert f"'{twice}' given twice" in message
+    assert "line" in message
+
+
+@pytest.mark.parametrize("label", ["SP-in", "sp in", "1st", "", "sp/in", "../x", "sp_in\n"])
+def test_a_label_that_cannot_be_a_folder_is_refused(with_key, refusal, base, label):
+    base["methods"][label] = {"algorithm": "magnitude"}
+    message = refusal(base)
+    assert message.startswith("methods.")
+    assert "match pattern" in message
+
+
+@pytest.mark.parametrize("key", [1, None, 2.5, True])
+def test_a_label_that_is_no_text_is_refused(refusal, base, key):
+    base["methods"][key] = {"algorithm": "magnitude"}
+    message = refusal(base)
+    assert message.startswith("methods.")
+    assert "valid string" in message
+
+
+@pytest.mark.parametrize(
+    "methods",
+    [
+        {"sp_in": {"algorithm": "budgeted_broadcast"}},
+        {"reference": {"algorithm": "dense"}},
+        {"dense": {"algorithm": "magnitude"}},
+        {"dense": {"algorithm": "dense"}, "again": {"algorithm": "dense"}},
+    ],
+    ids=["none", "under another label", "another algorithm under its label", "two"],
+)
+def test_a_study_needs_exactly_one_dense_method(with_key, refusal, methods):
+    message = refusal(with_key("methods", methods))
+    assert message.startswith("methods: ")
+    assert "labelled 'dense'" in message
+
+
+def test_a_study_needs_a_task(with_key, refusal):
+    assert refusal(with_key("tasks", {})) == "tasks: needs at least one task, allowed: change"
+
+
+# What can be known of the data before any job starts.
+
+
+def test_a_tile_that_the_levels_cannot_halve_is_refused(with_key, refusal):
+    message = refusal(with_key("tasks.change.models.small.widths", [8] * 6))
+    assert message.startswith("tasks.change: ")
+    assert "tile 32 must be a multiple of 64" in message
+    assert "small" in message
+
+
+def test_a_size_that_the_tile_does_not_divide_is_refused(with_key, refusal):
+    message = refusal(with_key("tasks.change.data.size", 80))
+    assert message.startswith("tasks.change: ")
+    assert "data.size 80 must be a multiple of tile 32" in message
+
+
+def test_a_batch_larger_than_the_training_data_is_refused(with_key, refusal):
+    message = refusal(with_key("tasks.change.training.batch_size", 33))
+    assert message.startswith("tasks.change: ")
+    assert "batch_size 33 exceeds the 32 training tiles" in message
+
+
+def test_a_batch_as_large_as_the_training_data_is_accepted(study):
+    assert study("tasks.change.training.batch_size", 32).tasks.change.training.batch_size == 32
+
+
+# Files.
+
+
+def test_a_missing_study_is_refused_with_the_known_ones(tmp_path):
+    for name in ("demo", "paper"):
+        (tmp_path / f"{name}.yaml").touch()
+    with pytest.raises(ConfigError) as refused:
+        read_study("papre", tmp_path)
+    assert str(refused.value).splitlines() == [str(refused.value)]
+    assert str(tmp_path / "papre.yaml") in str(refused.value)
+    assert str(refused.value).endswith("demo, paper")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["seeds: [0, 1\nbudgets: 3", "seeds:\n\t- 0", "a: b: c", "%", "seeds: *unknown", "{[a]: 1}", "? {a: 1}\n: 2", "x: !!python/object:os.system 1"],
+)
+def test_yaml_that_does_not_parse_is_refused(refusal, text):
+    assert refusal(text).startswith("not valid YAML: ")
+
+
+@pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("", "NoneType"), ("demo", "str"), ("3", "int")])
+def test_a_study_that_is_no_map_is_refused(refusal, text, kind):
+    assert refusal(text) == f"must be a map of keys, found {kind}"
+
+
+def test_a_study_whose_keys_are_no_text_is_refused(refusal):
+    assert refusal("1: 2\n").startswith("keys must be text")
+
+
+def test_a_study_that_is_no_utf8_is_refused(tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(b"description: caf\xe9\n")
+    with pytest.raises(ConfigError) as refused:
+        read_study("bad", tmp_path)
+    assert str(tmp_path / "bad.yaml") in str(refused.value)
+
+
+def test_a_key_with_a_line_break_is_still_refused_in_one_line(refusal, base):
+    base["two\nlines"] = 1
+    assert "unknown key" in refusal(base)
+
+
+# Knobs.
+
+
+def test_knobs_arrive_as_strings_or_as_yaml_values():
+    assert read_knobs({"study": "paper", "device": "cpu"}) == Knobs(study="paper", device="cpu")
+    assert read_knobs({"data_dir": 2024}).data_dir == "2024"
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "allowed"),
+    [
+        ("device", "gpu", ("auto", "cpu", "cuda")),
+        ("device", "CPU", ("auto", "cpu", "cuda")),
+        ("results_from", "shipped", ("runs", "reference")),
+        ("cells", "some", ("all", "done")),
+        ("cells", True, ("all", "done")),
+        ("study", "../demo", ("pattern",)),
+        ("study", "demo.yaml", ("pattern",)),
+        ("study", 1, ("pattern",)),
+        ("data_dir", "", ("at least 1 character",)),
+    ],
+)
+def test_a_bad_knob_is_named_with_what_is_allowed(knob, value, allowed):
+    message = knob_refusal({knob: value})
+    assert message.startswith(f"{knob}: ")
+    assert all(word in message for word in allowed)
+
+
+@pytest.mark.parametrize(("knob", "nearest"), [("devcie", "device"), ("datadir", "data_dir"), ("studies", "study")])
+def test_a_misspelt_knob_is_refused_with_the_nearest(knob, nearest):
+    assert knob_refusal({knob: "x"}).startswith(f"{knob}: unknown key; did you mean '{nearest}'?")
+
+
+@pytest.mark.parametrize("knob", sorted(Knobs.model_fields))
+def test_a_knob_without_a_value_is_refused(knob):
+    """`data_dir:` in config.yaml, or `--config data_dir=`, is no folder called None."""
+    assert knob_refusal({knob: None}).startswith(f"{knob}: ")
+
+
+def test_a_knob_whose_name_is_no_text_is_refused():
+    assert "1" in knob_refusal({1: "x"})
+
+
+# Folders that must be writable.
+
+
+def test_a_folder_that_can_be_made_is_accepted_and_not_made(tmp_path):
+    check_writable(tmp_path / "a" / "b")
+    check_writable(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_relative_folder_is_accepted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    check_writable(Path("data"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("below", ["", "sub", "sub/sub"])
+def test_a_file_in_the_way_is_refused(tmp_path, below):
+    file = tmp_path / "file"
+    file.write_text("kept")
+    message = writing_refusal(file / below)
+    assert str(file / below) in message
+    assert file.read_text() == "kept"
+
+
+@pytest.mark.parametrize("folder", ["/proc/data", "/proc/a/b"])
+def test_a_read_only_place_is_refused(folder):
+    message = writing_refusal(Path(folder))
+    assert folder in message
+    assert "/proc" in message
+
+
+def test_a_name_that_no_file_system_takes_is_refused(tmp_path):
+    assert "data_dir" in writing_refusal(tmp_path / ("x" * 300))
+
+
+def test_the_settings_of_the_tasks_are_those_given(study):
+    assert list(study().task_settings()) == ["change"]
+    assert study().task_settings()["change"].tile == 32
+
+
+def test_a_study_cannot_be_changed_after_reading(study):
+    frozen = study()
+    with pytest.raises(ValueError, match="frozen"):
+        frozen.seeds = [3]
+    assert isinstance(frozen, Study)

@@ -1,0 +1,72 @@
+"""The grid: dense once per seed, every other method at every budget and seed, in canonical folders."""
+
+from collections import Counter
+
+import pytest
+
+from bbnet.study import grid
+from bbnet.study.config import Study
+
+
+@pytest.fixture
+def wide_study(base) -> Study:
+    """Two models, three seeds, two budgets."""
+    base["tasks"]["change"]["models"]["large"] = {"widths": [16, 32]}
+    return Study(**base | {"seeds": [5, 3, 11]})
+
+
+def test_dense_has_one_run_per_model_and_seed_at_budget_one(wide_study):
+    dense = [run for run in grid.runs(wide_study) if run.method == "dense"]
+    assert sorted((run.model, run.seed) for run in dense) == [(model, seed) for model in ("large", "small") for seed in (3, 5, 11)]
+    assert {(run.budget, run.side) for run in dense} == {("1.00", "none")}
+
+
+def test_every_other_method_has_every_budget_and_seed_once(wide_study):
+    found = Counter((run.model, run.method, run.budget, run.seed) for run in grid.runs(wide_study) if run.method != "dense")
+    expected = {
+        (model, method, budget, seed)
+        for model in ("small", "large")
+        for method in ("sp_in", "sp_out", "magnitude")
+        for budget in ("0.20", "0.50")
+        for seed in (5, 3, 11)
+    }
+    assert found == Counter(expected)
+
+
+def test_the_side_is_that_of_the_method(wide_study):
+    assert {(run.method, run.side) for run in grid.runs(wide_study)} == {
+        ("dense", "none"),
+        ("sp_in", "in"),
+        ("sp_out", "out"),
+        ("magnitude", "in"),
+    }
+
+
+def test_a_dense_network_is_one_run_even_where_budget_one_is_asked_for(study):
+    runs = grid.runs(study("budgets", [1, 0.5]))
+    assert len([run for run in runs if run.method == "dense"]) == 2
+    assert {run.budget for run in runs if run.method == "sp_in"} == {"1.00", "0.50"}
+
+
+def test_folders_are_canonical_and_distinct(wide_study):
+    folders = [run.folder for run in grid.runs(wide_study)]
+    assert len(set(folders)) == len(folders) == 2 * 3 * (1 + 3 * 2)
+    assert "change/small/sp_in/b0.20/s5" in folders
+    assert "change/large/dense/b1.00/s11" in folders
+
+
+def test_however_a_budget_is_written_its_folder_is_the_same(study):
+    written = [study("budgets", [budget]) for budget in (0.2, "0.2", "0.20", "2e-1")]
+    assert len({tuple(run.folder for run in grid.runs(each)) for each in written}) == 1
+
+
+def test_panels_show_budgeted_broadcast_at_every_budget_of_the_first_seed(wide_study):
+    shown = grid.panel_runs(wide_study, "change", "large")
+    assert sorted(run.folder for run in shown) == [
+        f"change/large/{method}/b{budget}/s5" for method in ("sp_in", "sp_out") for budget in ("0.20", "0.50")
+    ]
+
+
+@pytest.mark.parametrize("seed", [5, 3, 11])
+def test_the_dense_run_is_that_of_model_and_seed(wide_study, seed):
+    assert grid.dense_run(wide_study, "change", "small", seed).folder == f"change/small/dense/b1.00/s{seed}"

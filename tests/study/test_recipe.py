@@ -1,0 +1,268 @@
+"""A recipe's fingerprint changes with everything that shapes the result, and with nothing else."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bbnet.study import grid, recipe
+from bbnet.study.config import Knobs, Study
+from bbnet.study.record import fingerprint
+
+REPOSITORY = Path(recipe.ROOT)
+DENSE, SP_IN, SP_OUT, MAGNITUDE = "dense/b1.00", "sp_in/b0.20", "sp_out/b0.50", "magnitude/b0.20"
+RUNS = {DENSE, SP_IN, SP_OUT, MAGNITUDE}
+TRAINING = {"warm_up", *RUNS}
+EVERYTHING = {"fetch", "prepare", *TRAINING}
+
+
+def fingerprints(study: Study, knobs: Knobs | None = None) -> dict[str, str]:
+    """Of every job of seed 0: fetch, prepare, warm-up, and training of each method."""
+    recipes = recipe.Recipes(study, knobs or Knobs())
+    runs = {f"{run.method}/b{run.budget}": run for run in grid.runs(study) if (run.model, run.seed) == ("small", 0)}
+    jobs = {
+        "fetch": fingerprint(recipes.fetch("change")),
+        "prepare": fingerprint(recipes.prepare("change")),
+        "warm_up": fingerprint(recipes.warm_up("change", "small", 0)),
+    }
+    return jobs | {key: recipes.run_fingerprint(run) for key, run in runs.items() if key in RUNS}
+
+
+def evaluations(study: Study) -> dict[str, str]:
+    recipes = recipe.Recipes(study, Knobs())
+    return {run.folder: fingerprint(recipes.evaluate(run)) for run in grid.runs(study)}
+
+
+def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
+    assert before.keys() == after.keys()
+    return {key for key in before if before[key] != after[key]}
+
+
+@pytest.fixture
+def clone(tmp_path, monkeypatch):
+    """Makes a copy of the code in another place, applies an edit to it, and reads recipes from there."""
+
+    def copy(edit=lambda root: None) -> Path:
+        root = tmp_path / f"clone_{len(list(tmp_path.iterdir()))}"
+        for folder in ("bbnet", "workflow_scripts", "rules", "studies"):
+            shutil.copytree(REPOSITORY / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        edit(root)
+        monkeypatch.setattr(recipe, "ROOT", root)
+        monkeypatch.setattr(recipe, "PACKAGE", root / "bbnet")
+        monkeypatch.setattr(recipe, "SCRIPTS", root / "workflow_scripts")
+        monkeypatch.setattr(recipe, "SPARSITY", root / "bbnet" / "sparsity")
+        return root
+
+    return copy
+
+
+def append(file: str):
+    def edit(root: Path) -> None:
+        assert (root / file).is_file()
+        with (root / file).open("a") as text:
+            text.write("# edited\n")
+
+    return edit
+
+
+def create(file: str):
+    def edit(root: Path) -> None:
+        (root / file).parent.mkdir(parents=True, exist_ok=True)
+        (root / file).write_text("VALUE = 1\n")
+
+    return edit
+
+
+def touch_all(root: Path) -> None:
+    for file in root.rglob("*.py"):
+        os.utime(file, (1, 1))
+
+
+# Code.
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("bbnet/sparsity/masks.py", TRAINING),
+        ("bbnet/sparsity/sparsifier.py", TRAINING),
+        ("bbnet/sparsity/algorithms/__init__.py", TRAINING),
+        ("bbnet/sparsity/algorithms/magnitude.py", {MAGNITUDE}),
+        ("bbnet/sparsity/algorithms/budgeted_broadcast.py", {SP_IN, SP_OUT}),
+        ("bbnet/sparsity/algorithms/dense.py", TRAINING),
+        ("bbnet/training/trainer.py", TRAINING),
+        ("bbnet/training/runs.py", TRAINING),
+        ("bbnet/tasks/change/model.py", TRAINING),
+        ("bbnet/tasks/change/task.py", TRAINING),
+        ("bbnet/tasks/change/metrics.py", TRAINING),
+        ("bbnet/tasks/change/data.py", EVERYTHING),
+        ("bbnet/data/store.py", EVERYTHING),
+        ("bbnet/data/synthetic/aerial_scenes.py", EVERYTHING),
+        ("workflow_scripts/fetch.py", EVERYTHING),
+        ("workflow_scripts/prepare.py", EVERYTHING - {"fetch"}),
+        ("workflow_scripts/warm_up.py", TRAINING),
+        ("workflow_scripts/train.py", RUNS),
+    ],
+)
+def test_an_edit_reruns_what_the_file_shapes(study, clone, file, expected):
+    before = fingerprints(study())
+    clone(append(file))
+    assert changed(before, fingerprints(study())) == expected
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "workflow_scripts/evaluate.py",
+        "workflow_scripts/compare.py",
+        "bbnet/analysis/statistics.py",
+        "bbnet/plots/pareto.py",
+        "bbnet/study/grid.py",
+        "bbnet/data/progress.py",
+        "rules/produce.smk",
+        "studies/demo.yaml",
+    ],
+)
+def test_an_edit_elsewhere_retrains_nothing(study, clone, file):
+    before = fingerprints(study())
+    clone(append(file))
+    assert changed(before, fingerprints(study())) == set()
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "bbnet/sparsity/algorithms/novel.py",
+        "bbnet/tasks/novel/task.py",
+        "bbnet/plots/novel.py",
+        "workflow_scripts/novel.py",
+        "studies/novel.yaml",
+    ],
+)
+def test_a_new_file_retrains_nothing(study, clone, file):
+    before = fingerprints(study())
+    clone(create(file))
+    assert changed(before, fingerprints(study())) == set()
+
+
+@pytest.mark.parametrize("file", ["bbnet/tasks/change/novel.py", "bbnet/sparsity/novel.py", "bbnet/training/novel.py"])
+def test_a_new_file_in_the_core_retrains(study, clone, file):
+    before = fingerprints(study())
+    clone(create(file))
+    assert changed(before, fingerprints(study())) == TRAINING
+
+
+def test_a_clone_and_a_touch_change_nothing(study, clone):
+    before = fingerprints(study()), evaluations(study())
+    clone(touch_all)
+    assert (fingerprints(study()), evaluations(study())) == before
+
+
+@pytest.mark.parametrize("file", ["workflow_scripts/evaluate.py", "bbnet/tasks/change/metrics.py", "bbnet/sparsity/cost.py"])
+def test_an_edit_of_scoring_code_evaluates_again(study, clone, file):
+    before = evaluations(study())
+    clone(append(file))
+    assert changed(before, evaluations(study())) == set(before)
+
+
+@pytest.mark.parametrize(
+    ("make", "edited", "same"),
+    [
+        (lambda: recipe.summary_code("compare"), "bbnet/analysis/statistics.py", "bbnet/analysis/statistics.txt"),
+        (lambda: recipe.summary_code("figure_pareto"), "bbnet/plots/style.py", "bbnet/training/trainer.py"),
+        (lambda: recipe.summary_code("compare"), "workflow_scripts/compare.py", "workflow_scripts/train.py"),
+        (lambda: recipe.task_code("panels", "change"), "bbnet/tasks/change/panels.py", "bbnet/tasks/task.py"),
+    ],
+)
+def test_summary_code_is_that_of_the_script_and_of_what_it_shares(clone, make, edited, same):
+    before = make()
+    clone(create(same))
+    assert make() == before
+    clone(append(edited))
+    assert make() != before
+
+
+# The study.
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seeds", [0, 1, 2]),
+        ("seeds", [2, 0]),
+        ("budgets", [0.2, 0.5, 0.9]),
+        ("budgets", ["0.50", "0.20"]),
+        ("methods.novel", {"algorithm": "magnitude", "side": "out"}),
+        ("tasks.change.models.large", {"widths": [16, 32]}),
+        ("description", "other words"),
+    ],
+)
+def test_other_cells_change_nothing(study, key, value):
+    assert changed(fingerprints(study()), fingerprints(study(key, value))) == set()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("budgets", [0.1, 0.2, 0.5], RUNS),
+        ("sparsity.rescale", "sqrt", RUNS),
+        ("sparsity.every", 3, RUNS),
+        ("methods.sp_in.law", "uniform", {SP_IN}),
+        ("methods.magnitude.side", "out", {MAGNITUDE}),
+        ("cpu_threads", 2, TRAINING),
+        ("tasks.change.slabs", "paper", TRAINING),
+        ("tasks.change.training.learning_rate", 0.02, TRAINING),
+        ("tasks.change.training.epochs", 5, TRAINING),
+        ("tasks.change.models.small.widths", [8, 32], TRAINING),
+        ("tasks.change.tile", 64, EVERYTHING - {"fetch"}),
+        ("tasks.change.data.train", 9, EVERYTHING),
+        ("tasks.change.data.seed", 1, EVERYTHING),
+    ],
+)
+def test_a_changed_value_reruns_what_it_shapes(study, key, value, expected):
+    assert changed(fingerprints(study()), fingerprints(study(key, value))) == expected
+
+
+def test_another_device_retrains(study):
+    before = fingerprints(study(), Knobs(device="cpu"))
+    assert changed(before, fingerprints(study(), Knobs(device="cuda"))) == TRAINING
+
+
+def test_other_places_and_targets_change_nothing(study):
+    elsewhere = Knobs(data_dir="/elsewhere", results_dir="/there", cells="done", study="other")
+    assert changed(fingerprints(study()), fingerprints(study(), elsewhere)) == set()
+
+
+def test_a_value_written_out_at_its_default_changes_nothing(study):
+    assert changed(fingerprints(study()), fingerprints(study("methods.sp_in.law", "log_odds"))) == set()
+
+
+def test_no_two_runs_share_a_fingerprint(study):
+    recipes = recipe.Recipes(study(), Knobs())
+    runs = grid.runs(study())
+    assert len({recipes.run_fingerprint(run) for run in runs}) == len(runs)
+
+
+def test_the_warm_start_is_one_per_model_and_seed(study):
+    recipes = recipe.Recipes(study(), Knobs())
+    starts = {(run.seed, recipes.train(run)["warm_start"]) for run in grid.runs(study())}
+    assert len(starts) == 2
+    assert {recipe_of for _, recipe_of in starts} == {fingerprint(recipes.warm_up("change", "small", seed)) for seed in (0, 1)}
+
+
+def test_a_recipe_carries_what_the_job_uses(study):
+    recipes = recipe.Recipes(study(), Knobs(device="cpu"))
+    run = next(run for run in grid.runs(study()) if run.folder == "change/small/sp_in/b0.50/s1")
+    job = recipes.train(run)
+    assert (job["task"], job["budget"], job["smallest_budget"], job["seed"]) == ("change", "0.50", "0.20", 1)
+    assert job["method"]["algorithm"] == "budgeted_broadcast"
+    assert job["method"]["side"] == "in"
+    assert job["data"] == recipes.prepared_key("change")
+    assert (job["device"], job["cpu_threads"]) == ("cpu", 1)
+
+
+def test_folders_of_data_are_named_by_pack_and_task(study):
+    recipes = recipe.Recipes(study(), Knobs())
+    assert recipes.raw_key("change") == f"aerial_scenes-{fingerprint(recipes.fetch('change'))}"
+    assert recipes.prepared_key("change") == f"change-{fingerprint(recipes.prepare('change'))}"
