@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 LOCK := envs/requirements.lock.txt
 SNAKEMAKE := $(BIN)/snakemake
 
-.PHONY: help demo smoke test test-slow lint format bench reference lock schema clean
+.PHONY: help demo smoke test test-slow lint format bench reference schema lock
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
 
@@ -30,6 +30,30 @@ test: $(VENV)/.done  ## the test suite, at most ten minutes
 
 test-slow: $(VENV)/.done  ## the checks that take longer
 	$(BIN)/pytest -n auto -m slow
+
+bench: $(VENV)/.done  ## measure, into docs/benchmarks.md; DEVICE=cuda on a GPU
+	$(BIN)/python benchmarks/run.py --device $(DEVICE)
+
+reference: $(VENV)/.done  ## run the default study and ship its summary
+	$(SNAKEMAKE) --cores all --config study=demo device=cpu
+	mkdir -p results/reference/demo
+	rm -rf results/reference/demo/summary
+	cp -r results/demo/summary results/reference/demo/summary
+
+schema: $(VENV)/.done  ## write the JSON schema of studies for editors
+	$(BIN)/python -m bbnet.study.schema > studies/schema.json
+
+lint: $(VENV)/.done  ## ruff, snakefmt, snakemake --lint, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile rules
+	$(SNAKEMAKE) --lint
+	$(BIN)/lint-imports
+
+format: $(VENV)/.done  ## ruff and snakefmt, writing
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile rules
 
 lock:  ## resolve the dependencies of pyproject.toml again
 	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --fork-strategy fewest \

@@ -1,6 +1,7 @@
 # The study as one DAG: data -> warm-up -> train -> evaluate -> summary -> figures and tables.
 # A study is a file of studies/; what a user may change is in config.yaml.
 import os
+import shlex
 import sys
 
 
@@ -14,7 +15,7 @@ include: "rules/common.smk"
 
 
 # Jobs find this interpreter's environment first, and the container's own where there is one.
-shell.prefix(f"export PATH={os.path.dirname(sys.executable)}:$PATH; ")
+shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")
 
 
 pathvars:

@@ -79,24 +79,36 @@ def allocate_degrees(
     check_feasible(exact, fan, low, high)
     total = connection_count(exact, units, fan)
 
-    if silent is None:
-        silent = torch.zeros_like(rates, dtype=torch.bool)
+    if silent is None or not bool(silent.any()):
+        return _law_degrees(law, rates, gain * fan, low, high, total, _permutation(law, units, generator))
     heard = (~silent).nonzero().squeeze(1)
     unheard = silent.nonzero().squeeze(1)
     heard_total = min(total - len(unheard) * low, len(heard) * high)
 
     degrees = torch.empty(units, dtype=torch.int64, device=rates.device)
-    offset, slope = _law_line(law, rates[heard], gain * fan)
-    heard_degrees = _meet_total(offset, slope, rates[heard], low, high, heard_total)
-    if law == "shuffled":
-        if generator is None:
-            raise ValueError("law 'shuffled' needs a generator for its permutation")
-        permutation = torch.randperm(units, generator=generator).to(rates.device)
-        heard_degrees = heard_degrees[permutation[heard].argsort().argsort()]
-    degrees[heard] = heard_degrees
-    offset, slope = _law_line("uniform", rates[unheard], gain * fan)
-    degrees[unheard] = _meet_total(offset, slope, rates[unheard], low, high, total - heard_total)
+    permutation = _permutation(law, units, generator)
+    permutation = None if permutation is None else permutation[heard.cpu()].argsort().argsort()
+    degrees[heard] = _law_degrees(law, rates[heard], gain * fan, low, high, heard_total, permutation)
+    degrees[unheard] = _law_degrees("uniform", rates[unheard], 0.0, low, high, total - heard_total, None)
     return degrees
+
+
+def _permutation(law: str, units: int, generator: torch.Generator | None) -> Tensor | None:
+    """Who gets whose degree under `shuffled`; None under every other law."""
+    if law != "shuffled":
+        return None
+    if generator is None:
+        raise ValueError("law 'shuffled' needs a generator for its permutation")
+    return torch.randperm(units, generator=generator)
+
+
+def _law_degrees(
+    law: str, rates: Tensor, scale: float, low: int, high: int, total: int, permutation: Tensor | None
+) -> Tensor:
+    """Degrees of units under one law, in [low, high], that sum to `total`."""
+    offset, slope = _law_line(law, rates, scale)
+    degrees = _meet_total(offset, slope, rates, low, high, total)
+    return degrees if permutation is None else degrees[permutation.to(degrees.device)]
 
 
 def check_feasible(budget: Decimal, fan: int, low: int, high: int) -> None:

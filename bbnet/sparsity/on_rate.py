@@ -24,6 +24,7 @@ CHANNELS_FIRST = (
     nn.InstanceNorm3d,
 )
 SILENT_POSITIONS = 1000
+EXACT_IN_FLOAT32 = 2**24
 
 
 @dataclass
@@ -160,13 +161,15 @@ class OnRates:
                 valid = None if valid is None else valid[every]
             if name not in self.counts:
                 self.counts[name] = UnitCounts.zeros(by_channel.shape[-1], output.device)
-            positions = tuple(range(by_channel.dim() - 1))
-            on = by_channel > 0
+            # sign, clamp and a floating sum take a third of the time of a sum of booleans on a CPU.
+            on = by_channel.sign().clamp_(min=0)
+            positions = by_channel[..., 0].numel()
             if valid is None:
-                self.counts[name].seen += by_channel[..., 0].numel()
+                self.counts[name].seen += positions
             else:
-                on &= valid[..., None]
+                on *= valid[..., None]
                 self.counts[name].seen += valid.sum()
-            self.counts[name].on += on.sum(positions)
+            exact = torch.float32 if positions <= EXACT_IN_FLOAT32 else torch.float64
+            self.counts[name].on += on.sum(tuple(range(on.dim() - 1)), dtype=exact).long()
 
         return count

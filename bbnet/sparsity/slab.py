@@ -49,8 +49,9 @@ def connections(weight: Tensor, side: Side) -> Tensor:
 
 def connection_norms(weight: Tensor, side: Side) -> Tensor:
     """Magnitude of each connection [units, fan]: the l2 norm over its taps."""
-    view = connections(weight, side)
-    return view.squeeze(2).abs() if view.shape[2] == 1 else torch.linalg.vector_norm(view, dim=2)
+    taps = tuple(range(2, weight.dim()))
+    norms = weight.square().sum(taps).sqrt_() if taps else weight.abs()
+    return norms if side == "in" else norms.T
 
 
 def over_weight(per_connection: Tensor, weight: Tensor, side: Side) -> Tensor:

@@ -104,8 +104,8 @@ class MaskedWeight:
         weight.grad.mul_(self.grad_mask)
 
     def full(self) -> Tensor:
-        """The weight with every pruned connection at its dormant value."""
-        return torch.where(self._over_weight(self.mask), self.weight, self.dormant)
+        """The weight with every pruned connection, 0 there, at its dormant value, 0 elsewhere."""
+        return self.weight + self.dormant
 
     def scores(self) -> Tensor:
         return connection_norms(self.full(), self.slab.side)
@@ -120,8 +120,8 @@ class MaskedWeight:
         changed = self._over_weight(mask != self.mask).expand_as(self.weight)
         live = self._over_weight(mask)
         self.mask = mask
-        self.dormant = torch.where(live, 0.0, full)
         self.weight.copy_(torch.where(live, full, 0.0))
+        self.dormant = full - self.weight
         self.grad_mask.copy_(live)
         if self.weight.grad is not None:
             self.weight.grad.mul_(self.grad_mask)
@@ -246,7 +246,7 @@ class Sparsifier:
             "schedule": [schedule.total_steps, schedule.ramp_end, schedule.freeze, schedule.interval],
             "rescale": self.rescale,
             "seed": self.seed,
-            "slabs": {slab.name: [slab.side, *shape] for slab, shape in self._shapes.items()},
+            "slabs": {slab.name: [slab.side, list(slab.units), list(shape)] for slab, shape in self._shapes.items()},
         }
 
     @torch.no_grad()

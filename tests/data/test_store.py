@@ -16,6 +16,18 @@ def tree(root: Path) -> dict[str, bytes]:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
+def write_half_a_file(path: Path, error: type[BaseException]) -> None:
+    with whole_file(path) as partial:
+        partial.write_text("half")
+        raise error
+
+
+def write_half_a_folder(path: Path, partial_root: Path, error: type[BaseException]) -> None:
+    with whole_folder(path, partial_root) as partial:
+        (partial / "half.txt").write_text("half")
+        raise error
+
+
 def test_a_file_appears_when_the_block_ends_and_not_before(tmp_path):
     path = tmp_path / "new" / "table.csv"
     with whole_file(path) as partial:
@@ -31,9 +43,8 @@ def test_a_failed_file_leaves_what_was_there(tmp_path, error, before):
     path = tmp_path / "table.csv"
     if before is not None:
         path.write_bytes(before)
-    with pytest.raises(error), whole_file(path) as partial:
-        partial.write_text("half")
-        raise error
+    with pytest.raises(error):
+        write_half_a_file(path, error)
     assert tree(tmp_path) == ({} if before is None else {"table.csv": before})
 
 
@@ -69,9 +80,8 @@ def test_a_failed_folder_leaves_what_was_there(tmp_path, error, before):
     if before:
         path.mkdir(parents=True)
         (path / "old.txt").write_text("old")
-    with pytest.raises(error), whole_folder(path, tmp_path / "partial") as partial:
-        (partial / "half.txt").write_text("half")
-        raise error
+    with pytest.raises(error):
+        write_half_a_folder(path, tmp_path / "partial", error)
     assert tree(tmp_path) == ({"raw/pack/old.txt": b"old"} if before else {})
     assert path.exists() == before
     assert list((tmp_path / "partial").iterdir()) == []

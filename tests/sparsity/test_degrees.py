@@ -337,7 +337,7 @@ def test_on_rates_outside_zero_to_one_are_refused(bad):
 @pytest.mark.parametrize(
     "fan, budget, options, range_named",
     [
-        (12, "0.08", {}, r"0\.0833\d* to 1"),
+        (12, "0.08", {}, r"0\.0834 to 1"),
         (30, "0.05", {}, r"0\.066\d* to 1"),
         (20, "0.9", {"max_degree": 10}, r"0\.05 to 0\.5"),
         (20, "0.1", {"min_degree": 5}, r"0\.25 to 1"),

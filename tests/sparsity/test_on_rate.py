@@ -271,7 +271,7 @@ def test_a_state_comes_back_and_goes_on_alike():
     file = io.BytesIO()
     torch.save(on_rates.state_dict(), file)
     file.seek(0)
-    resumed.load_state_dict(torch.load(file, weights_only=True))
+    resumed.load_state_dict(torch.load(file, weights_only=True), torch.device("cpu"))
     for both in ((layer, on_rates), (other, resumed)):
         feed(*both, range(5, 9))
     assert torch.equal(on_rates.of(("layer",))[0], resumed.of(("layer",))[0])

@@ -67,7 +67,12 @@ def test_the_base_study_of_these_tests_is_valid(base, write_study):
 @pytest.mark.parametrize(
     ("key", "value", "named", "allowed"),
     [
-        ("methods.sp_in.algorithm", "budgeted_brodcast", "methods.sp_in.algorithm", ("budgeted_broadcast", "magnitude")),
+        (
+            "methods.sp_in.algorithm",
+            "budgeted_brodcast",
+            "methods.sp_in.algorithm",
+            ("budgeted_broadcast", "magnitude"),
+        ),
         ("methods.sp_in.algorithm", None, "methods.sp_in.algorithm", ("budgeted_broadcast",)),
         ("methods.sp_in.law", "logodds", "methods.sp_in.law", LAWS),
         ("methods.sp_in.side", "left", "methods.sp_in.side", ("in", "out", "both")),
@@ -79,7 +84,12 @@ def test_the_base_study_of_these_tests_is_valid(base, write_study):
         ("tasks.change.data.unchanged", 1.0, "tasks.change.data.unchanged", ("less than 1",)),
         ("tasks.change.slabs", "narrow", "tasks.change.slabs", ("paper", "wide")),
         ("tasks.change.models.small.widths", [], "tasks.change.models.small.widths", ("at least 1",)),
-        ("tasks.change.models.small.widths", [8, 0], "tasks.change.models.small.widths.1", ("greater than or equal to 1",)),
+        (
+            "tasks.change.models.small.widths",
+            [8, 0],
+            "tasks.change.models.small.widths.1",
+            ("greater than or equal to 1",),
+        ),
         ("tasks.change.models", {}, "tasks.change.models", ("at least 1",)),
         ("tasks.change.training.optimizer", "adam", "tasks.change.training.optimizer", ("adamw", "sgd")),
         ("tasks.change.training.learning_rate", 0, "tasks.change.training.learning_rate", ("greater than 0",)),
@@ -217,7 +227,9 @@ def test_a_budget_has_one_canonical_form(budget, canonical):
 
 def test_every_budget_of_two_decimals_keeps_its_value():
     hundredths = range(5, 101)
-    assert [canonical_budget(count / 100) for count in hundredths] == [str(Decimal(count) / 100 + Decimal("0.00")) for count in hundredths]
+    assert [canonical_budget(count / 100) for count in hundredths] == [
+        str(Decimal(count) / 100 + Decimal("0.00")) for count in hundredths
+    ]
 
 
 @pytest.mark.parametrize("budgets", [[0.2, 0.2], [0.2, "0.20"], ["0.2", "0.20"], [1, 0.5, 1.0]])
@@ -326,7 +338,16 @@ def test_a_missing_study_is_refused_with_the_known_ones(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["seeds: [0, 1\nbudgets: 3", "seeds:\n\t- 0", "a: b: c", "%", "seeds: *unknown", "{[a]: 1}", "? {a: 1}\n: 2", "x: !!python/object:os.system 1"],
+    [
+        "seeds: [0, 1\nbudgets: 3",
+        "seeds:\n\t- 0",
+        "a: b: c",
+        "%",
+        "seeds: *unknown",
+        "{[a]: 1}",
+        "? {a: 1}\n: 2",
+        "x: !!python/object:os.system 1",
+    ],
 )
 def test_yaml_that_does_not_parse_is_refused(refusal, text):
     assert refusal(text).startswith("not valid YAML: ")

@@ -104,7 +104,12 @@ def test_a_new_algorithm_file_is_found_with_its_parameters(new_algorithm):
         "from bbnet.sparsity.algorithms import WeightMasking",
     )
     assert "novel" in discover.algorithm_names()
-    assert method(algorithm="novel", mode="b").model_dump() == {"algorithm": "novel", "mode": "b", "share": 0.5, "side": "in"}
+    assert method(algorithm="novel", mode="b").model_dump() == {
+        "algorithm": "novel",
+        "mode": "b",
+        "share": 0.5,
+        "side": "in",
+    }
     for wrong in ({"share": 1}, {"mode": "c"}, {"loud": False}, {"side": "up"}):
         with pytest.raises(ValidationError):
             method(algorithm="novel", **wrong)
@@ -120,15 +125,13 @@ def test_a_parameter_may_use_any_name_of_pydantic_in_a_fresh_interpreter(algorit
     """Pydantic loads most of its names when they are first asked for."""
     fields = ["a: PositiveInt = 3", "b: Annotated[int, AfterValidator(abs)] = 3", "c: conint(ge=1) = 3"]
     (algorithms_folder / "novel.py").write_text("class Novel(WeightMasking):\n    " + "\n    ".join(fields))
-    code = "import sys; from pathlib import Path; from bbnet.study import discover; discover.ALGORITHMS = Path(sys.argv[1]); "
-    code += "print(discover.algorithm_parameters('novel')(b=-4).b)"
+    code = "import sys; from pathlib import Path; from bbnet.study import discover; "
+    code += "discover.ALGORITHMS = Path(sys.argv[1]); print(discover.algorithm_parameters('novel')(b=-4).b)"
     done = subprocess.run([sys.executable, "-c", code, algorithms_folder], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "4", done.stderr
 
 
-@pytest.mark.parametrize(
-    "field", ["budget: Decimal = 1", "count: int = LARGEST", "parts: list[torch.Tensor] = []"]
-)
+@pytest.mark.parametrize("field", ["budget: Decimal = 1", "count: int = LARGEST", "parts: list[torch.Tensor] = []"])
 def test_a_parameter_with_a_foreign_name_is_refused_by_file_and_name(new_algorithm, field):
     new_algorithm(f"class Novel(WeightMasking):\n    {field}")
     with pytest.raises(ValueError, match=r"novel\.py: .*(Decimal|LARGEST|torch)") as refused:

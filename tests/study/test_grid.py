@@ -17,12 +17,16 @@ def wide_study(base) -> Study:
 
 def test_dense_has_one_run_per_model_and_seed_at_budget_one(wide_study):
     dense = [run for run in grid.runs(wide_study) if run.method == "dense"]
-    assert sorted((run.model, run.seed) for run in dense) == [(model, seed) for model in ("large", "small") for seed in (3, 5, 11)]
+    assert sorted((run.model, run.seed) for run in dense) == [
+        (model, seed) for model in ("large", "small") for seed in (3, 5, 11)
+    ]
     assert {(run.budget, run.side) for run in dense} == {("1.00", "none")}
 
 
 def test_every_other_method_has_every_budget_and_seed_once(wide_study):
-    found = Counter((run.model, run.method, run.budget, run.seed) for run in grid.runs(wide_study) if run.method != "dense")
+    found = Counter(
+        (run.model, run.method, run.budget, run.seed) for run in grid.runs(wide_study) if run.method != "dense"
+    )
     expected = {
         (model, method, budget, seed)
         for model in ("small", "large")

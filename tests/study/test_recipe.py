@@ -159,7 +159,9 @@ def test_a_clone_and_a_touch_change_nothing(study, clone):
     assert (fingerprints(study()), evaluations(study())) == before
 
 
-@pytest.mark.parametrize("file", ["workflow_scripts/evaluate.py", "bbnet/tasks/change/metrics.py", "bbnet/sparsity/cost.py"])
+@pytest.mark.parametrize(
+    "file", ["workflow_scripts/evaluate.py", "bbnet/tasks/change/metrics.py", "bbnet/sparsity/cost.py"]
+)
 def test_an_edit_of_scoring_code_evaluates_again(study, clone, file):
     before = evaluations(study())
     clone(append(file))
@@ -248,7 +250,9 @@ def test_the_warm_start_is_one_per_model_and_seed(study):
     recipes = recipe.Recipes(study(), Knobs())
     starts = {(run.seed, recipes.train(run)["warm_start"]) for run in grid.runs(study())}
     assert len(starts) == 2
-    assert {recipe_of for _, recipe_of in starts} == {fingerprint(recipes.warm_up("change", "small", seed)) for seed in (0, 1)}
+    assert {recipe_of for _, recipe_of in starts} == {
+        fingerprint(recipes.warm_up("change", "small", seed)) for seed in (0, 1)
+    }
 
 
 def test_a_recipe_carries_what_the_job_uses(study):

@@ -1,4 +1,4 @@
-"""FC-Siam-conc: its size, its shared encoder, and that every slab's units are what its weight really reads or writes."""
+"""FC-Siam-conc: its size, its shared encoder, and that a slab's units are what its weight reads or writes."""
 
 from collections import OrderedDict
 
@@ -26,7 +26,8 @@ def convolutions(blocks: list[str], *names: str) -> set[str]:
 EXPECTED = {
     ("paper", "in"): dict.fromkeys(convolutions(ENCODER, "conv1"), "in"),
     ("paper", "out"): dict.fromkeys(convolutions(ENCODER, "conv2"), "out"),
-    ("paper", "both"): dict.fromkeys(convolutions(ENCODER, "conv1"), "in") | dict.fromkeys(convolutions(ENCODER, "conv2"), "out"),
+    ("paper", "both"): dict.fromkeys(convolutions(ENCODER, "conv1"), "in")
+    | dict.fromkeys(convolutions(ENCODER, "conv2"), "out"),
     ("wide", "in"): dict.fromkeys(convolutions(ENCODER + DECODER, "conv1", "conv2"), "in"),
     ("wide", "out"): dict.fromkeys(convolutions(ENCODER + DECODER, "conv1", "conv2") - {"encoder.0.conv1"}, "out"),
     ("wide", "both"): dict.fromkeys(convolutions(ENCODER + DECODER, "conv1"), "in")
@@ -56,12 +57,14 @@ def seen(model):
 
     def run(images) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         inputs, outputs = {}, {}
-        hooks = [
-            module.register_forward_hook(
-                lambda _, given, output, name=name: (inputs.update({name: given[0]}), outputs.update({name: output})) and None
-            )
-            for name, module in model.named_modules()
-        ]
+
+        def note(name):
+            def hook(module, given, output) -> None:
+                inputs[name], outputs[name] = given[0], output
+
+            return hook
+
+        hooks = [module.register_forward_hook(note(name)) for name, module in model.named_modules()]
         with torch.no_grad():
             model.eval()(images)
         for hook in hooks:
@@ -72,7 +75,7 @@ def seen(model):
 
 
 def parameters(widths: list[int]) -> int:
-    """By hand: 3x3 convolutions without bias, each with the two of its norm; 2x2 transposed ones and a head with bias."""
+    """By hand: 3x3 convolutions, each with the two vectors of its norm; 2x2 transposed ones and a head with bias."""
     encoder = sum(9 * i * o + 9 * o * o + 4 * o for i, o in zip([3, *widths], widths, strict=False))
     below = [2 * widths[-1], *widths[:0:-1]]
     up = sum(4 * i * o + o for i, o in zip(below, widths[::-1], strict=True))

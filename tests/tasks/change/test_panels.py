@@ -41,12 +41,6 @@ def test_if_all_images_are_empty_they_are_shown():
     assert choose(nothing, nothing) == {"best": 0, "median": 1, "worst": 2}
 
 
-def test_unsigned_counts_do_not_wrap_around():
-    dense = {name: values.astype(np.uint32) for name, values in items([5, 1], [0, 0], [9, 9]).items()}
-    other = {name: values.astype(np.uint32) for name, values in items([1, 2], [0, 0], [9, 9]).items()}
-    assert choose(dense, other)["best"] == 1
-
-
 @pytest.fixture
 def prepared(tmp_path):
     """Test images of the given heights and widths, cut by a loop; returns the index and what each image was."""

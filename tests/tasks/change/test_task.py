@@ -65,7 +65,9 @@ def test_all_eight_orientations_and_both_orders_of_dates_occur_about_equally():
     batch = numbered_batch(1024)
     turned = augmented(batch)
     pair, label = batch.images[0].numpy(), batch.labels[0].numpy()
-    found = dict.fromkeys([(quarters, mirrored, swapped) for quarters in range(4) for mirrored in (0, 1) for swapped in (0, 1)], 0)
+    found = dict.fromkeys(
+        [(quarters, mirrored, swapped) for quarters in range(4) for mirrored in (0, 1) for swapped in (0, 1)], 0
+    )
     for images, labels in zip(turned.images.numpy(), turned.labels.numpy(), strict=True):
         for quarters, mirrored, swapped in found:
             expected = np.rot90(pair[::-1] if swapped else pair, quarters, axes=(-2, -1))
@@ -145,7 +147,9 @@ def counted(images: np.ndarray, labels: np.ndarray, threshold: float) -> list[li
         row = [0, 0, 0, 0]
         for y in range(len(label)):
             for x in range(len(label)):
-                predicted = sum(abs(pair[0][channel][y][x] - pair[1][channel][y][x]) for channel in range(3)) >= threshold
+                predicted = (
+                    sum(abs(pair[0][channel][y][x] - pair[1][channel][y][x]) for channel in range(3)) >= threshold
+                )
                 row[(0 if label[y][x] else 1) if predicted else (2 if label[y][x] else 3)] += 1
         rows.append(row)
     return rows
@@ -177,7 +181,9 @@ def test_the_result_does_not_depend_on_how_many_tiles_go_at_once(scored, monkeyp
     monkeypatch.setattr(task, "EVALUATION_PIXELS", tiles_at_once * 16 * 32 * 32)
     found = task.evaluate(Difference(4.0), split, CPU)
     for one, other in zip(expected, found, strict=True):
-        assert {name: value.tolist() for name, value in one.items()} == {name: value.tolist() for name, value in other.items()}
+        assert {name: value.tolist() for name, value in one.items()} == {
+            name: value.tolist() for name, value in other.items()
+        }
 
 
 def test_tiles_whose_pixels_fill_no_whole_byte_are_packed(tiles):

@@ -1,0 +1,220 @@
+"""From folders of runs to the tables of the summary."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from bbnet.analysis import collect
+from bbnet.study import grid
+from bbnet.study.config import Knobs, read_study
+from bbnet.study.recipe import Recipes
+
+REPOSITORY = Path(__file__).parents[2]
+KEYS = ["task", "model", "method", "side", "budget", "seed"]
+STUDY = {
+    "seeds": [0, 1],
+    "budgets": [0.5],
+    "methods": {"dense": {"algorithm": "dense"}, "sp_in": {"algorithm": "budgeted_broadcast"}},
+    "tasks": {
+        "change": {
+            "data": {"pack": "aerial_scenes", "size": 32, "train": 8, "val": 4, "test": 4},
+            "tile": 32,
+            "models": {"small": {"widths": [8, 8]}},
+            "training": {"epochs": 4, "warm_up_epochs": 1, "batch_size": 4, "learning_rate": 0.01},
+        }
+    },
+}
+UNITS = (
+    "slab,side,unit,fan,on_rate,degree,traffic\nencoder.1.conv1,in,0,8,0.5,4,2.0\nencoder.1.conv1,in,1,8,0.25,4,1.0\n"
+)
+
+
+def write_run(folder: Path, fingerprint: str, *, f1: float = 0.5, evaluated: bool = True) -> None:
+    """A run's folder as train and evaluate leave it."""
+    folder.mkdir(parents=True)
+    record = {
+        "fingerprint": fingerprint,
+        "selected_epoch": 3,
+        "began": "2026-01-01T00:00:00+00:00",
+        "seconds": 1.5,
+        "peak_memory_mib": 300,
+        "device": "cpu",
+        "environment": {"host": "laptop"},
+    }
+    (folder / "record.json").write_text(json.dumps(record))
+    (folder / "history.csv").write_text(
+        "epoch,phase,train_loss\n1,warm_up,0.9\n2,sparse,0.8\n3,frozen,0.7\n4,frozen,0.75\n"
+    )
+    if evaluated:
+        (folder / "metrics.json").write_text(json.dumps({"f1": f1, "iou": f1 / 2}))
+        cost = {"density": 0.5, "net_density": 0.75, "flops": {"dense": 10, "sparse": 6}, "slabs": {}, "weights": 9}
+        (folder / "cost.json").write_text(json.dumps(cost))
+        (folder / "units.csv").write_text(UNITS)
+        pd.DataFrame({"image": ["a", "b"], "tp": [1, 2], "fp": [0, 1]}).to_parquet(
+            folder / "items.parquet", index=False
+        )
+
+
+def keys_of(seed: int, **changed) -> dict:
+    keys = {"task": "change", "model": "small", "method": "sp_in", "side": "in", "budget": "0.50", "seed": seed}
+    return keys | changed
+
+
+@pytest.fixture
+def cells(tmp_path) -> list[collect.Cell]:
+    """Two runs done, a stale one that counts and one that does not, a failed and a missing one."""
+    made = []
+    rows = [("done", True), ("done", True), ("stale", True), ("stale", False), ("failed", False), ("missing", False)]
+    for seed, (status, taken) in enumerate(rows):
+        folder = tmp_path / f"s{seed}"
+        if status in ("done", "stale"):
+            write_run(folder, "x", f1=seed / 10)
+        made.append(collect.Cell(keys_of(seed), folder, status, f"why {seed}", taken))
+    return made
+
+
+def test_the_grid_lists_every_cell_with_what_became_of_it(cells):
+    found = collect.grid_table(cells)
+    assert list(found.columns) == [*KEYS, "status", "why"]
+    assert found["status"].tolist() == ["done", "done", "stale", "stale", "failed", "missing"]
+    assert found["why"].tolist() == [f"why {seed}" for seed in range(6)]
+
+
+def test_runs_are_tidy_and_of_the_taken_cells_alone(cells):
+    found = collect.runs_table(cells)
+    assert list(found.columns) == [*KEYS, "metric", "value"]
+    assert found["seed"].unique().tolist() == [0, 1, 2]
+    assert found[found["seed"] == 1].set_index("metric")["value"].to_dict() == {
+        "f1": 0.1,
+        "iou": 0.05,
+        "density": 0.5,
+        "net_density": 0.75,
+        "flops": 6,
+    }
+    assert not found.duplicated([*KEYS, "metric"]).any()
+
+
+def test_items_carry_the_keys_of_their_run(cells):
+    found = collect.items_table(cells)
+    assert list(found.columns) == [*KEYS, "image", "tp", "fp"]
+    assert found[["seed", "image", "tp"]].to_numpy().tolist() == [
+        [s, *row] for s in range(3) for row in (["a", 1], ["b", 2])
+    ]
+
+
+def test_the_history_marks_the_selected_epoch(cells):
+    found = collect.history_table(cells)
+    assert list(found.columns) == [*KEYS, "epoch", "phase", "train_loss", "selected"]
+    assert len(found) == 3 * 4
+    assert found[found["selected"]][["seed", "epoch"]].to_numpy().tolist() == [[0, 3], [1, 3], [2, 3]]
+
+
+def test_units_are_of_runs_and_of_warm_starts_that_exist(cells, tmp_path):
+    (tmp_path / "warm").mkdir()
+    (tmp_path / "warm" / "units.csv").write_text(UNITS)
+    dense = keys_of(0, method="dense", side="none", budget="1.00")
+    found = collect.units_table(cells, [(dense, tmp_path / "warm"), (dense | {"seed": 1}, tmp_path / "nowhere")])
+    assert list(found.columns) == ["phase", *KEYS, "slab", "slab_side", "unit", "fan", "on_rate", "degree", "traffic"]
+    assert found["phase"].tolist() == ["run"] * 6 + ["warm_up"] * 2
+    assert found[found["phase"] == "warm_up"]["method"].tolist() == ["dense"] * 2
+    assert found["unit"].tolist() == [0, 1] * 4
+
+
+def test_only_the_timing_knows_the_clock_and_the_machine(cells):
+    found = collect.timing_table(cells)
+    assert list(found.columns) == [*KEYS, "began", "seconds", "peak_memory_mib", "device", "host"]
+    assert found["host"].tolist() == ["laptop"] * 3
+    others = [collect.runs_table, collect.items_table, collect.history_table]
+    assert all({"began", "seconds", "host", "peak_memory_mib"}.isdisjoint(table(cells).columns) for table in others)
+
+
+@pytest.mark.parametrize(
+    "table", [collect.runs_table, collect.items_table, collect.history_table, collect.timing_table]
+)
+def test_if_nothing_is_done_tables_are_empty_with_their_keys(cells, table):
+    found = table([cell for cell in cells if not cell.taken])
+    assert len(found) == 0
+    assert list(found.columns)[: len(KEYS)] == KEYS
+
+
+def test_units_of_nothing_are_empty_with_their_keys():
+    found = collect.units_table([], [])
+    assert len(found) == 0
+    assert {"phase", *KEYS} <= set(found.columns)
+
+
+def test_text_that_looks_like_a_number_stays_text(cells, tmp_path):
+    collect.runs_table(cells).to_csv(tmp_path / "runs.csv", index=False)
+    assert ",0.50," in (tmp_path / "runs.csv").read_text()
+
+
+# The script, from folders on disk to files.
+
+
+@pytest.fixture(scope="module")
+def study_on_disk(tmp_path_factory) -> Path:
+    """dense s0 done, dense s1 failed, sp_in s0 stale, sp_in s1 trained but not evaluated."""
+    root = tmp_path_factory.mktemp("collected")
+    (root / "studies").mkdir()
+    (root / "studies" / "tiny.yaml").write_text(yaml.safe_dump(STUDY))
+    study = read_study("tiny", root / "studies")
+    recipes = Recipes(study, Knobs(study="tiny"))
+    for run in grid.runs(study):
+        folder = root / "results" / "runs" / run.folder
+        match (run.method, run.seed):
+            case ("dense", 0):
+                write_run(folder, recipes.run_fingerprint(run))
+            case ("dense", 1):
+                folder.mkdir(parents=True)
+                (folder / "error.json").write_text(json.dumps({"fingerprint": "x", "error": "the loss became nan"}))
+            case ("sp_in", 0):
+                write_run(folder, "0123456789abcdef")
+            case ("sp_in", 1):
+                write_run(folder, recipes.run_fingerprint(run), evaluated=False)
+    return root
+
+
+@pytest.fixture(scope="module")
+def summary_of(study_on_disk):
+    """The summary that collect.py makes with `cells=...`."""
+
+    def run(wanted: str) -> Path:
+        summary = study_on_disk / f"summary_{wanted}"
+        knobs = json.dumps({"study": "tiny", "cells": wanted})
+        command = [sys.executable, REPOSITORY / "workflow_scripts" / "collect.py", "--knobs", knobs]
+        command += ["--results", "results", "--summary", summary, "--log", "collect.log"]
+        done = subprocess.run(command, cwd=study_on_disk, capture_output=True, text=True, env=os.environ, check=False)
+        assert done.returncode == 0, done.stderr
+        return summary
+
+    return run
+
+
+@pytest.mark.parametrize(("wanted", "taken"), [("done", ["dense"]), ("all", ["dense", "sp_in"])])
+def test_a_summary_takes_what_is_done_and_a_stale_run_only_if_all_are_wanted(summary_of, wanted, taken):
+    """Under cells=all a stale run is one that `snakemake --touch` accepted."""
+    summary = summary_of(wanted)
+    found = pd.read_csv(summary / "grid.csv", dtype={"budget": str})
+    status = {(row.method, row.seed): row.status for row in found.itertuples()}
+    assert status == {("dense", 0): "done", ("dense", 1): "failed", ("sp_in", 0): "stale", ("sp_in", 1): "missing"}
+    assert found.set_index(["method", "seed"]).loc[("dense", 1), "why"] == "the loss became nan"
+    runs = pd.read_csv(summary / "runs.csv", dtype={"budget": str})
+    assert runs["method"].unique().tolist() == taken
+    assert set(runs["seed"]) == {0}
+    assert pd.read_parquet(summary / "items.parquet")["method"].unique().tolist() == taken
+    assert np.isin(pd.read_parquet(summary / "history.parquet")["method"], taken).all()
+    assert sorted(path.name for path in summary.iterdir()) == [
+        "grid.csv",
+        "history.parquet",
+        "items.parquet",
+        "runs.csv",
+        "timing.csv",
+        "units.parquet",
+    ]

@@ -1,0 +1,184 @@
+"""Intervals of means over seeds and items, against closed forms."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from bbnet.analysis.statistics import cells_table, half_width, item_variances
+
+KEYS = {"task": "change", "model": "small", "method": "sp_in", "side": "in", "budget": "0.20"}
+COLUMNS = ["task", "model", "method", "side", "budget", "metric", "unit", "mean", "sd", "n_seeds", "low", "high"]
+UNITS = {"change": {"score": "share", "flops": "FLOPs"}}
+
+
+def mean_score(items, weights):
+    """A linear metric: the weighted mean of one number per item."""
+    return {"score": (items["value"] * weights).sum(-1) / weights.sum(-1)}
+
+
+@pytest.fixture
+def tables():
+    """`runs` and `items` tables of one cell from values [seeds, items]; the metric is their mean."""
+
+    def make(values: np.ndarray, **keys) -> tuple[pd.DataFrame, pd.DataFrame]:
+        cell = KEYS | keys
+        runs, items = [], []
+        for seed, row in enumerate(values):
+            runs.append(cell | {"seed": seed, "metric": "score", "value": row.mean()})
+            runs.append(cell | {"seed": seed, "metric": "flops", "value": 1e6 + seed})
+            items += [cell | {"seed": seed, "image": f"i{item}", "value": value} for item, value in enumerate(row)]
+        return pd.DataFrame(runs), pd.DataFrame(items)
+
+    return make
+
+
+@pytest.fixture
+def cells():
+    """`cells_table` of such tables."""
+    return lambda runs, items: cells_table(runs, items, {"change": mean_score}, UNITS)
+
+
+@pytest.fixture
+def values() -> np.ndarray:
+    """Three seeds that agree on which of 80 items are easy."""
+    generator = np.random.default_rng(0)
+    return generator.normal(0.6, 0.2, 80) + generator.normal(0, 0.05, (3, 80))
+
+
+# Half-widths.
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_without_item_variance_it_is_the_t_interval_of_the_mean(seeds):
+    values = np.random.default_rng(seeds).normal(size=seeds)
+    low, high = stats.t.interval(0.95, seeds - 1, values.mean(), stats.sem(values))
+    assert half_width(values, 0.0) == pytest.approx((high - low) / 2, rel=1e-12)
+
+
+@pytest.mark.parametrize(("seeds", "quantile"), [(2, 12.7062), (3, 4.30265), (5, 2.77645)])
+def test_equal_seeds_leave_the_variance_of_items(seeds, quantile):
+    assert half_width(np.full(seeds, 0.7), 0.0004) == pytest.approx(quantile * 0.02, rel=1e-5)
+    assert half_width(np.full(seeds, 0.7), 0.0) == pytest.approx(0, abs=1e-12)
+
+
+def test_variances_of_seeds_and_items_add():
+    # s2 of (1, 2, 3) is 1; 1 / 3 + 1 / 6 = 1 / 2
+    assert half_width(np.array([1.0, 2.0, 3.0]), 1 / 6) == pytest.approx(4.30265 * np.sqrt(0.5), rel=1e-5)
+
+
+def test_one_seed_has_the_normal_interval_of_the_items():
+    assert half_width(np.array([0.7]), 0.0004) == pytest.approx(1.959964 * 0.02, rel=1e-6)
+
+
+# Variance over items.
+
+
+def test_the_bootstrap_gives_the_variance_of_a_mean(values):
+    found = item_variances({"value": values}, mean_score)["score"]
+    assert found == pytest.approx(values.mean(0).var() / 80, rel=0.15)
+
+
+def test_items_are_drawn_alike_for_all_seeds(values):
+    """Seeds that err on opposite items have a mean without item variance; seeds that agree do not gain by number."""
+    spread = values[0] - values[0].mean()
+    assert item_variances({"value": np.stack([spread, -spread])}, mean_score)["score"] == pytest.approx(0, abs=1e-25)
+    alone = item_variances({"value": spread[None]}, mean_score)["score"]
+    assert item_variances({"value": np.stack([spread] * 5)}, mean_score)["score"] == pytest.approx(alone, rel=1e-9)
+
+
+def test_equal_items_have_no_variance():
+    assert item_variances({"value": np.full((2, 30), 0.5)}, mean_score)["score"] == pytest.approx(0, abs=1e-25)
+
+
+def test_the_bootstrap_is_the_same_at_every_call(values):
+    assert item_variances({"value": values}, mean_score) == item_variances({"value": values}, mean_score)
+
+
+def test_a_ratio_has_the_variance_of_the_delta_method():
+    generator = np.random.default_rng(3)
+    part, rest = generator.poisson(40, (1, 400)), generator.poisson(20, (1, 400))
+
+    def share(items, weights):
+        part, rest = ((items[name] * weights).sum(-1) for name in ("part", "rest"))
+        return {"share": part / (part + rest)}
+
+    ratio = part.sum() / (part + rest).sum()
+    residual = part - ratio * (part + rest)
+    expected = residual.var() / (part + rest).mean() ** 2 / 400
+    assert item_variances({"part": part, "rest": rest}, share)["share"] == pytest.approx(expected, rel=0.2)
+
+
+# The table.
+
+
+def test_a_cell_has_mean_sd_number_of_seeds_and_interval(tables, cells, values):
+    found = cells(*tables(values)).set_index("metric")
+    score = found.loc["score"]
+    by_seed = values.mean(1)
+    half = stats.t.ppf(0.975, 2) * np.sqrt(by_seed.var(ddof=1) / 3 + values.mean(0).var() / 80)
+    assert score["mean"] == pytest.approx(by_seed.mean())
+    assert score["sd"] == pytest.approx(by_seed.std(ddof=1))
+    assert score["n_seeds"] == 3
+    assert score["mean"] - score["low"] == pytest.approx(half, rel=0.1)
+    assert score["high"] - score["mean"] == pytest.approx(score["mean"] - score["low"])
+    assert (score["unit"], found.loc["flops", "unit"]) == ("share", "FLOPs")
+
+
+def test_a_cost_has_the_interval_of_its_seeds_alone(tables, cells, values):
+    flops = cells(*tables(values)).set_index("metric").loc["flops"]
+    assert flops["mean"] == 1e6 + 1
+    assert flops["high"] - flops["mean"] == pytest.approx(stats.t.ppf(0.975, 2) / np.sqrt(3))
+
+
+def test_the_columns_are_those_that_others_rely_on(tables, cells, values):
+    assert list(cells(*tables(values)).columns) == COLUMNS
+
+
+def test_no_runs_give_a_table_without_rows_but_with_its_columns(tables, cells, values):
+    runs, items = tables(values)
+    assert list(cells(runs.iloc[:0], items.iloc[:0]).columns) == COLUMNS
+
+
+def test_one_seed_has_no_sd_but_an_interval(tables, cells, values):
+    score = cells(*tables(values[:1])).set_index("metric").loc["score"]
+    assert np.isnan(score["sd"])
+    assert score["n_seeds"] == 1
+    assert score["high"] - score["mean"] == pytest.approx(1.96 * values[0].std() / np.sqrt(80), rel=0.1)
+
+
+def test_equal_seeds_have_no_sd_and_the_interval_of_the_items(tables, cells, values):
+    score = cells(*tables(np.stack([values[0]] * 3))).set_index("metric").loc["score"]
+    assert score["sd"] == pytest.approx(0, abs=1e-12)
+    assert score["high"] - score["mean"] == pytest.approx(4.303 * values[0].std() / np.sqrt(80), rel=0.1)
+
+
+def test_cells_are_apart_by_every_key(tables, cells, values):
+    variants = [{}, {"method": "dense"}, {"side": "out"}, {"budget": "0.50"}, {"model": "large"}]
+    pairs = [tables(values + number, **keys) for number, keys in enumerate(variants)]
+    runs, items = (pd.concat(frames, ignore_index=True) for frames in zip(*pairs, strict=True))
+    found = cells(runs, items)
+    scores = found[found["metric"] == "score"]
+    assert scores["mean"].tolist() == pytest.approx([values.mean() + number for number in range(5)])
+    assert scores["n_seeds"].tolist() == [3] * 5
+
+
+def test_the_order_of_items_within_a_seed_does_not_matter(tables, cells, values):
+    runs, items = tables(values)
+    shuffled = items.sample(frac=1, random_state=1)
+    pd.testing.assert_frame_equal(cells(runs, items), cells(runs, shuffled))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda items: items.replace({"image": {"i3": "other"}}).where(items["seed"] == 1, items),
+        lambda items: items.drop(index=items.index[-1]),
+        lambda items: pd.concat([items, items.iloc[-1:].assign(image="extra")]),
+    ],
+    ids=["another item", "an item less", "an item more"],
+)
+def test_seeds_scored_on_different_items_are_refused_by_cell(tables, cells, values, damage):
+    runs, items = tables(values)
+    with pytest.raises(ValueError, match=r"change/small/sp_in/in/0\.20: seeds were scored on different items"):
+        cells(runs, damage(items))

@@ -1,0 +1,111 @@
+"""Tables of a paper: the numbers of the cells, readable as csv, Markdown and LaTeX."""
+
+import pandas as pd
+import pytest
+
+from bbnet.analysis.tables import incomplete_note, latex, markdown, results_table, shown_table
+
+METRICS = {"f1": "share", "iou": "share"}
+
+
+def rows_of(method: str, side: str, budget: str, **means: float) -> list[dict]:
+    keys = {"task": "change", "model": "small", "method": method, "side": side, "budget": budget}
+    return [
+        keys
+        | {"metric": name, "unit": "", "mean": mean, "sd": 0.02, "n_seeds": 3, "low": mean - 0.1, "high": mean + 0.1}
+        for name, mean in means.items()
+    ]
+
+
+@pytest.fixture
+def cells() -> pd.DataFrame:
+    """Dense and two budgets of sp_in."""
+    return pd.DataFrame(
+        [
+            *rows_of("dense", "none", "1.00", f1=0.75, iou=0.5, density=1, net_density=1, flops=4e6),
+            *rows_of("sp_in", "in", "0.20", f1=0.625, iou=0.25, density=0.2, net_density=0.4375, flops=1.25e6),
+            *rows_of("sp_in", "in", "0.50", f1=0.6875, iou=0.375, density=0.5, net_density=0.625, flops=2.5e6),
+        ]
+    )
+
+
+@pytest.fixture
+def shown(cells) -> pd.DataFrame:
+    return shown_table(results_table(cells, METRICS), METRICS)
+
+
+def test_there_is_one_row_per_method_and_budget_with_costs_and_intervals(cells):
+    table = results_table(cells, METRICS)
+    assert table[["method", "side", "budget", "seeds"]].to_numpy().tolist() == [
+        ["dense", "none", "1.00", 3],
+        ["sp_in", "in", "0.20", 3],
+        ["sp_in", "in", "0.50", 3],
+    ]
+    row = table.iloc[1]
+    assert (row["net_density"], row["flops"]) == (0.4375, 1.25e6)
+    assert (row["f1_mean"], row["f1_sd"], row["f1_low"], row["f1_high"]) == (0.625, 0.02, 0.525, 0.725)
+    assert (row["iou_mean"], row["iou_low"]) == (0.25, 0.15)
+
+
+def test_shown_numbers_have_three_decimals_and_an_interval(shown):
+    assert list(shown.columns) == [
+        "method",
+        "side",
+        "budget",
+        "seeds",
+        "net density",
+        "MFLOPs",
+        "f1 (share)",
+        "iou (share)",
+    ]
+    assert shown.iloc[1].tolist() == [
+        "sp_in",
+        "in",
+        "0.20",
+        "3",
+        "0.438",
+        "1.25",
+        "0.625 [0.525, 0.725]",
+        "0.250 [0.150, 0.350]",
+    ]
+
+
+def test_markdown_is_a_table_with_every_cell_as_shown_and_the_caption(shown):
+    lines = markdown(shown, "A caption.").splitlines()
+    cells_of = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:-2]]
+    assert cells_of[0] == list(shown.columns)
+    assert cells_of[2:] == shown.to_numpy().tolist()
+    assert lines[-2:] == ["", "A caption."]
+
+
+def test_latex_is_a_booktabs_table_with_its_caption(shown):
+    text = latex(shown, "A caption.")
+    assert text.startswith("% needs \\usepackage{booktabs}\n\\begin{table}")
+    assert text.count("\\toprule") == text.count("\\midrule") == text.count("\\bottomrule") == 1
+    assert "\\caption{A caption.}" in text
+    body = [line for line in text.splitlines() if line.endswith("\\\\")]
+    assert len(body) == 1 + len(shown)
+    assert all(line.count(" & ") == len(shown.columns) - 1 for line in body)
+
+
+def test_latex_escapes_what_latex_would_read():
+    shown = pd.DataFrame({"a_b (%)": ["sp_in", "50 % & $5 #1 {x}"]})
+    text = latex(shown, "95 % interval of sp_in.")
+    assert "a\\_b (\\%)" in text
+    assert "sp\\_in" in text
+    assert "50 \\% \\& \\$5 \\#1 \\{x\\}" in text
+    assert "\\caption{95 \\% interval of sp\\_in.}" in text
+
+
+def test_nothing_is_noted_of_a_whole_grid():
+    assert incomplete_note(pd.DataFrame({"status": ["done"] * 4})) == ""
+
+
+@pytest.mark.parametrize(
+    ("statuses", "open_cells"), [(["done", "failed"], 1), (["missing", "stale", "failed", "done"], 3)]
+)
+def test_an_incomplete_grid_says_how_many_runs_are_open(statuses, open_cells):
+    assert (
+        incomplete_note(pd.DataFrame({"status": statuses}))
+        == f"incomplete: {open_cells} of {len(statuses)} runs not done"
+    )
