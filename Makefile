@@ -26,10 +26,10 @@ smoke: $(VENV)/.done  ## the smallest study, under two minutes
 	$(SNAKEMAKE) --cores all --config study=smoke
 
 test: $(VENV)/.done  ## the test suite, at most ten minutes
-	$(BIN)/pytest -n auto -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow"
 
 test-slow: $(VENV)/.done  ## the checks that take longer
-	$(BIN)/pytest -n auto -m slow
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m slow
 
 bench: $(VENV)/.done  ## measure, into docs/benchmarks.md; DEVICE=cuda on a GPU
 	$(BIN)/python benchmarks/run.py --device $(DEVICE)
@@ -39,6 +39,7 @@ reference: $(VENV)/.done  ## run the default study and ship its summary
 	mkdir -p results/reference/demo
 	rm -rf results/reference/demo/summary
 	cp -r results/demo/summary results/reference/demo/summary
+	cp results/demo/figures/change-fc_siam_conc-pareto.png docs/pareto.png
 
 schema: $(VENV)/.done  ## write the JSON schema of studies for editors
 	$(BIN)/python -m bbnet.study.schema > studies/schema.json

@@ -8,7 +8,8 @@ import sys
 configfile: "config.yaml"
 
 
-container: "docker://bbnet:latest"
+# Built from envs/bbnet.def; used with --software-deployment-method apptainer only.
+container: "envs/bbnet.sif"
 
 
 include: "rules/common.smk"

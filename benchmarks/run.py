@@ -58,7 +58,7 @@ def fastest_quartile(times: list[float]) -> float:
 def step_ratios(
     device: torch.device, widths: list[int], size: int, batch_size: int, steps: int, every: int
 ) -> dict[str, float]:
-    """Time of a training step between refreshes over that of the same step dense, interleaved; `dense` is the control."""
+    """Time of a step between refreshes over that of the same step dense, interleaved; `dense` is the control."""
     task = tasks.load("change")
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch_size, 2, 3, size, size), generator=generator, dtype=torch.uint8)
@@ -163,7 +163,7 @@ def section(device: torch.device) -> str:
     shares = ", ".join(f"{method} {100 * share:.2f} %" for method, share in refreshes.items())
     lines += [
         "",
-        f"- Degrees and mask of a 1536 x 6144 slab: {masks['ratio']:.3f} of a `torch.sort` ({masks['ms_sort']:.0f} ms).",
+        f"- Degrees and mask of a 1536 x 6144 slab: {masks['ratio']:.3f} of a torch.sort ({masks['ms_sort']:.0f} ms).",
         f"- All refreshes together, of the training time of a default run at its smallest budget: {shares}.",
         "",
         f"<!-- {json.dumps({'steps': steps, 'mask': masks, 'refresh_share': refreshes})} -->",

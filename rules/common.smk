@@ -5,7 +5,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from bbnet.study import grid, recipe
-from bbnet.study.config import ConfigError, check_writable, read_knobs, read_study
+from bbnet.study.config import ConfigError, check_sources, check_writable, read_knobs, read_study
 from bbnet.study.discover import has_panels
 from bbnet.study.record import canonical_json, fingerprint, run_status
 
@@ -13,6 +13,7 @@ try:
     KNOBS = read_knobs(config)
     STUDY = read_study(KNOBS.study, Path("studies"))
     if KNOBS.results_from == "runs":
+        check_sources(STUDY)
         check_writable(Path(KNOBS.data_dir))
         check_writable(Path(KNOBS.results_dir))
 except ConfigError as error:

@@ -43,6 +43,7 @@ def train_and_write(options) -> None:
         "slabs": {
             name: {"shape": list(mask.shape), "connections": int(mask.sum())} for name, mask in trained.masks.items()
         },
+        "cost": trained.cost,
         "environment": environment(),
         "device": torch.cuda.get_device_name() if job.device.type == "cuda" else "cpu",
         "began": began.isoformat(timespec="seconds"),

@@ -78,7 +78,7 @@ def cells_table(
                     "high": mean + half,
                 }
             )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=[*CELL_KEYS, "metric", "unit", "mean", "sd", "n_seeds", "low", "high"])
 
 
 def _paired_items(items: pd.DataFrame, keys: tuple) -> dict[str, np.ndarray]:
@@ -87,6 +87,6 @@ def _paired_items(items: pd.DataFrame, keys: tuple) -> dict[str, np.ndarray]:
     names = [name for name in columns if not pd.api.types.is_numeric_dtype(items[name])]
     by_seed = [frame.sort_values(names) for _, frame in items.groupby("seed")]
     for frame in by_seed[1:]:
-        if not (frame[names].to_numpy() == by_seed[0][names].to_numpy()).all():
+        if not np.array_equal(frame[names].to_numpy(), by_seed[0][names].to_numpy()):
             raise ValueError(f"{'/'.join(keys)}: seeds were scored on different items")
     return {name: np.stack([frame[name].to_numpy() for frame in by_seed]) for name in columns if name not in names}

@@ -24,7 +24,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path, partial_root: Path) -> Iterator[Path]:
     """An empty folder below `partial_root`, renamed to `path` (which it replaces) if the block succeeds."""
-    partial = partial_root / f"{path.name}-{os.getpid()}"
+    partial = partial_root / path.name
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from bbnet.sparsity.degrees import check_feasible, smallest_degree

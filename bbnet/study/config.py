@@ -25,7 +25,10 @@ DENSE_BUDGET = "1.00"
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names file, key and what is allowed."""
+    """A configuration that cannot be used; the message names file, key and what is allowed, in one line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.split()))
 
 
 class Section(BaseModel, extra="forbid", frozen=True):
@@ -51,6 +54,8 @@ def canonical_budget(value: Any) -> str:
     """A budget with two decimals, as it stands in paths and tables: 0.2 -> "0.20"."""
     try:
         exact = Decimal(str(value))
+        if exact.is_nan():
+            raise InvalidOperation
         canonical = f"{exact:.2f}"
         if Decimal(canonical) != exact:
             raise ValueError(f"budget {value} has more than two decimals")
@@ -90,7 +95,9 @@ class Study(Section):
     """One complete study: every method x budget x seed on every model of every task."""
 
     description: str = Field("", description="One sentence on what the study is for.")
-    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(min_length=1, description="One run per cell and seed.")
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31, strict=True)]] = Field(
+        min_length=1, description="One run per cell and seed."
+    )
     budgets: list[Budget] = Field(min_length=1, description="Kept shares of the slabs, at most two decimals.")
     cpu_threads: int = Field(1, ge=1, le=256, description="Torch's threads on a CPU; another count gives other bits.")
     sparsity: Sparsity = Field(default_factory=Sparsity, description=Sparsity.__doc__)
@@ -130,7 +137,7 @@ class Study(Section):
 def read_knobs(config: Mapping[str, Any]) -> Knobs:
     """The knobs from config.yaml and --config; raises ConfigError."""
     try:
-        return Knobs(**{key: str(value) for key, value in config.items()})
+        return Knobs(**{str(key): value if value is None else str(value) for key, value in config.items()})
     except ValidationError as error:
         raise ConfigError(_describe("config.yaml or --config", error, Knobs)) from None
 
@@ -142,23 +149,30 @@ def read_study(name: str, folder: Path) -> Study:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise ConfigError(f"study {name}: there is no file {path}; known studies: {known}")
     try:
-        content = yaml.load(path.read_text(), Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must be a map of keys, found {type(content).__name__}")
     try:
-        return Study(**content)
-    except (ValidationError, TypeError) as error:
-        if isinstance(error, TypeError):
-            raise ConfigError(f"{path}: keys must be text: {error}") from None
+        return Study.model_validate({str(key): value for key, value in content.items()})
+    except ValidationError as error:
         raise ConfigError(_describe(str(path), error, Study)) from None
+
+
+def check_sources(study: Study) -> None:
+    """Raises ConfigError if a pack that lies on this machine is not there."""
+    for task, settings in study.task_settings().items():
+        path = getattr(settings.data, "path", None)
+        if path is not None and not Path(path).expanduser().is_dir():
+            raise ConfigError(f"tasks.{task}.data.path: {path} is not a folder")
 
 
 def check_writable(data_dir: Path) -> None:
     """Raises ConfigError unless files can be created under `data_dir`; leaves no trace."""
-    existing = next(parent for parent in [data_dir, *data_dir.absolute().parents] if parent.exists())
+    existing = data_dir
     try:
+        existing = next(parent for parent in [data_dir, *data_dir.absolute().parents] if parent.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
@@ -171,6 +185,8 @@ class _UniqueKeyLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be text", problem_mark=key_node.start_mark)
             if key_node.value in seen:
                 mark = key_node.start_mark
                 raise yaml.MarkedYAMLError(problem=f"key '{key_node.value}' given twice", problem_mark=mark)
@@ -180,7 +196,9 @@ class _UniqueKeyLoader(yaml.SafeLoader):
 
 def _describe(source: str, error: ValidationError, model: type[BaseModel]) -> str:
     schema = model.model_json_schema()
-    return "; ".join(f"{source}: {_describe_one(problem, schema)}" for problem in error.errors())
+    # A misspelt key is also a missing one: say first what was written.
+    problems = sorted(error.errors(), key=lambda problem: problem["type"] != "extra_forbidden")
+    return "; ".join(f"{source}: {_describe_one(problem, schema)}" for problem in problems)
 
 
 def _describe_one(problem: dict[str, Any], schema: dict[str, Any]) -> str:
@@ -198,6 +216,8 @@ def _describe_one(problem: dict[str, Any], schema: dict[str, Any]) -> str:
         return f"{key}.{_discriminator(problem)}: unknown {context['tag']!r}, allowed: {context['expected_tags']}"
     if problem["type"] == "union_tag_not_found":
         return f"{key}.{_discriminator(problem)}: is missing"
+    if problem["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        return f"{key}: must be a map of keys, found {problem['input']!r}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
         return f"{key}: {message}"

@@ -5,11 +5,12 @@ class are compiled without its methods and without the imports of its module.
 """
 
 import ast
+import builtins
 import importlib
 import pkgutil
 import typing
 from pathlib import Path
-from typing import Annotated, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 import pydantic
 from pydantic import BaseModel, Field, create_model
@@ -67,7 +68,12 @@ def _compile_fields(node: ast.ClassDef, base: type[Parameters], path: Path) -> t
         type_params=[],
     )
     module = ast.fix_missing_locations(ast.Module(body=[bare], type_ignores=[]))
-    names = {**vars(typing), **vars(pydantic), "Base": base, "__name__": __name__}
+    used = {part.id for part in ast.walk(bare) if isinstance(part, ast.Name)} - {"Base"}
+    names: dict[str, Any] = {"Base": base, "__name__": __name__}
+    for name in used:
+        home = next((home for home in (builtins, typing, pydantic) if hasattr(home, name)), None)
+        if home is not None:
+            names[name] = getattr(home, name)
     try:
         exec(compile(module, str(path), "exec"), names)
     except NameError as error:

@@ -56,9 +56,10 @@ def peak_memory_mib() -> float:
 def run_status(folder: Path, wanted: str) -> tuple[str, str]:
     """`done`, `failed`, `stale` or `missing`, and why, of a run's folder from which fingerprint `wanted` is asked."""
     record, error = folder / "record.json", folder / "error.json"
+    failure = json.loads(error.read_text()) if error.is_file() else None
+    if failure and (failure["fingerprint"] == wanted or not record.is_file()):
+        return "failed", failure["error"]
     if not record.is_file():
-        if error.is_file():
-            return "failed", json.loads(error.read_text())["error"]
         return "missing", "not trained"
     found = json.loads(record.read_text())["fingerprint"]
     if found != wanted:

@@ -1,11 +1,12 @@
 """Weights, masks and warm starts on disk. Loading any of them executes no code from the file."""
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,6 +23,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
     """Raises ValueError naming the file if its tensors are not those of `model`."""
     try:
         model.load_state_dict(load_file(path))
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole file of weights ({error})") from None
     except RuntimeError as error:
         raise ValueError(f"{path}: weights of another model: {' '.join(str(error).split())}") from None
 
@@ -34,8 +37,11 @@ def save_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
 
 
 def load_masks(path: Path) -> dict[str, Tensor]:
-    with safe_open(path, framework="pt") as file:
-        return unpack_masks({name: file.get_tensor(name) for name in file.keys()}, file.metadata())  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            return unpack_masks({name: file.get_tensor(name) for name in file.keys()}, file.metadata())  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole file of masks ({error})") from None
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -45,4 +51,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    return torch.load(path, map_location=device, weights_only=True)
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: not a whole training state ({str(error).splitlines()[0]})") from None

@@ -69,6 +69,16 @@ class Job:
             rows += measure_units(self.task, model, dev, self.device, slabs, masks if side == self.side else {})
         return rows
 
+    def cost(self, model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Densities of the slabs, of all of them and of the network, and FLOPs of one sample."""
+        return {
+            "density": cost.density(masks),
+            "net_density": cost.net_density(model, masks),
+            "slabs": {name: cost.density({name: mask}) for name, mask in masks.items()},
+            "weights": sum(parameter.numel() for parameter in model.parameters()),
+            "flops": cost.flops(model, self.task.example_inputs(self.index, self.device), masks),
+        }
+
 
 def warm_up(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """The dense first phase: the state that every method of this seed starts from, its history, its units on dev."""
@@ -88,6 +98,7 @@ class TrainedRun:
     refreshes: list[dict[str, Any]]
     selected_epoch: int
     left_dense: dict[str, str]
+    cost: dict[str, Any]
 
 
 def train(job: Job, warm_start: Mapping[str, Any]) -> TrainedRun:
@@ -106,6 +117,11 @@ def train(job: Job, warm_start: Mapping[str, Any]) -> TrainedRun:
         seed=job.config["seed"],
         **job.config["sparsity"],
     )
+    if sparsifier.schedule.freeze_step >= trainer.sparse_steps:
+        raise ValueError(
+            f"sparsity.freeze {sparsifier.schedule.freeze} leaves none of the {trainer.sparse_steps} steps of the "
+            "sparse phase to train with frozen masks"
+        )
     best, selected_epoch, weights = -float("inf"), 0, {}
     sign = 1 if job.task.METRICS[job.task.SELECTION].better == "higher" else -1
     while trainer.epoch < trainer.training.epochs:
@@ -116,7 +132,8 @@ def train(job: Job, warm_start: Mapping[str, Any]) -> TrainedRun:
             best, selected_epoch = score, trainer.epoch
             weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     masks = {name: mask.cpu() for name, mask in sparsifier.masks().items()}
-    return TrainedRun(weights, masks, trainer.history, sparsifier.refreshes, selected_epoch, left_dense)
+    figures = job.cost(trainer.model, masks)
+    return TrainedRun(weights, masks, trainer.history, sparsifier.refreshes, selected_epoch, left_dense, figures)
 
 
 def _ends_after_freeze(trainer: Trainer, sparsifier: Sparsifier) -> bool:
@@ -144,15 +161,8 @@ def evaluate(job: Job, run: Path) -> Evaluation:
     check_masks_in_force(model, slabs, masks)
     model.eval()
     items, predictions = job.task.evaluate(model, job.task.open_split(job.prepared, job.index, "test"), job.device)
-    figures = {
-        "density": cost.density(masks),
-        "net_density": cost.net_density(model, masks),
-        "slabs": {name: cost.density({name: mask}) for name, mask in masks.items()},
-        "weights": sum(parameter.numel() for parameter in model.parameters()),
-        "flops": cost.flops(model, job.task.example_inputs(job.index, job.device), masks),
-    }
     metrics = {name: float(value) for name, value in job.task.metrics(items).items()}
-    return Evaluation(items, predictions, metrics, job.measured_units(model, masks), figures)
+    return Evaluation(items, predictions, metrics, job.measured_units(model, masks), job.cost(model, masks))
 
 
 def check_masks_in_force(model: nn.Module, slabs: list[Slab], masks: Mapping[str, Tensor]) -> None:
@@ -162,5 +172,8 @@ def check_masks_in_force(model: nn.Module, slabs: list[Slab], masks: Mapping[str
         raise ValueError(f"masks are of other slabs: {', '.join(sorted(names ^ set(masks)))}")
     for slab in slabs:
         weight = connections(model.get_submodule(slab.name).weight, slab.side)
+        if masks[slab.name].shape != weight.shape[:2]:
+            shapes = f"{list(masks[slab.name].shape)}, its weight {list(weight.shape[:2])}"
+            raise ValueError(f"slab {slab.name}: its mask has shape {shapes}")
         if bool(weight[~masks[slab.name].to(weight.device)].any()):
             raise ValueError(f"slab {slab.name}: a pruned weight is not 0")

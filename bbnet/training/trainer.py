@@ -121,13 +121,19 @@ class Trainer:
             batch = self.task.augment(self.train_split.batch(indices, self.device), augmentation)
             loss = self.task.loss(self.model, batch)
             loss.backward()
-            self.optimizer.step()
+            self._step()
             self.optimizer.zero_grad()
             total += loss.detach()
         mean = total.item() / self.steps_per_epoch
         if not math.isfinite(mean):
             raise ValueError(f"the training loss became {mean} in epoch {self.epoch} (seed {self.seed})")
         return mean, learning_rate
+
+    def _step(self) -> None:
+        try:
+            self.optimizer.step()
+        except ValueError as error:
+            raise ValueError(f"{error} in epoch {self.epoch} (seed {self.seed})") from error
 
     def learning_rate_at(self, step: int) -> float:
         """Linear rise, then cosine to zero, over warm-up and sparse phase together; steps count from 0."""

@@ -17,12 +17,14 @@ def measure_units(
     split: Any,
     device: torch.device,
     slabs: Iterable[Slab],
-    masks: Mapping[tuple[str, str], Tensor],
+    masks: Mapping[str, Tensor],
 ) -> list[dict[str, Any]]:
     """One row per slab and unit: on-rate over all positions of `split`, degree, fan, and traffic = on-rate * degree.
 
+    A unit is `silent` if it was on at none of at least 1,000 positions.
+
     Args:
-        masks: bool [units, fan] by slab name and side; a slab without one is dense.
+        masks: bool [units, fan] by slab name; a slab without one is dense.
     """
     slabs = list(slabs)
     on_rates = OnRates(
@@ -34,10 +36,10 @@ def measure_units(
     on_rates.fold()
     rows = []
     for slab in slabs:
-        rates, _ = on_rates.of(slab.units)
+        rates, silent = on_rates.of(slab.units)
         weight = model.get_submodule(slab.name).weight
         fan = weight.shape[1 if slab.side == "in" else 0]
-        mask = masks.get((slab.name, slab.side))
+        mask = masks.get(slab.name)
         degrees = [fan] * len(rates) if mask is None else mask.sum(1).tolist()
         rows += [
             {
@@ -48,7 +50,8 @@ def measure_units(
                 "on_rate": rate,
                 "degree": degree,
                 "traffic": rate * degree,
+                "silent": quiet,
             }
-            for unit, (rate, degree) in enumerate(zip(rates.tolist(), degrees, strict=True))
+            for unit, (rate, degree, quiet) in enumerate(zip(rates.tolist(), degrees, silent.tolist(), strict=True))
         ]
     return rows

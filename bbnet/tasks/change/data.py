@@ -55,7 +55,7 @@ def _pair_names(root: Path, split: str) -> list[str]:
 
 
 def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
-    """Cuts pairs into tiles: uint8 `{split}_images.npy` [tiles, 2, 3, tile, tile], `{split}_labels.npy` [tiles, tile, tile].
+    """Cuts into tiles: uint8 `{split}_images.npy` [tiles, 2, 3, tile, tile], `{split}_labels.npy` [tiles, tile, tile].
 
     Returns the index: per split the image names and the first tile of each, and the mean and sd of the training pixels.
     Raises: ValueError naming a pair of unequal size, a size that is no multiple of the tile, or a label not binary.
@@ -78,7 +78,7 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
         if split == "train":
             index["mean"], index["sd"] = pixels.mean_and_sd()
         index["splits"][split] = {
-            "images": [Path(name).stem for name in names],
+            "images": names,
             "grids": grids,
             "starts": starts,
             "changed": float(np.mean(labels)),

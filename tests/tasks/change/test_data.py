@@ -58,7 +58,7 @@ def test_the_index_tells_names_grids_and_first_tiles(write_pack, prepared, three
     _, index = prepared(write_pack(train=three_sizes))
     train = index["splits"]["train"]
     assert index["tile"] == 16
-    assert train["images"] == ["a", "b", "c"]
+    assert train["images"] == ["a.png", "b.png", "c.png"]
     assert train["grids"] == [[2, 3], [1, 1], [2, 1]]
     assert train["starts"] == [0, 6, 7, 9]
     assert set(index["splits"]) == {"train", "val", "test"}
@@ -94,7 +94,7 @@ def test_files_that_are_no_images_are_ignored_and_suffixes_may_be_capital(write_
         (root / "train" / part / "a.png").rename(root / "train" / part / "a.PNG")
     (root / "train" / "A" / "Thumbs.db").write_text("no image")
     _, index = prepared(root)
-    assert index["splits"]["train"]["images"] == ["a", "b"]
+    assert index["splits"]["train"]["images"] == ["a.PNG", "b.bmp"]
 
 
 @pytest.mark.parametrize("part", ["A", "B", "label"])

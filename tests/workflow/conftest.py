@@ -1,0 +1,105 @@
+"""A copy of the house with a study of seconds, run once; tests look at it, or at copies of it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("Snakefile", "config.yaml", "bbnet", "rules", "workflow_scripts", "profiles", "studies")
+
+MICRO = {
+    "seeds": [0],
+    "budgets": [0.5],
+    "methods": {
+        "dense": {"algorithm": "dense"},
+        "sp_in": {"algorithm": "budgeted_broadcast", "side": "in"},
+        "magnitude": {"algorithm": "magnitude", "side": "in"},
+    },
+    "tasks": {
+        "change": {
+            "data": {"pack": "aerial_scenes", "size": 32, "train": 16, "val": 4, "test": 6},
+            "tile": 32,
+            "models": {"tiny": {"widths": [8, 8]}},
+            "training": {"epochs": 3, "warm_up_epochs": 1, "batch_size": 2, "learning_rate": 0.003},
+        }
+    },
+}
+
+
+@dataclass
+class House:
+    """A folder with the project in it, in which snakemake runs."""
+
+    root: Path
+
+    def snakemake(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+        """Runs `snakemake --cores 2`, study micro unless told otherwise; stdout and stderr together in `stdout`."""
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", "--cores", "2", *arguments],
+            cwd=self.root,
+            env=os.environ | {"PYTHONPATH": str(self.root)} | environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """Jobs per rule that a dry run plans, without the targets `all`, `figures` and `tables`."""
+        result = self.snakemake("--dry-run", *arguments)
+        assert result.returncode == 0, result.stdout
+        _, _, stats = result.stdout.partition("Job stats:")
+        jobs = {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", stats, re.MULTILINE)}
+        return {rule: count for rule, count in jobs.items() if rule not in ("all", "figures", "tables", "total")}
+
+    def write_study(self, study: dict, name: str = "micro") -> None:
+        (self.root / "studies" / f"{name}.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+
+    def copy(self, target: Path) -> "House":
+        shutil.copytree(self.root, target, dirs_exist_ok=True)
+        return House(target)
+
+
+@pytest.fixture
+def study() -> dict:
+    """A copy of the micro study, to change."""
+    return deepcopy(MICRO)
+
+
+@pytest.fixture(scope="session")
+def empty_house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """The project and the micro study, nothing run."""
+    root = tmp_path_factory.mktemp("house")
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, root / part, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copy(source, root / part)
+    house = House(root)
+    house.write_study(MICRO)
+    knobs = root / "config.yaml"
+    knobs.write_text(knobs.read_text().replace("study: demo", "study: micro"))
+    return house
+
+
+@pytest.fixture(scope="session")
+def lived_in(empty_house: House, tmp_path_factory: pytest.TempPathFactory) -> House:
+    """A house in which the micro study has run to its end; tests must not change it."""
+    house = empty_house.copy(tmp_path_factory.mktemp("lived_in"))
+    result = house.snakemake()
+    assert result.returncode == 0, result.stdout[-5000:]
+    return house
+
+
+@pytest.fixture
+def house(lived_in: House, tmp_path: Path) -> House:
+    """A private copy of the house in which the micro study has run."""
+    return lived_in.copy(tmp_path / "house")

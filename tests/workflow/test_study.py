@@ -1,0 +1,218 @@
+"""The micro study, end to end, and what reruns when something changes."""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+# One worker runs the micro study for all tests.
+pytestmark = pytest.mark.xdist_group("workflow")
+
+RUN = "results/micro/runs/change/tiny"
+AGAIN = {"collect": 1, "compare": 1, "pareto": 1, "learning_curves": 1, "panel_figure": 1, "results_table": 1}
+
+
+def test_everything_promised_is_there(lived_in):
+    results = lived_in.root / "results" / "micro"
+    summary = {path.name for path in (results / "summary").iterdir()}
+    assert summary >= {"runs.csv", "items.parquet", "units.parquet", "history.parquet", "grid.csv", "timing.csv"}
+    assert summary >= {"cells.csv", "panels"}
+    for figure in ("pareto", "learning_curves", "panels-sp_in-b0.50"):
+        for suffix in ("pdf", "png"):
+            assert (results / "figures" / f"change-tiny-{figure}.{suffix}").stat().st_size > 1000
+    for suffix in ("csv", "md", "tex"):
+        assert "magnitude" in (results / "tables" / f"change-tiny-results.{suffix}").read_text()
+
+
+def test_the_summary_says_what_the_runs_say(lived_in):
+    summary = lived_in.root / "results" / "micro" / "summary"
+    runs = pd.read_csv(summary / "runs.csv", dtype={"budget": str})
+    sp_in = runs[(runs["method"] == "sp_in") & (runs["metric"] == "f1")]["value"].item()
+    assert sp_in == json.loads((lived_in.root / RUN / "sp_in/b0.50/s0/metrics.json").read_text())["f1"]
+    cells = pd.read_csv(summary / "cells.csv")
+    expected = ["task", "model", "method", "side", "budget", "metric", "unit", "mean", "sd", "n_seeds", "low", "high"]
+    assert list(cells.columns) == expected
+    grid = pd.read_csv(summary / "grid.csv")
+    assert grid["status"].tolist() == ["done"] * 3
+    units = pd.read_parquet(summary / "units.parquet")
+    assert set(units["phase"]) == {"run", "warm_up"}
+
+
+def test_a_run_keeps_its_budget_in_every_record(lived_in):
+    folder = lived_in.root / RUN / "sp_in/b0.50/s0"
+    record = json.loads((folder / "record.json").read_text())
+    for slab in record["slabs"].values():
+        units, fan = slab["shape"]
+        assert slab["connections"] == (units * fan + 1) // 2
+    refreshes = pd.read_csv(folder / "refreshes.csv")
+    last = refreshes[refreshes["step"] == refreshes["step"].max()]
+    assert last.set_index("slab")["connections"].to_dict() == {
+        name: slab["connections"] for name, slab in record["slabs"].items()
+    }
+    assert "encoder.0.conv1" in record["left_dense"]
+
+
+def test_a_second_call_finds_nothing_to_do(lived_in):
+    assert lived_in.planned() == {}
+
+
+def test_touching_files_and_losing_the_metadata_plans_nothing(house):
+    later = time.time() + 60
+    for path in [*house.root.glob("workflow_scripts/*"), *house.root.glob("bbnet/**/*"), *house.root.glob("rules/*")]:
+        os.utime(path, (later, later))
+    assert house.planned() == {}
+    shutil.rmtree(house.root / ".snakemake")
+    assert house.planned() == {}
+
+
+def test_a_new_algorithm_plans_nothing_and_an_edit_of_the_core_retrains(house):
+    algorithms = house.root / "bbnet" / "sparsity" / "algorithms"
+    (algorithms / "other.py").write_text((algorithms / "magnitude.py").read_text())
+    assert house.planned() == {}
+
+    with (algorithms / "magnitude.py").open("a") as file:
+        file.write("\n# edited\n")
+    planned = house.planned()
+    assert (planned["train"], planned["evaluate"]) == (1, 1)
+    assert "warm_up" not in planned
+
+    with (house.root / "bbnet" / "sparsity" / "masks.py").open("a") as file:
+        file.write("\n# edited\n")
+    planned = house.planned()
+    assert (planned["warm_up"], planned["train"], planned["evaluate"]) == (1, 3, 3)
+    assert "prepare" not in planned
+
+
+def test_touch_accepts_an_edit_that_changes_no_number(house):
+    with (house.root / "bbnet" / "sparsity" / "masks.py").open("a") as file:
+        file.write("\n# edited\n")
+    result = house.snakemake("--touch")
+    assert result.returncode == 0, result.stdout
+    assert house.planned() == {}
+
+
+def test_another_seed_runs_only_its_own_cells(house, study):
+    study["seeds"] = [0, 1]
+    house.write_study(study)
+    assert house.planned() == {"warm_up": 1, "train": 3, "evaluate": 3} | AGAIN
+
+
+def test_another_budget_and_method_run_only_their_own_cells(house, study):
+    study["budgets"] = [0.5, 0.75]
+    study["methods"]["sp_out"] = {"algorithm": "budgeted_broadcast", "side": "out"}
+    house.write_study(study)
+    planned = house.planned()
+    assert (planned["train"], planned["evaluate"]) == (4, 4)
+    assert "warm_up" not in planned
+
+
+def test_a_method_taken_away_trains_nothing(house, study):
+    del study["methods"]["magnitude"]
+    house.write_study(study)
+    assert house.planned() == AGAIN
+
+
+def test_the_same_study_elsewhere_gives_the_same_summary(house, lived_in):
+    shutil.rmtree(house.root / "results")
+    shutil.rmtree(house.root / "data")
+    result = house.snakemake("--cores", "1", "figures", "tables")
+    assert result.returncode == 0, result.stdout[-5000:]
+    for path in sorted((lived_in.root / "results/micro/summary").rglob("*")):
+        if path.is_file() and path.name != "timing.csv":
+            twin = house.root / path.relative_to(lived_in.root)
+            assert twin.read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_failing_method_leaves_the_others_and_says_how_to_go_on(house, study):
+    algorithms = house.root / "bbnet" / "sparsity" / "algorithms"
+    source = (
+        (algorithms / "magnitude.py")
+        .read_text()
+        .replace("return [", 'raise ValueError("no masks today")\n        return [')
+    )
+    (algorithms / "broken.py").write_text(source)
+    study["methods"]["broken"] = {"algorithm": "broken"}
+    house.write_study(study)
+
+    result = house.snakemake()
+    assert result.returncode != 0
+    assert "error: no masks today" in result.stdout
+    assert "Traceback" not in result.stdout
+    assert "1 of 4 cells failed" in result.stdout
+    assert "cells=done" in result.stdout
+    folder = house.root / RUN / "broken/b0.50/s0"
+    assert json.loads((folder / "error.json").read_text())["error"] == "no masks today"
+    assert not (folder / "record.json").exists()
+
+    result = house.snakemake("figures", "tables", "--config", "cells=done")
+    assert result.returncode == 0, result.stdout[-5000:]
+    grid = pd.read_csv(house.root / "results/micro/summary/grid.csv").set_index("method")
+    assert grid.loc["broken", "status"] == "failed"
+    assert grid.loc["broken", "why"] == "no masks today"
+    assert (grid.drop("broken")["status"] == "done").all()
+    assert "1 of 4 runs not done" in (house.root / "results/micro/tables/change-tiny-results.md").read_text()
+
+    (algorithms / "broken.py").write_text((algorithms / "magnitude.py").read_text())
+    result = house.snakemake()
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert not (folder / "error.json").exists()
+    assert "not done" not in (house.root / "results/micro/tables/change-tiny-results.md").read_text()
+
+
+def test_figures_from_the_shipped_summary_need_no_run_no_data_and_no_torch(house, tmp_path):
+    shipped = house.root / "results/reference/micro"
+    shipped.mkdir(parents=True)
+    shutil.move(house.root / "results/micro/summary", shipped / "summary")
+    for gone in ("results/micro", "data", ".snakemake"):
+        shutil.rmtree(house.root / gone)
+    (tmp_path / "poison").mkdir()
+    (tmp_path / "poison" / "torch.py").write_text("raise ImportError('torch was imported')")
+
+    arguments = ("figures", "tables", "--config", "results_from=reference")
+    figures = {"pareto": 1, "learning_curves": 1, "panel_figure": 1, "results_table": 1}
+    assert house.planned(*arguments) == figures
+    result = house.snakemake(*arguments, PYTHONPATH=f"{tmp_path / 'poison'}:{house.root}")
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert (shipped / "figures" / "change-tiny-pareto.png").exists()
+    assert not (house.root / "data").exists()
+
+
+def test_panels_show_a_case_of_each_rank(lived_in):
+    panels = np.load(lived_in.root / "results/micro/summary/panels/change.npz")
+    described = json.loads(str(panels["cases"]))
+    assert {key.rsplit("/", 1)[1] for key in described} == {"best", "median", "worst"}
+    gains = {key.rsplit("/", 1)[1]: case["delta_tp"] - case["delta_fp"] for key, case in described.items()}
+    assert gains["best"] >= gains["median"] >= gains["worst"]
+
+
+def test_targets_of_the_data_alone(empty_house):
+    assert empty_house.planned("data") == {"data": 1, "fetch": 1, "prepare": 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("study=nope", "no file studies/nope.yaml"),
+        ("stduy=micro", "did you mean 'study'"),
+        ("device=gpu", "device: input should be 'auto', 'cpu' or 'cuda'"),
+        ("data_dir=/proc/none", "data_dir /proc/none: cannot write"),
+        ("results_from=reference", "no summary of study micro"),
+    ],
+)
+def test_a_wrong_knob_is_one_line_before_any_job(empty_house, config, message):
+    result = empty_house.snakemake("--dry-run", "--config", config)
+    assert result.returncode != 0
+    assert message in result.stdout
+    assert "Traceback" not in result.stdout
+
+
+def test_the_reference_that_is_shipped_is_whole():
+    summary = Path(__file__).parents[2] / "results/reference/demo/summary"
+    grid = pd.read_csv(summary / "grid.csv")
+    assert (grid["status"] == "done").all()
+    assert {path.name for path in summary.iterdir()} >= {"runs.csv", "cells.csv", "items.parquet", "history.parquet"}
