@@ -69,16 +69,6 @@ class Job:
             rows += measure_units(self.task, model, dev, self.device, slabs, masks if side == self.side else {})
         return rows
 
-    def cost(self, model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Densities of the slabs, of all of them and of the network, and FLOPs of one sample."""
-        return {
-            "density": cost.density(masks),
-            "net_density": cost.net_density(model, masks),
-            "slabs": {name: cost.density({name: mask}) for name, mask in masks.items()},
-            "weights": sum(parameter.numel() for parameter in model.parameters()),
-            "flops": cost.flops(model, self.task.example_inputs(self.index, self.device), masks),
-        }
-
 
 def warm_up(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """The dense first phase: the state that every method of this seed starts from, its history, its units on dev."""
@@ -132,7 +122,8 @@ def train(job: Job, warm_start: Mapping[str, Any]) -> TrainedRun:
             best, selected_epoch = score, trainer.epoch
             weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     masks = {name: mask.cpu() for name, mask in sparsifier.masks().items()}
-    figures = job.cost(trainer.model, masks)
+    figures = densities(trainer.model, masks)
+    figures["flops"] = cost.flops(trainer.model, job.task.example_inputs(job.index, job.device), masks)
     return TrainedRun(weights, masks, trainer.history, sparsifier.refreshes, selected_epoch, left_dense, figures)
 
 
@@ -148,7 +139,7 @@ class Evaluation:
     predictions: Mapping[str, Any]
     metrics: dict[str, float]
     units: list[dict[str, Any]]
-    cost: dict[str, Any]
+    densities: dict[str, Any]
 
 
 def evaluate(job: Job, run: Path) -> Evaluation:
@@ -162,7 +153,17 @@ def evaluate(job: Job, run: Path) -> Evaluation:
     model.eval()
     items, predictions = job.task.evaluate(model, job.task.open_split(job.prepared, job.index, "test"), job.device)
     metrics = {name: float(value) for name, value in job.task.metrics(items).items()}
-    return Evaluation(items, predictions, metrics, job.measured_units(model, masks), job.cost(model, masks))
+    return Evaluation(items, predictions, metrics, job.measured_units(model, masks), densities(model, masks))
+
+
+def densities(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Kept shares: of the slabs together, of the network, and of each slab; and the network's number of weights."""
+    return {
+        "density": cost.density(masks),
+        "net_density": cost.net_density(model, masks),
+        "slabs": {name: cost.density({name: mask}) for name, mask in masks.items()},
+        "weights": sum(parameter.numel() for parameter in model.parameters()),
+    }
 
 
 def check_masks_in_force(model: nn.Module, slabs: list[Slab], masks: Mapping[str, Tensor]) -> None:

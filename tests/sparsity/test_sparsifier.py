@@ -43,7 +43,7 @@ OPTIMIZERS = {
     "adafactor": lambda weights: torch.optim.Adafactor(weights, weight_decay=0.1),
 }
 
-# Rprop's steps and Adamax's infinity norm are kept above 0 by their optimisers; neither moves a weight without gradient.
+# Rprop's steps and Adamax's infinity norm are kept above 0 by their optimisers; neither moves an idle weight.
 KEPT_ABOVE_ZERO = ("step_size", "exp_inf")
 
 

@@ -204,7 +204,8 @@ def test_a_run_is_scored_with_its_selected_weights_on_test(finished, method):
 @pytest.mark.parametrize("method", ALL)
 def test_costs_are_counted_from_masks(finished, slabs_of, method):
     done = finished(method)
-    cost = evaluate(done.job, done.folder).cost
+    cost = done.run.cost
+    assert evaluate(done.job, done.folder).densities == {name: cost[name] for name in cost if name != "flops"}
     model = model_of(done)
     weights = sum(parameter.numel() for parameter in model.parameters())
     pruned = {name: int((~mask).sum()) for name, mask in done.run.masks.items()}

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from bbnet.data.progress import track
 from bbnet.data.store import create_array, open_array
-from bbnet.data.synthetic.aerial_scenes import write_scene_pairs
 from bbnet.tasks.change.settings import Data, LevirFolder
 
 SPLITS = ("train", "val", "test")
@@ -31,6 +30,8 @@ def fetch(data: Mapping[str, Any], target: Path) -> dict[str, Any]:
     if isinstance(pack, LevirFolder):
         root = Path(pack.path).expanduser().absolute()
         return {"pack": pack.pack, "root": str(root), "splits": {split: _pair_names(root, split) for split in SPLITS}}
+    from bbnet.data.synthetic.aerial_scenes import write_scene_pairs  # late: no training job renders
+
     pairs = {split: getattr(pack, split) for split in SPLITS}
     write_scene_pairs(target, seed=pack.seed, size=pack.size, pairs=pairs, unchanged=pack.unchanged)
     return {"pack": pack.pack, "splits": {split: _pair_names(target, split) for split in SPLITS}}
