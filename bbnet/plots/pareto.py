@@ -64,7 +64,7 @@ def _draw_dense(axis: Axes, dense: pd.Series, singles: pd.Series) -> None:
         axis.axhspan(dense["low"], dense["high"], color="0.85", zorder=0)
     else:
         for value in singles:
-            axis.axhline(value, color="0.7", linewidth=0.7, zorder=0)
+            axis.axhline(value, color="0.6", linewidth=0.8, zorder=1.5)
 
 
 def _dodge(axis: Axes, methods: list[str], method: str) -> Transform:
