@@ -116,11 +116,12 @@ def refresh_share(device: torch.device) -> dict[str, float]:
         manifest = task.fetch(settings["data"], raw) | {"root": str(raw)}
         index = task.prepare(manifest, settings, prepared)
         for method in MASKED:
-            shares[method] = _refresh_share(task, settings, prepared, index, method, min(study["budgets"]), device)
+            shares[method] = _refresh_share(task, study, prepared, index, method, device)
     return shares
 
 
-def _refresh_share(task, settings: dict, prepared: Path, index: dict, method: str, budget: float, device) -> float:
+def _refresh_share(task, study: dict, prepared: Path, index: dict, method: str, device: torch.device) -> float:
+    settings, budget = study["tasks"]["change"], min(study["budgets"])
     (model_settings,) = settings["models"].values()
     trainer = Trainer(
         task, task.ModelSettings(**model_settings), Training(**settings["training"]), prepared, index, 0, device
@@ -128,7 +129,9 @@ def _refresh_share(task, settings: dict, prepared: Path, index: dict, method: st
     trainer.epoch = trainer.training.warm_up_epochs
     candidates = task.slabs(trainer.model, settings["slabs"], METHODS[method]["side"])
     slabs, _ = choose_slabs(trainer.model, candidates, Decimal(str(budget)))
-    sparsifier = sparsify(trainer.model, trainer.optimizer, slabs, method, budget, total_steps=trainer.sparse_steps)
+    sparsifier = sparsify(
+        trainer.model, trainer.optimizer, slabs, method, budget, total_steps=trainer.sparse_steps, **study["sparsity"]
+    )
     refreshing = []
     refresh = Sparsifier._refresh
 
@@ -137,7 +140,8 @@ def _refresh_share(task, settings: dict, prepared: Path, index: dict, method: st
 
     Sparsifier._refresh = timed
     try:
-        training = seconds(lambda: [trainer.run_epoch("sparse", sparsifier) for _ in range(9)], device)
+        epochs = range(trainer.epoch, trainer.training.epochs)
+        training = seconds(lambda: [trainer.run_epoch("sparse", sparsifier) for _ in epochs], device)
     finally:
         Sparsifier._refresh = refresh
     return sum(refreshing) / training

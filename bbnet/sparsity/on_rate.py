@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,49 +27,11 @@ SILENT_POSITIONS = 1000
 EXACT_IN_FLOAT32 = 2**24
 
 
-@dataclass
-class UnitCounts:
-    """Counts of one module's units: tensors [units], but `seen`, `seen_since` and `weight` are scalars."""
+class Counts(NamedTuple):
+    """Of one module since the last step: `on` int64 [units], `seen` int64 scalar, the valid positions looked at."""
 
     on: Tensor
     seen: Tensor
-    on_since: Tensor
-    seen_since: Tensor
-    average: Tensor
-    weight: Tensor
-
-    @classmethod
-    def zeros(cls, units: int, device: torch.device) -> "UnitCounts":
-        def count(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.int64, device=device)
-
-        def average(*shape: int) -> Tensor:
-            return torch.zeros(shape, dtype=torch.float64, device=device)
-
-        return cls(count(units), count(), count(units), count(), average(units), average())
-
-    def fold(self, decay: float) -> None:
-        """One optimiser step: the counts since the last one enter the average, if there are any."""
-        step_weight = (1 - decay) * (self.seen > 0)
-        self.average.lerp_(self.on.double() / self.seen.clamp(min=1), step_weight)
-        self.weight.lerp_(torch.ones_like(self.weight), step_weight)
-        self.on_since += self.on
-        self.seen_since += self.seen
-        self.on.zero_()
-        self.seen.zero_()
-
-    def forget(self) -> None:
-        """A refresh: silence is judged anew."""
-        self.on_since.zero_()
-        self.seen_since.zero_()
-
-    def rates(self) -> Tensor:
-        """Bias-corrected average on-rates, float64 [units]; NaN before the first position."""
-        return self.average / self.weight
-
-    def silent(self) -> Tensor:
-        """Bool [units]: on at none of at least 1,000 positions since the last refresh."""
-        return (self.on_since == 0) & (self.seen_since >= SILENT_POSITIONS)
 
 
 class OnRates:
@@ -82,13 +44,16 @@ class OnRates:
     def __init__(
         self, modules: Mapping[str, nn.Module], decay: float = 0.99, stride: int = 4, in_training: bool = True
     ) -> None:
-        self.counts: dict[str, UnitCounts] = {}
         self.decay = decay
         self.stride = stride
         self.steps = 0
         self.in_training = in_training
         self.counting = True
+        self.counts: dict[str, Counts] = {}
         self._valid: Tensor | None = None
+        # Of all modules seen so far, joined: `on`, `on_since`, `average` and `owner` (a unit's module) per unit, the
+        # others per module. One set of operations then folds a step, however many modules there are.
+        self._joined: dict[str, Tensor] = {}
         self._hooks = [
             module.register_forward_hook(self._counter(name, channels_first=isinstance(module, CHANNELS_FIRST)))
             for name, module in modules.items()
@@ -109,37 +74,77 @@ class OnRates:
             self._valid = None
 
     def fold(self) -> None:
-        for counts in self.counts.values():
-            counts.fold(self.decay)
+        """One optimiser step: the counts since the last one enter the averages, of modules that were seen."""
         self.steps += 1
+        if not self.counts:
+            return
+        joined = self._joined
+        on, seen, owner = joined["on"], joined["seen"], joined["owner"]
+        step_weight = (seen > 0).double() * (1 - self.decay)
+        joined["average"].lerp_(on.double() / seen.clamp(min=1)[owner], step_weight[owner])
+        joined["weight"].lerp_(torch.ones_like(joined["weight"]), step_weight)
+        joined["on_since"] += on
+        joined["seen_since"] += seen
+        on.zero_()
+        seen.zero_()
 
     def forget(self) -> None:
-        for counts in self.counts.values():
-            counts.forget()
+        """A refresh: silence is judged anew."""
+        if self.counts:
+            self._joined["on_since"].zero_()
+            self._joined["seen_since"].zero_()
 
     def of(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """On-rates and silence of the units of several modules, joined; raises RuntimeError if one was never seen."""
+        """Bias-corrected on-rates, float64, and silence, bool, of the units of several modules, in that order.
+
+        A unit is silent that was on at none of at least 1,000 positions since the last refresh.
+
+        Raises: RuntimeError if a module was never seen.
+        """
+        rates, silent = [], []
+        order = list(self.counts)
         for name in names:
-            if name not in self.counts or not bool(self.counts[name].weight > 0):
+            index = order.index(name) if name in self.counts else -1
+            if index < 0 or not bool(self._joined["weight"][index] > 0):
                 raise RuntimeError(
                     f"no on-rates of {name}: no forward pass in training mode was seen before the first refresh. "
                     "Call bbnet.sparsify before the first compiled forward pass, and model.train() before training"
                 )
-        counts = [self.counts[name] for name in names]
-        return torch.cat([count.rates() for count in counts]), torch.cat([count.silent() for count in counts])
+            mine = self._joined["owner"] == index
+            rates.append(self._joined["average"][mine] / self._joined["weight"][index])
+            heard = self._joined["seen_since"][index] >= SILENT_POSITIONS
+            silent.append((self._joined["on_since"][mine] == 0) & heard)
+        return torch.cat(rates), torch.cat(silent)
 
     def state_dict(self) -> dict:
-        counts = {
-            name: {field.name: getattr(count, field.name).clone() for field in fields(count)}
-            for name, count in self.counts.items()
+        units = {name: len(counts.on) for name, counts in self.counts.items()}
+        return {
+            "steps": self.steps,
+            "units": units,
+            "joined": {name: tensor.clone() for name, tensor in self._joined.items()},
         }
-        return {"steps": self.steps, "counts": counts}
 
     def load_state_dict(self, state: dict, device: torch.device) -> None:
         self.steps = state["steps"]
+        self._joined = {name: tensor.to(device, copy=True) for name, tensor in state["joined"].items()}
+        self._view_counts(state["units"])
+
+    def _join(self, name: str, units: int, device: torch.device) -> None:
+        """A module is seen for the first time: its counts stand behind those of the others."""
+        new = {key: torch.zeros(units, dtype=torch.int64, device=device) for key in ("on", "on_since")}
+        new |= {key: torch.zeros(1, dtype=torch.int64, device=device) for key in ("seen", "seen_since")}
+        new["average"] = torch.zeros(units, dtype=torch.float64, device=device)
+        new["weight"] = torch.zeros(1, dtype=torch.float64, device=device)
+        new["owner"] = torch.full((units,), len(self.counts), device=device)
+        old = self._joined or {key: tensor[:0] for key, tensor in new.items()}
+        self._joined = {key: torch.cat([old[key], tensor]) for key, tensor in new.items()}
+        self._view_counts({module: len(counts.on) for module, counts in self.counts.items()} | {name: units})
+
+    def _view_counts(self, units: Mapping[str, int]) -> None:
+        parts = self._joined["on"].split(list(units.values())) if units else ()
         self.counts = {
-            name: UnitCounts(**{key: tensor.to(device, copy=True) for key, tensor in count.items()})
-            for name, count in state["counts"].items()
+            name: Counts(on, self._joined["seen"][index])
+            for index, (name, on) in enumerate(zip(units, parts, strict=True))
         }
 
     def _counter(self, name: str, channels_first: bool):
@@ -160,16 +165,17 @@ class OnRates:
                 by_channel = by_channel[every]
                 valid = None if valid is None else valid[every]
             if name not in self.counts:
-                self.counts[name] = UnitCounts.zeros(by_channel.shape[-1], output.device)
+                self._join(name, by_channel.shape[-1], output.device)
+            counts = self.counts[name]
             # sign, clamp and a floating sum take a third of the time of a sum of booleans on a CPU.
             on = by_channel.sign().clamp_(min=0)
             positions = by_channel[..., 0].numel()
             if valid is None:
-                self.counts[name].seen += positions
+                counts.seen.add_(positions)
             else:
                 on *= valid[..., None]
-                self.counts[name].seen += valid.sum()
+                counts.seen.add_(valid.sum())
             exact = torch.float32 if positions <= EXACT_IN_FLOAT32 else torch.float64
-            self.counts[name].on += on.sum(tuple(range(on.dim() - 1)), dtype=exact).long()
+            counts.on.add_(on.sum(tuple(range(on.dim() - 1)), dtype=exact).long())
 
         return count

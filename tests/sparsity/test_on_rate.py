@@ -287,4 +287,4 @@ def test_a_saved_state_does_not_change_with_further_counting():
     layer(-torch.ones(3, 2))
     on_rates.fold()
     assert state["steps"] == 1
-    assert state["counts"]["layer"]["seen_since"] == 3
+    assert state["joined"]["seen_since"].tolist() == [3]
