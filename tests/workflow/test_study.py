@@ -146,14 +146,15 @@ def test_a_failing_method_leaves_the_others_and_says_how_to_go_on(house, study):
     assert "1 of 4 cells failed" in result.stdout
     assert "cells=done" in result.stdout
     folder = house.root / RUN / "broken/b0.50/s0"
-    assert json.loads((folder / "error.json").read_text())["error"] == "no masks today"
+    reason = json.loads((folder / "error.json").read_text())["error"]
+    assert reason == "no masks today in epoch 2 (seed 0)"
     assert not (folder / "record.json").exists()
 
     result = house.snakemake("figures", "tables", "--config", "cells=done")
     assert result.returncode == 0, result.stdout[-5000:]
     grid = pd.read_csv(house.root / "results/micro/summary/grid.csv").set_index("method")
     assert grid.loc["broken", "status"] == "failed"
-    assert grid.loc["broken", "why"] == "no masks today"
+    assert grid.loc["broken", "why"] == reason
     assert (grid.drop("broken")["status"] == "done").all()
     assert "1 of 4 runs not done" in (house.root / "results/micro/tables/change-tiny-results.md").read_text()
 
