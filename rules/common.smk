@@ -13,7 +13,7 @@ try:
     KNOBS = read_knobs(config)
     STUDY = read_study(KNOBS.study, Path("studies"))
     if KNOBS.results_from == "runs":
-        check_sources(STUDY)
+        check_sources(STUDY, Path("studies", f"{KNOBS.study}.yaml"))
         check_writable(Path(KNOBS.data_dir))
         check_writable(Path(KNOBS.results_dir))
 except ConfigError as error:

@@ -160,12 +160,12 @@ def read_study(name: str, folder: Path) -> Study:
         raise ConfigError(_describe(str(path), error, Study)) from None
 
 
-def check_sources(study: Study) -> None:
-    """Raises ConfigError if a pack that lies on this machine is not there."""
+def check_sources(study: Study, file: Path) -> None:
+    """Raises ConfigError if a pack that should lie on this machine is not there; `file` is the study's."""
     for task, settings in study.task_settings().items():
         path = getattr(settings.data, "path", None)
         if path is not None and not Path(path).expanduser().is_dir():
-            raise ConfigError(f"tasks.{task}.data.path: {path} is not a folder")
+            raise ConfigError(f"{file}: tasks.{task}.data.path: there is no folder {path}")
 
 
 def check_writable(data_dir: Path) -> None:

@@ -17,15 +17,6 @@ settings.register_profile("bbnet", deadline=None, derandomize=True, max_examples
 settings.load_profile("bbnet")
 
 
-@pytest.fixture(autouse=True)
-def one_thread_and_a_fixed_seed():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def exact_count():
     """K of DESIGN 4.1 in rational arithmetic."""

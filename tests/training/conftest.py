@@ -22,15 +22,6 @@ METHODS = {
 TRAINING = {"epochs": 5, "warm_up_epochs": 1, "batch_size": 3, "learning_rate": 0.01, "weight_decay": 0.1}
 
 
-@pytest.fixture(autouse=True)
-def one_thread_and_a_fixed_seed():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory) -> SimpleNamespace:
     """Prepared arrays: a bright square appears where the label says so; the last test image has two tiles."""

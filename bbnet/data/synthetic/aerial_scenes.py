@@ -14,6 +14,8 @@ from numpy import ndarray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from bbnet.data.progress import track
+
 KINDS = ("A", "B", "label")
 
 MARGIN = 8
@@ -154,7 +156,7 @@ def write_scene_pairs(target: Path, *, seed: int, size: int, pairs: Mapping[str,
         without_change = _pairs_without_change(seed, split, count, unchanged)
         for kind in KINDS:
             (target / split / kind).mkdir(parents=True, exist_ok=True)
-        for index in range(1, count + 1):
+        for index in track(range(1, count + 1), f"render {split}"):
             pictures = scene_pair(size, _generator(seed, split, index), changed=index not in without_change)
             for kind, picture in zip(KINDS, pictures, strict=True):
                 Image.fromarray(picture).save(target / split / kind / f"{split}_{index}.png")

@@ -4,22 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from bbnet.tasks.change.data import Tiles
 
 PARTS = ("A", "B", "label")
 SPLITS = ("train", "val", "test")
-
-
-@pytest.fixture(autouse=True)
-def one_thread_and_a_fixed_seed():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture
