@@ -39,9 +39,10 @@ def shown_table(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame
 
 
 def incomplete_note(grid: pd.DataFrame) -> str:
-    """What a figure or table says of cells that are not done; empty if all are."""
-    open_cells = int((grid["status"] != "done").sum())
-    return f"incomplete: {open_cells} of {len(grid)} runs not done" if open_cells else ""
+    """What a figure or table says of runs that are failed, missing or stale; empty if all are done."""
+    counts = grid["status"].value_counts().drop("done", errors="ignore").sort_index()
+    kinds = ", ".join(f"{count} {status}" for status, count in counts.items())
+    return f"incomplete: {kinds} of {len(grid)} runs" if kinds else ""
 
 
 def markdown(shown: pd.DataFrame, caption: str) -> str:

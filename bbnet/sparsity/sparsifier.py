@@ -151,9 +151,9 @@ class Sparsifier:
 
     Attributes:
         step: applied optimiser steps of the sparse phase so far.
-        refreshes: one row per refresh and slab: step, slab, budget, connections, density, pruned, regrown, churn (share
-            of old and new connections that are not in both), and, where on-rates are used, silent units, the share of
-            connections that they hold, and units at k_min.
+        refreshes: one row per refresh and slab: step, slab, budget (exact, as text), connections, density, pruned,
+            regrown, churn (pruned and regrown over old and new connections), and, where on-rates are used, silent units,
+            the connections that they hold, and units at k_min.
     """
 
     def __init__(
@@ -270,7 +270,7 @@ class Sparsifier:
         views = [self._view(masked) for masked in self.weights]
         for masked, view, mask in zip(self.weights, views, self.algorithm.masks(views, budget), strict=True):
             self.refreshes.append(
-                {"step": self.step, "slab": view.name, "budget": float(budget)} | _refresh_row(view, mask)
+                {"step": self.step, "slab": view.name, "budget": str(budget)} | _refresh_row(view, mask)
             )
             masked.put(mask, self.optimizer)
         if self.on_rates is not None:

@@ -102,10 +102,11 @@ def test_nothing_is_noted_of_a_whole_grid():
 
 
 @pytest.mark.parametrize(
-    ("statuses", "open_cells"), [(["done", "failed"], 1), (["missing", "stale", "failed", "done"], 3)]
+    ("statuses", "note"),
+    [
+        (["done", "failed"], "incomplete: 1 failed of 2 runs"),
+        (["missing", "stale", "failed", "done", "stale"], "incomplete: 1 failed, 1 missing, 2 stale of 5 runs"),
+    ],
 )
-def test_an_incomplete_grid_says_how_many_runs_are_open(statuses, open_cells):
-    assert (
-        incomplete_note(pd.DataFrame({"status": statuses}))
-        == f"incomplete: {open_cells} of {len(statuses)} runs not done"
-    )
+def test_an_incomplete_grid_says_what_became_of_the_others(statuses, note):
+    assert incomplete_note(pd.DataFrame({"status": statuses})) == note
