@@ -27,10 +27,12 @@ if KNOBS.results_from == "reference":
         raise WorkflowError(f"results_from=reference: no summary of study {KNOBS.study} in {RESULTS}")
 
 RUNS = {run.folder: run for run in grid.runs(STUDY)}
-STATUS = {
-    folder: run_status(Path(RESULTS, "runs", folder), RECIPES.run_fingerprint(run)) for folder, run in RUNS.items()
-}
-TAKEN = [folder for folder in RUNS if KNOBS.cells == "all" or STATUS[folder][0] == "done"]
+TAKE_ALL = KNOBS.cells == "all" or KNOBS.results_from == "reference"
+TAKEN = [
+    folder
+    for folder, run in RUNS.items()
+    if TAKE_ALL or run_status(Path(RESULTS, "runs", folder), RECIPES.run_fingerprint(run))[0] == "done"
+]
 MODELS = sorted({(run.task, run.model) for run in RUNS.values()})
 TASKS = sorted({task for task, _ in MODELS})
 PACKS = {RECIPES.raw_key(task): RECIPES.fetch(task) for task in TASKS}

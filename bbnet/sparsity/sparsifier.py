@@ -152,8 +152,8 @@ class Sparsifier:
     Attributes:
         step: applied optimiser steps of the sparse phase so far.
         refreshes: one row per refresh and slab: step, slab, budget (exact, as text), connections, density, pruned,
-            regrown, churn (pruned and regrown over old and new connections), and, where on-rates are used, silent units,
-            the connections that they hold, and units at k_min.
+            regrown, churn (pruned and regrown over old and new connections); with on-rates also silent units, the
+            connections that they hold, and units at k_min.
     """
 
     def __init__(
