@@ -33,7 +33,9 @@ TAKEN = [
     for folder, run in RUNS.items()
     if TAKE_ALL or run_status(Path(RESULTS, "runs", folder), RECIPES.run_fingerprint(run))[0] == "done"
 ]
-MODELS = sorted({(run.task, run.model) for run in RUNS.values()})
+if not TAKEN:
+    raise WorkflowError(f"cells=done: no run of study {KNOBS.study} in {RESULTS} is done")
+MODELS = sorted({(RUNS[folder].task, RUNS[folder].model) for folder in TAKEN})
 TASKS = sorted({task for task, _ in MODELS})
 PACKS = {RECIPES.raw_key(task): RECIPES.fetch(task) for task in TASKS}
 
@@ -71,8 +73,11 @@ def panel_inputs(task):
 
 
 def figures_of(task, model):
+    """The Pareto plot and the panels compare with dense: without it there are none."""
+    taken = [RUNS[folder] for folder in TAKEN if folder.startswith(f"{task}/{model}/")]
     panels = [RUNS[folder] for folder in panel_folders(task, model)[1:]]
-    return ["pareto", "learning_curves", *(f"panels-{run.method}-b{run.budget}" for run in panels)]
+    pareto = ["pareto"] if any(run.method == "dense" for run in taken) else []
+    return [*pareto, "learning_curves", *(f"panels-{run.method}-b{run.budget}" for run in panels)]
 
 
 FIGURES = [
