@@ -35,6 +35,7 @@ wildcard_constraints:
 rule all:
     default_target: True
     input:
+        SUMMARY,
         FIGURES,
         TABLES,
 
@@ -64,6 +65,8 @@ include: "rules/tables.smk"
 
 
 onsuccess:
+    if KNOBS.cells == "done":
+        remove_outdated()
     print(success_message())
 
 

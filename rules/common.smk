@@ -1,21 +1,38 @@
 # The study, its runs, and the names of what the workflow makes. No rules here.
 from dataclasses import asdict
+from decimal import Decimal
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from bbnet.sparsity.schedule import Schedule
 from bbnet.study import grid, recipe
 from bbnet.study.config import ConfigError, check_sources, check_writable, read_knobs, read_study
 from bbnet.study.discover import has_panels
 from bbnet.study.record import canonical_json, fingerprint, run_status
 
+
+def check_schedules(study, file):
+    """Steps are known before any job where the data are made here."""
+    for task, settings in study.task_settings().items():
+        if settings.training_samples() is None:
+            continue
+        steps = settings.training.sparse_steps(settings.training_samples())
+        try:
+            Schedule(steps, Decimal(min(study.budgets)), **study.sparsity.schedule())
+        except ValueError as error:
+            raise ConfigError(f"{file}: sparsity and tasks.{task}.training: {error}") from None
+
+
 try:
     KNOBS = read_knobs(config)
     STUDY = read_study(KNOBS.study, Path("studies"))
+    STUDY_FILE = Path("studies", f"{KNOBS.study}.yaml")
     if KNOBS.results_from == "runs":
-        check_sources(STUDY, Path("studies", f"{KNOBS.study}.yaml"))
-        check_writable(Path(KNOBS.data_dir))
-        check_writable(Path(KNOBS.results_dir))
+        check_sources(STUDY, STUDY_FILE)
+        check_schedules(STUDY, STUDY_FILE)
+        check_writable("data_dir", Path(KNOBS.data_dir))
+        check_writable("results_dir", Path(KNOBS.results_dir))
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -38,6 +55,12 @@ if not TAKEN:
 MODELS = sorted({(RUNS[folder].task, RUNS[folder].model) for folder in TAKEN})
 TASKS = sorted({task for task, _ in MODELS})
 PACKS = {RECIPES.raw_key(task): RECIPES.fetch(task) for task in TASKS}
+
+COLLECTED = ["record.json", "history.csv", "metrics.json", "cost.json", "units.csv", "items.parquet"]
+SUMMARY = [
+    f"<results>/summary/{file}"
+    for file in ("runs.csv", "cells.csv", "grid.csv", "timing.csv", "items.parquet", "units.parquet", "history.parquet")
+]
 
 
 def run_of(wildcards):
@@ -91,6 +114,14 @@ TABLES = [
     for task, model in MODELS
     for extension in ("csv", "md", "tex")
 ]
+
+
+def remove_outdated():
+    """Figures and tables of an earlier call that the cells taken now do not allow."""
+    wanted = {Path(path).name for path in [*FIGURES, *TABLES]}
+    for path in [*Path(RESULTS, "figures").glob("*"), *Path(RESULTS, "tables").glob("*")]:
+        if path.name not in wanted:
+            path.unlink()
 
 
 def success_message():

@@ -14,8 +14,8 @@ rule pareto:
     message:
         "figure: Pareto plot of {wildcards.task} {wildcards.model}"
     shell:
-        "python workflow_scripts/figure_pareto.py --task {wildcards.task} --model {wildcards.model}"
-        " --cells {input.cells} --runs {input.runs} --grid {input.grid} --figures {output} --log {log}"
+        "python workflow_scripts/figure_pareto.py --task {wildcards.task:q} --model {wildcards.model:q}"
+        " --cells {input.cells:q} --runs {input.runs:q} --grid {input.grid:q} --figures {output:q} --log {log:q}"
 
 
 rule learning_curves:
@@ -32,8 +32,8 @@ rule learning_curves:
     message:
         "figure: learning curves of {wildcards.task} {wildcards.model}"
     shell:
-        "python workflow_scripts/figure_learning_curves.py --task {wildcards.task} --model {wildcards.model}"
-        " --history {input.history} --grid {input.grid} --figures {output} --log {log}"
+        "python workflow_scripts/figure_learning_curves.py --task {wildcards.task:q} --model {wildcards.model:q}"
+        " --history {input.history:q} --grid {input.grid:q} --figures {output:q} --log {log:q}"
 
 
 rule panel_figure:
@@ -50,6 +50,6 @@ rule panel_figure:
     message:
         "figure: panels of {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}"
     shell:
-        "python workflow_scripts/figure_panels.py --task {wildcards.task} --model {wildcards.model}"
-        " --method {wildcards.method} --budget {wildcards.budget}"
-        " --panels {input.panels} --grid {input.grid} --figures {output} --log {log}"
+        "python workflow_scripts/figure_panels.py --task {wildcards.task:q} --model {wildcards.model:q}"
+        " --method {wildcards.method:q} --budget {wildcards.budget:q}"
+        " --panels {input.panels:q} --grid {input.grid:q} --figures {output:q} --log {log:q}"

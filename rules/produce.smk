@@ -18,8 +18,8 @@ rule fetch:
     message:
         "fetch {wildcards.pack}"
     shell:
-        "python workflow_scripts/fetch.py --config {params.config:q} --manifest {output.manifest}"
-        " --partial {params.partial} --log {log}"
+        "python workflow_scripts/fetch.py --config {params.config:q} --manifest {output.manifest:q}"
+        " --partial {params.partial:q} --log {log:q}"
 
 
 rule prepare:
@@ -37,8 +37,8 @@ rule prepare:
     message:
         "prepare {wildcards.task}"
     shell:
-        "python workflow_scripts/prepare.py --config {params.config:q} --raw {input.raw} --index {output.index}"
-        " --partial {params.partial} --log {log}"
+        "python workflow_scripts/prepare.py --config {params.config:q} --raw {input.raw:q} --index {output.index:q}"
+        " --partial {params.partial:q} --log {log:q}"
 
 
 rule warm_up:
@@ -58,8 +58,8 @@ rule warm_up:
     message:
         "warm up {wildcards.task} {wildcards.model}, seed {wildcards.seed}"
     shell:
-        "python workflow_scripts/warm_up.py --config {params.config:q} --fingerprint {params.fingerprint}"
-        " --prepared {input.prepared} --folder {params.folder} --log {log}"
+        "python workflow_scripts/warm_up.py --config {params.config:q} --fingerprint {params.fingerprint:q}"
+        " --prepared {input.prepared:q} --folder {params.folder:q} --log {log:q}"
 
 
 rule train:
@@ -84,8 +84,8 @@ rule train:
         "train {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}, seed {wildcards.seed}"
     shell:
         "python workflow_scripts/train.py --run {params.run:q} --config {params.config:q}"
-        " --fingerprint {params.fingerprint} --prepared {input.prepared} --warm-start {input.warm_start}"
-        " --folder {params.folder} --log {log}"
+        " --fingerprint {params.fingerprint:q} --prepared {input.prepared:q} --warm-start {input.warm_start:q}"
+        " --folder {params.folder:q} --log {log:q}"
 
 
 rule evaluate:
@@ -109,5 +109,5 @@ rule evaluate:
     message:
         "evaluate {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}, seed {wildcards.seed}"
     shell:
-        "python workflow_scripts/evaluate.py --config {params.config:q} --prepared {input.prepared}"
-        " --folder {params.folder} --log {log}"
+        "python workflow_scripts/evaluate.py --config {params.config:q} --prepared {input.prepared:q}"
+        " --folder {params.folder:q} --log {log:q}"

@@ -1,8 +1,7 @@
 # From runs to the summary, the one source of every figure and table.
 rule collect:
     input:
-        expand("<results>/runs/{folder}/metrics.json", folder=TAKEN),
-        expand("<results>/runs/{folder}/record.json", folder=TAKEN),
+        expand("<results>/runs/{folder}/{file}", folder=TAKEN, file=COLLECTED),
     output:
         runs="<results>/summary/runs.csv",
         per_item="<results>/summary/items.parquet",
@@ -21,8 +20,8 @@ rule collect:
     message:
         f"collect {len(TAKEN)} of {len(RUNS)} runs"
     shell:
-        "python workflow_scripts/collect.py --knobs {params.knobs:q} --results {params.results}"
-        " --summary {params.summary} --log {log}"
+        "python workflow_scripts/collect.py --knobs {params.knobs:q} --results {params.results:q}"
+        " --summary {params.summary:q} --log {log:q}"
 
 
 rule compare:
@@ -38,7 +37,7 @@ rule compare:
     message:
         "compare: mean, sd and interval of every cell"
     shell:
-        "python workflow_scripts/compare.py --runs {input.runs} --items {input.per_item} --cells {output.cells} --log {log}"
+        "python workflow_scripts/compare.py --runs {input.runs:q} --items {input.per_item:q} --cells {output.cells:q} --log {log:q}"
 
 
 rule panels:
@@ -56,5 +55,5 @@ rule panels:
     message:
         "panels {wildcards.task}: best, median and worst case beside dense"
     shell:
-        "python workflow_scripts/panels.py --task {wildcards.task} --shown {params.shown:q} --results {params.results}"
-        " --prepared {input.prepared} --panels {output.panels} --log {log}"
+        "python workflow_scripts/panels.py --task {wildcards.task:q} --shown {params.shown:q} --results {params.results:q}"
+        " --prepared {input.prepared:q} --panels {output.panels:q} --log {log:q}"

@@ -14,5 +14,5 @@ rule results_table:
     message:
         "table: results of {wildcards.task} {wildcards.model}"
     shell:
-        "python workflow_scripts/table_results.py --task {wildcards.task} --model {wildcards.model}"
-        " --cells {input.cells} --grid {input.grid} --csv {output.csv} --md {output.md} --tex {output.tex} --log {log}"
+        "python workflow_scripts/table_results.py --task {wildcards.task:q} --model {wildcards.model:q}"
+        " --cells {input.cells:q} --grid {input.grid:q} --csv {output.csv:q} --md {output.md:q} --tex {output.tex:q} --log {log:q}"

@@ -35,7 +35,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     terminal = logging.StreamHandler()
     terminal.setFormatter(logging.Formatter(f"[{options.log.stem}] %(message)s"))
     terminal.addFilter(lambda record: not getattr(record, "only_in_log", False))
-    logging.basicConfig(level=logging.INFO, handlers=[log_file, terminal])
+    logging.basicConfig(level=logging.WARNING, handlers=[log_file, terminal])
+    logging.getLogger("bbnet").setLevel(logging.INFO)
     try:
         main(options)
     except Exception as error:

@@ -6,6 +6,8 @@ from common import TEXT, arguments, run, write_frame, write_text
 from bbnet.analysis.tables import incomplete_note, latex, markdown, results_table, shown_table
 from bbnet.tasks.task import load_metrics
 
+FEW_SEEDS = 3
+
 
 def main(options) -> None:
     cells = pd.read_csv(options.cells, dtype={"budget": str})
@@ -15,6 +17,8 @@ def main(options) -> None:
     shown = shown_table(table, metrics)
     grid = pd.read_csv(options.grid, dtype={"budget": str})
     caption = f"{options.task}, {options.model}: mean over seeds on test, 95 % interval in brackets."
+    if table["seeds"].min() < FEW_SEEDS:
+        caption += " With so few seeds the intervals are wide (t is 12.7 for two), and they are not clipped."
     if note := incomplete_note(grid[(grid["task"] == options.task) & (grid["model"] == options.model)]):
         caption += f" {note.capitalize()}."
     write_frame(options.csv, table)

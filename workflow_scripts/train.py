@@ -25,6 +25,8 @@ def main(options) -> None:
 
 def train_and_write(options) -> None:
     began, started = datetime.now(UTC), time.monotonic()
+    # Scores of an older training must not stand beside a newer record.
+    (options.folder / "metrics.json").unlink(missing_ok=True)
     job = Job(options.config, options.prepared.with_suffix(""), read_json(options.prepared))
     warm_start = load_state(options.warm_start, job.device)
     if warm_start["fingerprint"] != options.config["warm_start"]:

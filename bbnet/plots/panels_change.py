@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 COLUMNS = ("A", "B", "label", "true positives", "false positives")
-BOTH, DENSE_ONLY, METHOD_ONLY, MISSED = (0.60, 0.60, 0.60), (0.84, 0.37, 0.0), (0.0, 0.45, 0.70), (0.95, 0.90, 0.25)
+BOTH, DENSE_ONLY, METHOD_ONLY, MISSED = (0.0, 0.62, 0.45), (0.84, 0.37, 0.0), (0.0, 0.45, 0.70), (0.95, 0.90, 0.25)
 
 
 def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budget: str) -> Figure:

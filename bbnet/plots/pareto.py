@@ -55,7 +55,7 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
 def _legend_title(n_seeds: pd.Series) -> str:
     fewest = n_seeds.min()
     shown = "mean, 95 % interval" if fewest >= SEEDS_FOR_INTERVALS else "mean and single seeds"
-    return f"{shown}\n({fewest} seed{'s' if fewest > 1 else ''})"
+    return f"{shown}\n({fewest} seed{'s' if fewest > 1 else ''}; methods of equal cost\nstand side by side)"
 
 
 def _draw_dense(axis: Axes, dense: pd.Series, singles: pd.Series) -> None:

@@ -1,11 +1,13 @@
 """On-rates: the share of positions at which each unit is on, counted exactly and folded into a slow average."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from bbnet.sparsity.slab import Slab
 
 CHANNELS_FIRST = (
     nn.Conv1d,
@@ -38,11 +40,26 @@ class OnRates:
     """Counts the on and valid positions of named modules in training-mode (or evaluation-mode) forward passes.
 
     Counts are summed over forward passes, micro-batches and weight-shared branches, and folded once per optimiser
-    step. Every `stride`-th index of the first position axis is looked at, its offset moving with the steps.
+    step. Every `stride`-th index of the first position axis is looked at, its offset moving with the steps. Units are
+    axis 1 of the outputs of convolutions and norms over channels, and of modules named in `channels_first`; else the
+    last axis.
     """
 
+    @classmethod
+    def of_slabs(cls, model: nn.Module, slabs: Iterable[Slab], **options: Any) -> "OnRates":
+        """Counts the units of slabs; those of a convolution's slab are channels, whatever module they are read at."""
+        slabs = list(slabs)
+        modules = {name: model.get_submodule(name) for slab in slabs for name in slab.units}
+        channels = {name for slab in slabs for name in slab.units if model.get_submodule(slab.name).weight.dim() > 2}
+        return cls(modules, channels_first=channels, **options)
+
     def __init__(
-        self, modules: Mapping[str, nn.Module], decay: float = 0.99, stride: int = 4, in_training: bool = True
+        self,
+        modules: Mapping[str, nn.Module],
+        decay: float = 0.99,
+        stride: int = 4,
+        in_training: bool = True,
+        channels_first: Collection[str] = (),
     ) -> None:
         self.decay = decay
         self.stride = stride
@@ -55,7 +72,9 @@ class OnRates:
         # others per module. One set of operations then folds a step, however many modules there are.
         self._joined: dict[str, Tensor] = {}
         self._hooks = [
-            module.register_forward_hook(self._counter(name, channels_first=isinstance(module, CHANNELS_FIRST)))
+            module.register_forward_hook(
+                self._counter(name, channels_first=name in channels_first or isinstance(module, CHANNELS_FIRST))
+            )
             for name, module in modules.items()
         ]
 

@@ -76,7 +76,7 @@ def sparsify(
     weights = check_slabs(model, slabs, exact)
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for slab, weight in weights.items():
-        if id(weight) not in trained:
+        if id(weight) not in trained or not weight.requires_grad:
             raise ValueError(f"slab {slab.name}: its weight is not trained by the optimizer")
         if algorithm.masks_weights and algorithm.side not in (slab.side, "both"):
             raise ValueError(f"slab {slab.name} is of side {slab.side}, the method's side is {algorithm.side}")
@@ -180,7 +180,7 @@ class Sparsifier:
             return
         self.weights = [MaskedWeight(slab, weight, rescale) for slab, weight in weights.items()]
         if algorithm.uses_on_rates:
-            self.on_rates = OnRates({name: model.get_submodule(name) for slab in weights for name in slab.units})
+            self.on_rates = OnRates.of_slabs(model, weights)
         optimizer.register_step_post_hook(self._after_step)
         optimizer.register_load_state_dict_post_hook(self._zero_pruned_state)
 

@@ -1,6 +1,7 @@
 """The knobs of config.yaml and the studies of studies/*.yaml: read, validated, refused in one line."""
 
 import difflib
+import math
 import tempfile
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
@@ -21,6 +22,7 @@ from pydantic import (
 from bbnet.study.discover import method_type, tasks_type
 
 SMALLEST_BUDGET = Decimal("0.05")
+SMALLEST_FAN = 8
 DENSE_BUDGET = "1.00"
 
 
@@ -48,6 +50,16 @@ class Knobs(Section):
     cells: Literal["all", "done"] = Field(
         "all", description="done: summarise the runs that exist, and mark figures and tables incomplete."
     )
+
+
+def smallest_degree(fan: int) -> int:
+    """k_min; the sparsity core, which needs torch, has its own."""
+    return max(1, math.ceil(SMALLEST_BUDGET * fan))
+
+
+def ceil_to_cents(share: float) -> str:
+    """The smallest budget of two decimals that is at least `share`."""
+    return f"{math.ceil(100 * share) / 100:.2f}"
 
 
 def canonical_budget(value: Any) -> str:
@@ -83,6 +95,10 @@ class Sparsity(Section):
     )
     freeze: float = Field(0.75, gt=0, le=0.95, description="Share of the sparse phase after which masks stay.")
     every: int | None = Field(None, ge=1, description="Optimiser steps between refreshes; 1/40 of the phase if absent.")
+
+    def schedule(self) -> dict[str, Any]:
+        """The part that says when masks are refreshed."""
+        return self.model_dump(exclude={"rescale"})
 
     @model_validator(mode="after")
     def _ramp_before_freeze(self) -> "Sparsity":
@@ -121,6 +137,20 @@ class Study(Section):
                 "needs exactly one method of algorithm dense, labelled 'dense': comparisons are against it"
             )
         return methods
+
+    @model_validator(mode="after")
+    def _budgets_in_reach(self) -> "Study":
+        for task, settings in self.task_settings().items():
+            for model, fans in settings.fans().items():
+                shares = [smallest_degree(fan) / fan for fan in fans if fan >= SMALLEST_FAN]
+                if not shares:
+                    raise ValueError(f"tasks.{task}.models.{model}: no slab has a fan of at least {SMALLEST_FAN}")
+                if min(shares) > min(map(float, self.budgets)):
+                    raise ValueError(
+                        f"budgets: {min(self.budgets)} is in reach of no slab of tasks.{task}.models.{model}, whose "
+                        f"units keep at least {min(shares):.4f} of their fan; allowed from {ceil_to_cents(min(shares))}"
+                    )
+        return self
 
     @field_validator("tasks")
     @classmethod
@@ -168,15 +198,17 @@ def check_sources(study: Study, file: Path) -> None:
             raise ConfigError(f"{file}: tasks.{task}.data.path: there is no folder {path}")
 
 
-def check_writable(data_dir: Path) -> None:
-    """Raises ConfigError unless files can be created under `data_dir`; leaves no trace."""
-    existing = data_dir
+def check_writable(knob: str, folder: Path) -> None:
+    """Raises ConfigError naming `knob` unless files can be created under `folder`; leaves no trace."""
+    existing = folder
     try:
-        existing = next(parent for parent in [data_dir, *data_dir.absolute().parents] if parent.exists())
+        existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise ConfigError(f"data_dir {data_dir}: cannot write into {existing} ({error.strerror})") from None
+        raise ConfigError(
+            f"config.yaml or --config: {knob} {folder}: cannot write into {existing} ({error.strerror})"
+        ) from None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

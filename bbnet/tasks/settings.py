@@ -22,6 +22,10 @@ class Training(Section):
     weight_decay: float = Field(0.0, ge=0, le=1, description="As the optimiser defines it; not on biases and norms.")
     rise: float = Field(0.05, ge=0, le=0.5, description="Share of all steps over which the learning rate rises.")
 
+    def sparse_steps(self, samples: int) -> int:
+        """Optimiser steps of the sparse phase."""
+        return (self.epochs - self.warm_up_epochs) * (samples // self.batch_size)
+
     @model_validator(mode="after")
     def _sparse_phase_left(self) -> "Training":
         if self.warm_up_epochs >= self.epochs:

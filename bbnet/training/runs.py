@@ -1,5 +1,6 @@
 """The three kinds of work on a run: its warm start, its training, its evaluation."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
@@ -20,6 +21,7 @@ from bbnet.training.devices import choose_device
 from bbnet.training.trainer import Trainer
 from bbnet.training.units import measure_units
 
+logger = logging.getLogger(__name__)
 NO_SIDE = "none"
 
 
@@ -97,6 +99,8 @@ def train(job: Job, warm_start: Mapping[str, Any]) -> TrainedRun:
     trainer.load_state(warm_start)
     side = "in" if job.side == NO_SIDE else job.side
     slabs, left_dense = job.slabs(trainer.model, side)
+    for name, why in left_dense.items():
+        logger.info("%s stays dense: %s", name, why)
     sparsifier = sparsify(
         trainer.model,
         trainer.optimizer,

@@ -58,7 +58,7 @@ class Trainer:
     @property
     def sparse_steps(self) -> int:
         """Optimiser steps of the sparse phase."""
-        return (self.training.epochs - self.training.warm_up_epochs) * self.steps_per_epoch
+        return self.training.sparse_steps(len(self.train_split))
 
     def run_epoch(self, phase: str, sparsifier: Sparsifier | None = None) -> dict[str, Any]:
         """One pass over the training data and one over dev; returns the epoch's row of the history."""

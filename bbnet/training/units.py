@@ -27,9 +27,7 @@ def measure_units(
         masks: bool [units, fan] by slab name; a slab without one is dense.
     """
     slabs = list(slabs)
-    on_rates = OnRates(
-        {name: model.get_submodule(name) for slab in slabs for name in slab.units}, stride=1, in_training=False
-    )
+    on_rates = OnRates.of_slabs(model, slabs, stride=1, in_training=False)
     model.eval()
     task.evaluate(model, split, device)
     on_rates.remove()

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from bbnet.sparsity.on_rate import OnRates
+from bbnet.sparsity.slab import Slab
 
 
 class Echo(nn.Linear):
@@ -288,3 +289,15 @@ def test_a_saved_state_does_not_change_with_further_counting():
     on_rates.fold()
     assert state["steps"] == 1
     assert state["joined"]["seen_since"].tolist() == [3]
+
+
+def test_units_of_a_convolution_are_channels_also_when_read_at_the_activation():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    at_layer = OnRates.of_slabs(model, [Slab("2", "out", "0")], stride=1)
+    at_activation = OnRates.of_slabs(model, [Slab("2", "out", "1")], stride=1)
+    model(torch.randn(4, 3, 8, 8))
+    at_layer.fold()
+    at_activation.fold()
+    rates = at_layer.of(("0",))[0]
+    assert len(rates) == 8
+    assert torch.equal(rates, at_activation.of(("1",))[0])

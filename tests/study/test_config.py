@@ -40,7 +40,7 @@ def knob_refusal(config: dict) -> str:
 
 def writing_refusal(folder: Path) -> str:
     with pytest.raises(ConfigError) as refused:
-        check_writable(folder)
+        check_writable("data_dir", folder)
     text = str(refused.value)
     assert text.splitlines() == [text]
     return text
@@ -421,14 +421,14 @@ def test_a_knob_whose_name_is_no_text_is_refused():
 
 
 def test_a_folder_that_can_be_made_is_accepted_and_not_made(tmp_path):
-    check_writable(tmp_path / "a" / "b")
-    check_writable(tmp_path)
+    check_writable("data_dir", tmp_path / "a" / "b")
+    check_writable("data_dir", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_relative_folder_is_accepted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    check_writable(Path("data"))
+    check_writable("data_dir", Path("data"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -462,3 +462,9 @@ def test_a_study_cannot_be_changed_after_reading(study):
     with pytest.raises(ValueError, match="frozen"):
         frozen.seeds = [3]
     assert isinstance(frozen, Study)
+
+
+def test_a_budget_in_reach_of_no_slab_is_refused_with_the_smallest_that_is(with_key, refusal):
+    message = refusal(with_key("budgets", [0.06, 0.5]))
+    assert "budgets: 0.06 is in reach of no slab of tasks.change" in message
+    assert "allowed from 0.07" in message

@@ -1,6 +1,6 @@
 """Algorithms, found by module name: `algorithms/{name}.py` holds one subclass of `Algorithm`.
 
-The study reads the parameters of an algorithm from its source without importing it (`bbnet.study.algorithms`), so a
+The study reads the parameters of an algorithm from its source without importing it (`bbnet.study.discover`), so a
 parameter is an annotated field built from `typing` and `pydantic` names alone.
 """
 
@@ -12,7 +12,7 @@ from decimal import Decimal
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 
@@ -71,4 +71,9 @@ def make(name: str, **parameters) -> Algorithm:
     module = importlib.import_module(f"{__name__}.{name}")
     kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
     (kind,) = (kind for kind in kinds if issubclass(kind, Algorithm))
-    return kind(**parameters)
+    try:
+        return kind(**parameters)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        allowed = ", ".join(sorted(kind.model_fields)) or "none"
+        raise ValueError(f"algorithm {name}: {problems}; its parameters: {allowed}") from None

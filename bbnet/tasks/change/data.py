@@ -17,6 +17,7 @@ from bbnet.tasks.change.settings import Data, LevirFolder
 
 SPLITS = ("train", "val", "test")
 PARTS = ("A", "B", "label")
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 
@@ -43,7 +44,8 @@ def _pair_names(root: Path, split: str) -> list[str]:
         folder = root / split / part
         if not folder.is_dir():
             raise ValueError(f"{folder}: no such folder; a pack holds {{{','.join(SPLITS)}}}/{{{','.join(PARTS)}}}")
-        names[part] = {path.name for path in folder.iterdir() if path.suffix.lower() in SUFFIXES}
+        files = (path for path in folder.iterdir() if not path.name.startswith("."))
+        names[part] = {path.name for path in files if path.suffix.lower() in SUFFIXES}
     everywhere = set.union(*names.values())
     for part in PARTS:
         missing = sorted(everywhere - names[part])
@@ -111,7 +113,7 @@ def _shown(size: tuple[int, int]) -> str:
 def _open(path: Path) -> Image.Image:
     try:
         return Image.open(path)
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise ValueError(f"{path}: cannot be read as an image ({error})") from None
 
 
@@ -132,6 +134,8 @@ def _read_pair(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 def _pixels(path: Path, mode: str) -> np.ndarray:
     try:
         with _open(path) as image:
+            if image.mode not in EIGHT_BIT_MODES:
+                raise ValueError(f"{path}: image mode {image.mode}; allowed are {', '.join(EIGHT_BIT_MODES)}")
             return np.asarray(image.convert(mode))
     except OSError as error:
         raise ValueError(f"{path}: cannot be decoded ({error})") from None

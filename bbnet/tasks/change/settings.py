@@ -46,6 +46,20 @@ class Settings(Section):
     models: dict[ModelLabel, FCSiamConc] = Field(min_length=1, description="Label: its widths.")
     training: Training
 
+    def training_samples(self) -> int | None:
+        """Training tiles, where they are known before the data are prepared."""
+        if not isinstance(self.data, AerialScenes):
+            return None
+        return self.data.train * (self.data.size // self.tile) ** 2
+
+    def fans(self) -> dict[str, set[int]]:
+        """Fans of the slabs of each model, on either side."""
+        joined = 3 if self.slabs == "wide" else 1
+        return {
+            label: {factor * width for width in model.widths for factor in (1, joined)}
+            for label, model in self.models.items()
+        }
+
     @model_validator(mode="after")
     def _fits(self) -> "Settings":
         for label, model in self.models.items():
@@ -55,7 +69,7 @@ class Settings(Section):
         if isinstance(self.data, AerialScenes):
             if self.data.size % self.tile:
                 raise ValueError(f"data.size {self.data.size} must be a multiple of tile {self.tile}")
-            samples = self.data.train * (self.data.size // self.tile) ** 2
+            samples = self.training_samples()
             if samples < self.training.batch_size:
                 raise ValueError(f"training.batch_size {self.training.batch_size} exceeds the {samples} training tiles")
         return self
