@@ -6,6 +6,7 @@ parameter is an annotated field built from `typing` and `pydantic` names alone.
 
 import importlib
 import pkgutil
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
@@ -55,9 +56,9 @@ class WeightMasking(Algorithm):
 
     side: Literal["in", "out", "both"] = "in"
 
+    @abstractmethod
     def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
         """The masks, bool [units, fan], to be in force from now on: one per slab."""
-        raise NotImplementedError
 
 
 def names() -> list[str]:
