@@ -67,12 +67,15 @@ def history_table(cells: Sequence[Cell]) -> pd.DataFrame:
 
 def units_table(cells: Sequence[Cell], warm_ups: Sequence[tuple[dict[str, Any], Path]]) -> pd.DataFrame:
     """One row per slab and unit, of every run (`phase` run) and every warm start (`phase` warm_up)."""
-    frames = [_join(cells, lambda folder: pd.read_csv(folder / "units.csv").rename(columns={"side": "slab_side"}))]
+
+    def read(folder: Path) -> pd.DataFrame:
+        return pd.read_csv(folder / "units.csv").rename(columns={"side": "slab_side"})
+
+    frames = [_join(cells, read)]
     frames[0].insert(0, "phase", "run")
     for keys, folder in warm_ups:
         if (folder / "units.csv").is_file():
-            frame = pd.read_csv(folder / "units.csv").rename(columns={"side": "slab_side"})
-            frames.append(_with_keys(frame, {"phase": "warm_up"} | keys))
+            frames.append(_with_keys(read(folder), {"phase": "warm_up"} | keys))
     return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
 
 

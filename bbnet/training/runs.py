@@ -59,6 +59,11 @@ class Job:
     def side(self) -> str:
         return self.config["method"].get("side", NO_SIDE)
 
+    @property
+    def slab_side(self) -> str:
+        """The side of the slabs whose masks are recorded; for a dense run, all of them whole, `in`."""
+        return "in" if self.side == NO_SIDE else self.side
+
     def sides(self) -> list[str]:
         """The sides whose units are measured: a dense network's both."""
         return ["in", "out"] if self.side == NO_SIDE else [self.side]
@@ -97,8 +102,7 @@ def train(job: Job, warm_start: Mapping[str, Any]) -> TrainedRun:
     """The sparse phase of one run, from the warm start to the last epoch."""
     trainer = job.trainer()
     trainer.load_state(warm_start)
-    side = "in" if job.side == NO_SIDE else job.side
-    slabs, left_dense = job.slabs(trainer.model, side)
+    slabs, left_dense = job.slabs(trainer.model, job.slab_side)
     for name, why in left_dense.items():
         logger.info("%s stays dense: %s", name, why)
     sparsifier = sparsify(
@@ -151,8 +155,7 @@ def evaluate(job: Job, run: Path) -> Evaluation:
     model = job.task.build_model(job.model_settings, job.index).to(job.device)
     load_weights(run / "model.safetensors", model)
     masks = load_masks(run / "masks.safetensors")
-    side = "in" if job.side == NO_SIDE else job.side
-    slabs, _ = job.slabs(model, side)
+    slabs, _ = job.slabs(model, job.slab_side)
     check_masks_in_force(model, slabs, masks)
     model.eval()
     items, predictions = job.task.evaluate(model, job.task.open_split(job.prepared, job.index, "test"), job.device)
