@@ -9,6 +9,8 @@ _HOMES = {
     "Slab": "bbnet.sparsity.slab",
     "Sparsifier": "bbnet.sparsity.sparsifier",
     "allocate_degrees": "bbnet.sparsity.degrees",
+    "export": "bbnet.sparsity.export",
+    "find_slabs": "bbnet.sparsity.structure",
     "sparsify": "bbnet.sparsity.sparsifier",
 }
 

@@ -16,7 +16,10 @@ def main(options) -> None:
     table = results_table(cells, metrics)
     shown = shown_table(table, metrics)
     grid = pd.read_csv(options.grid, dtype={"budget": str})
-    caption = f"{options.task}, {options.model}: mean over seeds on test, 95 % interval in brackets."
+    caption = (
+        f"{options.task}, {options.model}: mean over seeds on test, 95 % interval in brackets. Churn: share of the "
+        "connections changed by a refresh at the budget; units at k_min or below, and silent on dev: shares of all."
+    )
     if table["seeds"].min() < FEW_SEEDS:
         caption += " With so few seeds the intervals are wide (t is 12.7 for two), and they are not clipped."
     if note := incomplete_note(grid[(grid["task"] == options.task) & (grid["model"] == options.model)]):

@@ -9,7 +9,14 @@ from typing import Any
 import pandas as pd
 
 KEYS = ["task", "model", "method", "side", "budget", "seed"]
-COST_METRICS = {"density": "share", "net_density": "share", "flops": "FLOPs"}
+COST_METRICS = {
+    "density": "share",
+    "net_density": "share",
+    "flops": "FLOPs",
+    "churn": "share",
+    "units_at_smallest": "share",
+    "silent_units": "share",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,11 @@ def grid_table(cells: Sequence[Cell]) -> pd.DataFrame:
 
 
 def runs_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Tidy: run keys, metric, value; the task's metrics on test, then densities and the FLOPs of one sample."""
+    """Tidy: run keys, metric, value; the task's metrics on test, then `COST_METRICS`.
+
+    `flops` are those of one sample; `churn` is that of `steady_churn`; `units_at_smallest` (degree k_min or less) and
+    `silent_units` (on dev) are shares of the units of all slabs.
+    """
     rows = []
     for cell in cells:
         if not cell.taken:
@@ -44,8 +55,27 @@ def runs_table(cells: Sequence[Cell]) -> pd.DataFrame:
         cost = _read_json(cell.folder / "cost.json")
         values = _read_json(cell.folder / "metrics.json")
         values |= {"density": cost["density"], "net_density": cost["net_density"], "flops": cost["flops"]["sparse"]}
+        units = pd.read_csv(cell.folder / "units.csv")
+        values |= {
+            "churn": steady_churn(pd.read_csv(cell.folder / "refreshes.csv", dtype={"budget": str})),
+            "units_at_smallest": units["at_smallest"].mean(),
+            "silent_units": units["silent"].mean(),
+        }
         rows += [cell.keys | {"metric": metric, "value": value} for metric, value in values.items()]
     return pd.DataFrame(rows, columns=[*KEYS, "metric", "value"])
+
+
+def steady_churn(refreshes: pd.DataFrame) -> float:
+    """Share of the connections that a refresh changes once the budget is reached: pruned and regrown over old and new.
+
+    Over all refreshes at the last budget but the first, which still comes down to it; 0 without any.
+    """
+    at_budget = refreshes[refreshes["budget"] == refreshes["budget"].iloc[-1]] if len(refreshes) else refreshes
+    steady = at_budget[at_budget["step"] > at_budget["step"].min()]
+    if not len(steady):
+        return 0.0
+    after, pruned, regrown = (int(steady[column].sum()) for column in ("connections", "pruned", "regrown"))
+    return (pruned + regrown) / (2 * after + pruned - regrown)
 
 
 def items_table(cells: Sequence[Cell]) -> pd.DataFrame:

@@ -4,7 +4,13 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-COSTS = {"net_density": "net density", "flops": "MFLOPs"}
+COSTS = {
+    "net_density": "net density",
+    "flops": "MFLOPs",
+    "churn": "churn",
+    "units_at_smallest": "units at k_min",
+    "silent_units": "silent units",
+}
 
 
 def results_table(cells: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
@@ -28,8 +34,8 @@ def results_table(cells: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFra
 def shown_table(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
     """`results_table` as text to read: `mean [low, high]` with the unit in the heading."""
     shown = table[["method", "side", "budget", "seeds"]].astype(str)
-    shown[COSTS["net_density"]] = [f"{value:.3f}" for value in table["net_density"]]
-    shown[COSTS["flops"]] = [f"{value / 1e6:.4g}" for value in table["flops"]]
+    for name, heading in COSTS.items():
+        shown[heading] = [f"{value / 1e6:.4g}" if name == "flops" else f"{value:.3f}" for value in table[name]]
     for name, unit in metrics.items():
         columns = (table[f"{name}_{bound}"] for bound in ("mean", "low", "high"))
         shown[f"{name} ({unit})"] = [

@@ -19,6 +19,8 @@ AXES = {"net_density": "net density (kept share of all weights)", "flops": "FLOP
 def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
     """Mean of `metric` over seeds for every method and budget; points are labelled by budget, dense is a band.
 
+    A method that keeps all weights has no place on the axis of net density.
+
     With at least 3 seeds bars and band are the 95 % interval; below, single seeds are drawn as small points and thin
     lines beside the mean.
 
@@ -35,7 +37,7 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
     for axis, (cost, label) in zip(axes, AXES.items(), strict=True):
         costs = values[cost] / (flops_of_dense if cost == "flops" else 1.0)
         _draw_dense(axis, bounds.loc["dense"].iloc[0], singles[singles["method"] == "dense"]["value"])
-        for (method, side), points in values[metric].drop("dense").groupby(level=["method", "side"], sort=False):
+        for (method, side), points in _shown(values, metric, cost).groupby(level=["method", "side"], sort=False):
             place = _dodge(axis, list(colours), method)
             _draw_method(axis, method, side, points, costs, bounds, singles, colours[method], place)
         axis.margins(x=0.12, y=0.08)
@@ -43,13 +45,19 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
         axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     unit = bounds["unit"].iloc[0]
     axes[0].set_ylabel(f"test {metric} ({unit})")
-    handles, labels = axes[0].get_legend_handles_labels()
+    handles, labels = axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", title=_legend_title(bounds["n_seeds"]))
     figure.draw_without_rendering()
     for axis, cost in zip(axes, AXES, strict=True):
         costs = values[cost] / (flops_of_dense if cost == "flops" else 1.0)
-        _label_points(axis, costs, values[metric].drop("dense"), colours)
+        _label_points(axis, costs, _shown(values, metric, cost), colours)
     return figure
+
+
+def _shown(values: pd.DataFrame, metric: str, cost: str) -> pd.Series:
+    """The means that have a place on an axis of `cost`."""
+    sparse = values.drop("dense")
+    return (sparse[sparse["net_density"] < 1] if cost == "net_density" else sparse)[metric]
 
 
 def _legend_title(n_seeds: pd.Series) -> str:

@@ -1,11 +1,17 @@
 """What a sparsified network costs: densities and FLOPs."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from bbnet.sparsity.gate import Gates
+from bbnet.sparsity.slab import LAYERS
+
+PRODUCTS = (*LAYERS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def density(masks: Mapping[str, Tensor]) -> float:
@@ -24,19 +30,67 @@ def net_density(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
 
 
 @torch.no_grad()
-def flops(model: nn.Module, inputs: tuple[Any, ...], masks: Mapping[str, Tensor]) -> dict[str, int]:
-    """FLOPs of `model(*inputs)`: `dense`, and `sparse` = dense - sum over slabs of the slab's FLOPs * (1 - density).
+def flops(
+    model: nn.Module, inputs: tuple[Any, ...], masks: Mapping[str, Tensor], gates: Gates | None = None
+) -> dict[str, int]:
+    """FLOPs of `model(*inputs)`: `dense`, and `sparse` = dense - sum over layers of the layer's FLOPs * saved share.
 
-    A multiply and an add are two FLOPs, as torch's counter has it.
+    A slab's layer saves 1 - density; a layer behind gates the share of its inputs that they close. A multiply and an
+    add are two FLOPs, as torch's counter has it.
     """
     in_training = [module for module in model.modules() if module.training]
     model.eval()
     with FlopCounterMode(display=False) as counter:
         model(*inputs)
+    saved = {name: 1 - density({name: mask}) for name, mask in masks.items()}
+    if gates is not None:
+        saved |= _closed_inputs(model, inputs, gates)
     for module in in_training:
         module.training = True
     root = type(model).__name__
     by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     dense = by_module["Global"]
-    saved = sum(by_module[f"{root}.{name}"] * (1 - density({name: mask})) for name, mask in masks.items())
-    return {"dense": dense, "sparse": round(dense - saved)}
+    return {"dense": dense, "sparse": round(dense - sum(by_module[f"{root}.{name}"] * saved[name] for name in saved))}
+
+
+def _closed_inputs(model: nn.Module, inputs: tuple[Any, ...], gates: Gates) -> dict[str, float]:
+    """By layer, the share of its inputs that are 0 because of the gates and would not be without.
+
+    Every layer with weights is made to send positive noise, so that a 0 in what another reads comes from a gate, and
+    came through activations, pooling and joins as a 0.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, PRODUCTS)}
+    senders = [module for module in model.modules() if list(module.parameters(recurse=False))]
+    share, live = gates.share, {}
+    for open_to in (Decimal(1), share):
+        gates.let_pass(open_to)
+        live[open_to] = _live_inputs(model, inputs, layers, senders)
+    return {name: 1 - live[share][name] / live[Decimal(1)][name] for name in live[share] if live[Decimal(1)][name]}
+
+
+def _live_inputs(
+    model: nn.Module, inputs: tuple[Any, ...], layers: Mapping[str, nn.Module], senders: Iterable[nn.Module]
+) -> dict[str, int]:
+    """By layer, how many of the inputs that it reads are not 0 when `senders` send positive noise."""
+    generator = torch.Generator().manual_seed(0)
+    live: dict[str, int] = dict.fromkeys(layers, 0)
+
+    def read(name: str) -> Callable:
+        def count(module: nn.Module, arguments: tuple) -> None:
+            live[name] += int(arguments[0].count_nonzero())
+
+        return count
+
+    def send(module: nn.Module, arguments: tuple, output: Any) -> Any:
+        if not torch.is_tensor(output):
+            return output
+        return torch.rand(output.shape, generator=generator).add_(0.1).to(output)
+
+    handles = [layer.register_forward_pre_hook(read(name)) for name, layer in layers.items()]
+    handles += [module.register_forward_hook(send, prepend=True) for module in senders]
+    try:
+        model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return live

@@ -1,7 +1,9 @@
 """How many connections each unit of a slab may keep: exact degrees under a budget."""
 
 import math
+from collections.abc import Sequence
 from decimal import Decimal
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -27,6 +29,35 @@ def as_budget(budget: float | str | Decimal) -> Decimal:
 def connection_count(budget: Decimal, units: int, fan: int) -> int:
     """K = floor(b * U * n + 1/2), the number of connections that a slab of U units with fan n keeps."""
     return math.floor(budget * units * fan + Decimal("0.5"))
+
+
+def erdos_renyi_counts(total: int, shapes: Sequence[tuple[int, int, tuple[int, ...]]]) -> list[int]:
+    """`total` connections over slabs, at the densities of an Erdos-Renyi graph (ERK; Evci et al. 2020, section 3).
+
+    The density of a slab is proportional to (units + fan + sum of taps) / (units * fan * product of taps), at most 1;
+    counts are rounded by largest remainder, ties to the earlier slab.
+
+    Args:
+        total: at most the connections of all slabs.
+        shapes: of each slab units, fan, and the extents of its kernel.
+    """
+    sizes = [units * fan for units, fan, _ in shapes]
+    raw = [Fraction(units + fan + sum(taps), units * fan * math.prod(taps)) for units, fan, taps in shapes]
+    whole: set[int] = set()
+    while True:
+        others = [index for index in range(len(sizes)) if index not in whole]
+        left = total - sum(sizes[index] for index in whole)
+        factor = left / sum(raw[index] * sizes[index] for index in others) if others else Fraction(0)
+        crowded = {index for index in others if factor * raw[index] >= 1}
+        if not crowded:
+            break
+        whole |= crowded
+    shares = [Fraction(size) if index in whole else factor * raw[index] * size for index, size in enumerate(sizes)]
+    counts = [math.floor(share) for share in shares]
+    by_remainder = sorted(range(len(sizes)), key=lambda index: counts[index] - shares[index])
+    for index in by_remainder[: total - sum(counts)]:
+        counts[index] += 1
+    return counts
 
 
 def smallest_degree(fan: int) -> int:

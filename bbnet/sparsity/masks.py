@@ -1,5 +1,8 @@
 """Which connections a unit keeps: exact counts of the largest, ties by index; and masks as packed bits."""
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,6 +25,49 @@ def keep_largest(scores: Tensor, degrees: Tensor) -> Tensor:
 def keep_largest_of_all(scores: Tensor, count: int) -> Tensor:
     """Bool mask of the shape of `scores`: exactly `count` entries, at the largest, ties to the lower flat index."""
     return keep_largest(scores.reshape(1, -1), torch.tensor([count], device=scores.device)).reshape(scores.shape)
+
+
+def keep_largest_of_slabs(scores: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Bool masks of the shapes of `scores`: exactly `count` entries together, at the largest, ties to the earlier."""
+    joined = keep_largest_of_all(torch.cat([each.flatten() for each in scores]), count)
+    parts = joined.split([each.numel() for each in scores])
+    return [part.reshape(each.shape) for part, each in zip(parts, scores, strict=True)]
+
+
+def drop_and_grow(mask: Tensor, magnitudes: Tensor, growth: Tensor | None, count: int, share: float) -> Tensor:
+    """Bool mask of exactly `count` entries: `mask` without its smallest, then with the best of all others.
+
+    floor(share * count) entries grow, and as many more are dropped as `mask` has over `count`. What was just dropped
+    may grow again at once.
+
+    Args:
+        mask: bool [units, fan], at least `count` entries.
+        magnitudes: [units, fan], not negative: the smallest are dropped.
+        growth: [units, fan], not negative: the largest grow; None if nothing shall.
+    """
+    grown = 0 if growth is None else math.floor(share * count)
+    kept = keep_largest_of_all(torch.where(mask, magnitudes, -1.0), count - grown)
+    return kept | keep_largest_of_all(torch.where(kept, -1.0, growth), grown) if grown else kept
+
+
+def project_to_pattern(mask: Tensor, ranking: Tensor, kept: int, size: int) -> Tensor:
+    """Bool mask of as many entries as `mask`, and `kept` or more of each `size` consecutive connections of a unit.
+
+    Within a group entries of `mask` come first, then those that rank higher, then the lower index. What `mask` has
+    over `kept` of each group, as on the ramp, goes to its other entries by rank. At density `kept` / `size` the result
+    is N:M.
+
+    Args:
+        mask: bool [units, fan], fan a multiple of `size`, of density `kept` / `size` or more.
+        ranking: [units, fan], finite and not negative.
+    """
+    best_first = ranking.reshape(-1, size).argsort(dim=1, descending=True, stable=True)
+    in_mask = mask.reshape(-1, size).gather(1, best_first)
+    order = best_first.gather(1, in_mask.byte().argsort(dim=1, descending=True, stable=True))
+    in_group = torch.zeros_like(in_mask).scatter_(1, order[:, :kept], True).reshape(mask.shape)
+    rest = int(mask.sum()) - int(in_group.sum())
+    others = mask & ~in_group
+    return in_group | keep_largest_of_all(torch.where(others, ranking, -1.0), rest) if rest else in_group
 
 
 def _keep_by_sort(scores: Tensor, degrees: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
+from numbers import Integral
 
 REFRESHES_PER_PHASE = 40
 LEAST_REFRESHES = 3
@@ -30,6 +31,10 @@ class Schedule:
     every: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("total_steps", "every"):
+            steps = getattr(self, name)
+            if not isinstance(steps, Integral | None):
+                raise ValueError(f"{name} is a number of steps, got {steps!r}")
         if not 0 <= self.ramp_end <= self.freeze <= 1:
             raise ValueError(
                 f"need 0 <= ramp_end <= freeze <= 1, got ramp_end {self.ramp_end} and freeze {self.freeze}"

@@ -11,6 +11,22 @@ from bbnet.sparsity.degrees import check_feasible, smallest_degree
 
 Side = Literal["in", "out"]
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CHANNELS_FIRST = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.GroupNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+)
 SMALLEST_FAN = 8
 
 
@@ -59,6 +75,17 @@ def over_weight(per_connection: Tensor, weight: Tensor, side: Side) -> Tensor:
     return matrix.reshape(*matrix.shape, *(1 for _ in range(weight.dim() - 2)))
 
 
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside wrappers of torch.compile and DistributedDataParallel; slab names are those of its modules."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            return model
+
+
 def slab_weight(model: nn.Module, slab: Slab) -> nn.Parameter:
     """The parameter that `slab` names; raises ValueError if there is none that can be masked."""
     try:
@@ -72,6 +99,11 @@ def slab_weight(model: nn.Module, slab: Slab) -> nn.Parameter:
         raise ValueError(f"slab {slab.name}: cannot mask a {type(layer).__name__}, allowed: {allowed}")
     if getattr(layer, "groups", 1) != 1:
         raise ValueError(f"slab {slab.name}: grouped convolutions are not supported")
+    if "weight" not in layer._parameters:
+        raise ValueError(
+            f"slab {slab.name}: its weight is computed from other parameters (weight_norm, spectral_norm, prune), so a "
+            "pruned weight would not stay 0; remove the parametrization first"
+        )
     return layer.weight
 
 
@@ -79,6 +111,18 @@ def slab_shape(weight: Tensor, side: Side) -> tuple[int, int]:
     """(units, fan) of a weight."""
     outputs, inputs = weight.shape[:2]
     return (outputs, inputs) if side == "in" else (inputs, outputs)
+
+
+def unit_modules(model: nn.Module, slabs: Iterable[Slab]) -> dict[str, nn.Module]:
+    """The modules at which the units of slabs are read, by name."""
+    return {name: model.get_submodule(name) for slab in slabs for name in slab.units}
+
+
+def channels_first(model: nn.Module, slabs: Iterable[Slab]) -> set[str]:
+    """Those of `unit_modules` whose units are axis 1, not the last: units of a convolution's slab are channels."""
+    slabs = list(slabs)
+    by_slab = {name for slab in slabs for name in slab.units if model.get_submodule(slab.name).weight.dim() > 2}
+    return by_slab | {name for name, module in unit_modules(model, slabs).items() if isinstance(module, CHANNELS_FIRST)}
 
 
 def choose_slabs(

@@ -1,24 +1,27 @@
 """The sparsifier: masks, refreshes and schedule ride on the optimiser's own hooks."""
 
+import sys
 import zlib
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bbnet.sparsity import algorithms
-from bbnet.sparsity.algorithms import Algorithm, SlabView
+from bbnet.sparsity.algorithms import Algorithm, SlabView, WeightMasking
 from bbnet.sparsity.degrees import as_budget, smallest_degree
+from bbnet.sparsity.forward_averages import ForwardAverages
+from bbnet.sparsity.gate import Gates
+from bbnet.sparsity.input_norm import InputNorms
+from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, zero_state
 from bbnet.sparsity.masks import pack_masks, unpack_masks
 from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.schedule import Schedule
-from bbnet.sparsity.slab import Slab, check_slabs, connection_norms, over_weight, slab_shape
-
-Rescale = Literal["none", "sqrt", "energy"]
+from bbnet.sparsity.slab import Slab, check_slabs, slab_shape, unwrap
 
 # The labels of the default study.
 METHODS: dict[str, dict[str, Any]] = {
@@ -26,10 +29,32 @@ METHODS: dict[str, dict[str, Any]] = {
     "sp_in": {"algorithm": "budgeted_broadcast", "side": "in"},
     "sp_out": {"algorithm": "budgeted_broadcast", "side": "out"},
     "magnitude": {"algorithm": "magnitude", "side": "in"},
+    "rigl": {"algorithm": "rigl", "side": "in"},
+    "topk": {"algorithm": "topk"},
 }
 
 # Of a refresh; methods that use on-rates have more.
-REFRESH_COLUMNS = ("step", "slab", "budget", "connections", "pruned", "regrown", "density", "churn")
+REFRESH_COLUMNS = (
+    "step",
+    "slab",
+    "budget",
+    "connections",
+    "pruned",
+    "regrown",
+    "units_at_smallest",
+    "density",
+    "churn",
+)
+
+UNFIT_OPTIMIZERS = {
+    "LBFGS": "it combines steps of whole networks along a line, and evaluates the loss between",
+    "Muon": "it orthogonalises the update of a whole matrix, which moves its pruned weights",
+}
+UNFIT_MODULES = {
+    "FullyShardedDataParallel": "no rank holds whole rows of its weights",
+    "FSDPModule": "no rank holds whole rows of its weights",
+    "DataParallel": "its replicas count on-rates at the same time",
+}
 
 
 def sparsify(
@@ -70,80 +95,43 @@ def sparsify(
     exact = as_budget(budget)
     if rescale not in ("none", "sqrt", "energy"):
         raise ValueError(f"unknown rescale {rescale!r}, allowed: none, sqrt, energy")
-    slabs = list(slabs)
-    if not algorithm.masks_weights and exact != 1:
-        raise ValueError(f"{type(algorithm).__name__} keeps every weight: its budget is 1, not {budget}")
-    weights = check_slabs(model, slabs, exact)
+    _refuse_unfit(model, optimizer)
+    model = unwrap(model)
+    weights = check_slabs(model, slabs, exact if algorithm.masks_weights else Decimal(1))
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for slab, weight in weights.items():
         if id(weight) not in trained or not weight.requires_grad:
             raise ValueError(f"slab {slab.name}: its weight is not trained by the optimizer")
-        if algorithm.masks_weights and algorithm.side not in (slab.side, "both"):
-            raise ValueError(f"slab {slab.name} is of side {slab.side}, the method's side is {algorithm.side}")
+    if algorithm.masks_weights:
+        _check_masking(algorithm, weights, exact)
+    elif not algorithm.gates_activations and exact != 1:
+        raise ValueError(f"{type(algorithm).__name__} keeps every weight: its budget is 1, not {budget}")
     schedule = Schedule(total_steps, exact, ramp_end, freeze, every)
     return Sparsifier(model, optimizer, weights, algorithm, schedule, rescale, seed)
 
 
-class MaskedWeight:
-    """A slab's weight, the mask in force, and the dormant values of its pruned connections."""
+def _refuse_unfit(model: nn.Module, optimizer: Optimizer) -> None:
+    for kind in type(optimizer).__mro__:
+        for name, why in UNFIT_OPTIMIZERS.items():
+            if name in kind.__name__:
+                raise ValueError(f"cannot sparsify under the optimizer {type(optimizer).__name__}: {why}")
+    for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
+        if kind.__name__ in UNFIT_MODULES:
+            raise ValueError(f"cannot sparsify a model under {kind.__name__}: {UNFIT_MODULES[kind.__name__]}")
 
-    def __init__(self, slab: Slab, weight: nn.Parameter, rescale: Rescale) -> None:
-        self.slab = slab
-        self.weight = weight
-        self.rescale = "none" if slab.normalised else rescale
-        units, fan = slab_shape(weight, slab.side)
-        self.mask = torch.ones(units, fan, dtype=torch.bool, device=weight.device)
-        self.dormant = torch.zeros_like(weight)
-        self.scale = torch.ones(units, device=weight.device)
-        # The degree that sqrt rescaling last answered to: a unit that lost everything keeps it until it is back.
-        self.answered = torch.full((units,), fan, device=weight.device)
-        self.grad_mask = torch.ones_like(weight)
-        weight.register_post_accumulate_grad_hook(self._mask_gradient)
 
-    def _mask_gradient(self, weight: nn.Parameter) -> None:
-        weight.grad.mul_(self.grad_mask)
-
-    def full(self) -> Tensor:
-        """The weight with every pruned connection, 0 there, at its dormant value, 0 elsewhere."""
-        return self.weight + self.dormant
-
-    def scores(self) -> Tensor:
-        return connection_norms(self.full(), self.slab.side)
-
-    def put(self, mask: Tensor, optimizer: Optimizer) -> None:
-        """Puts `mask` in force: weight, dormant values, gradient and optimiser state follow."""
-        full = self.full()
-        factor = self._rescale_factor(full, mask)
-        if factor is not None:
-            full = full * self._over_weight(factor[:, None])
-            self.scale = self.scale * factor
-        changed = self._over_weight(mask != self.mask).expand_as(self.weight)
-        live = self._over_weight(mask)
-        self.mask = mask
-        self.weight.copy_(torch.where(live, full, 0.0))
-        self.dormant = full - self.weight
-        self.grad_mask.copy_(live)
-        if self.weight.grad is not None:
-            self.weight.grad.mul_(self.grad_mask)
-        zero_state(optimizer, self.weight, changed)
-
-    def _rescale_factor(self, full: Tensor, mask: Tensor) -> Tensor | None:
-        if self.rescale == "none":
-            return None
-        degree = mask.sum(1)
-        moved = (mask != self.mask).any(1) & (degree > 0)
-        if self.rescale == "sqrt":
-            factor = (self.answered / degree.clamp(min=1)).sqrt()
-            self.answered = torch.where(moved, degree, self.answered)
-        else:
-            norms = connection_norms(full, self.slab.side)
-            old, new = (torch.linalg.vector_norm(norms * kept, dim=1) for kept in (self.mask, mask))
-            moved = moved & (old > 0) & (new > 0)
-            factor = old / new
-        return torch.where(moved, factor, 1.0).to(full.dtype)
-
-    def _over_weight(self, per_connection: Tensor) -> Tensor:
-        return over_weight(per_connection, self.weight, self.slab.side)
+def _check_masking(algorithm: WeightMasking, weights: Mapping[Slab, nn.Parameter], budget: Decimal) -> None:
+    group = algorithm.group()
+    if group is not None and (group[0] >= group[1] or budget * group[1] != group[0]):
+        raise ValueError(f"pattern {algorithm.pattern} implies budget {group[0]}/{group[1]} below 1, not {budget}")
+    if group is not None and getattr(algorithm, "distribution", "uniform") != "uniform":
+        raise ValueError(f"pattern {algorithm.pattern} needs the same density everywhere, not {algorithm.distribution}")
+    for slab, weight in weights.items():
+        _, fan = slab_shape(weight, slab.side)
+        if algorithm.side not in (slab.side, "both"):
+            raise ValueError(f"slab {slab.name} is of side {slab.side}, the method's side is {algorithm.side}")
+        if group is not None and fan % group[1]:
+            raise ValueError(f"slab {slab.name}: its fan {fan} does not fit pattern {algorithm.pattern}")
 
 
 class Sparsifier:
@@ -152,8 +140,8 @@ class Sparsifier:
     Attributes:
         step: applied optimiser steps of the sparse phase so far.
         refreshes: one row per refresh and slab: step, slab, budget (exact, as text), connections, density, pruned,
-            regrown, churn (pruned and regrown over old and new connections); with on-rates also silent units, the
-            connections that they hold, and units at k_min.
+            regrown, churn (pruned and regrown over old and new connections), units at k_min or below; with on-rates
+            also silent units, and the connections that they hold. A method that starts sparse has a row at step 0.
     """
 
     def __init__(
@@ -175,18 +163,64 @@ class Sparsifier:
         self.refreshes: list[dict[str, Any]] = []
         self.weights: list[MaskedWeight] = []
         self.on_rates: OnRates | None = None
+        self.input_norms: InputNorms | None = None
+        self.gates: Gates | None = None
         self._shapes = {slab: slab_shape(weight, slab.side) for slab, weight in weights.items()}
-        if not algorithm.masks_weights:
+        self._removers: list[Any] = []
+        # Of a method that starts sparse: weights as they were, and their versions just after the first mask.
+        self._untouched: list[tuple[MaskedWeight, Tensor, int]] = []
+        if algorithm.masks_weights:
+            self._attach_masks(model, weights)
+        elif algorithm.gates_activations:
+            self.gates = Gates(model, weights, algorithm)
+        else:
             return
-        self.weights = [MaskedWeight(slab, weight, rescale) for slab, weight in weights.items()]
+        self._removers += [
+            optimizer.register_step_post_hook(self._after_step),
+            optimizer.register_load_state_dict_post_hook(self._zero_pruned_state),
+            *(part for part in (self.on_rates, self.input_norms, self.gates) if part is not None),
+        ]
+        if len(self._removers) > 2 and "torch._dynamo" in sys.modules:
+            # A forward pass that was compiled before does not look for new hooks.
+            torch.compiler.reset()
+
+    def _attach_masks(self, model: nn.Module, weights: Mapping[Slab, nn.Parameter]) -> None:
+        algorithm = self.algorithm
+        for slab, weight in weights.items():
+            self.weights.append(
+                MaskedWeight(
+                    slab,
+                    weight,
+                    self.rescale,
+                    dormant=not algorithm.regrows_at_zero,
+                    watches_gradient=algorithm.uses_gradient,
+                )
+            )
         if algorithm.uses_on_rates:
             self.on_rates = OnRates.of_slabs(model, weights)
-        optimizer.register_step_post_hook(self._after_step)
-        optimizer.register_load_state_dict_post_hook(self._zero_pruned_state)
+        if algorithm.uses_input_norms:
+            self.input_norms = InputNorms.of_slabs(model, weights)
+        if algorithm.starts_sparse:
+            before = [masked.weight.detach().clone() for masked in self.weights]
+            with torch.no_grad():
+                self._refresh()
+            self._untouched = [
+                (masked, weight, masked.weight._version) for masked, weight in zip(self.weights, before, strict=True)
+            ]
+        self._prepare_step()
+
+    def remove(self) -> None:
+        """Lets go of model and optimizer: weights keep their values, and pruned ones are free to move."""
+        for part in [*self._removers, *self.weights]:
+            part.remove()
+        self._removers = []
 
     def valid(self, positions: Tensor) -> AbstractContextManager[None]:
         """Within it, forward passes count on-rates only where `positions` is true (padding is not a position)."""
-        return nullcontext() if self.on_rates is None else self.on_rates.valid(positions)
+        stack = ExitStack()
+        for averages in self._averages():
+            stack.enter_context(averages.valid(positions))
+        return stack
 
     def masks(self) -> dict[str, Tensor]:
         """The masks in force, bool [units, fan] by slab name; all true for a method that masks no weights."""
@@ -197,6 +231,7 @@ class Sparsifier:
     @torch.no_grad()
     def apply_to(self, model: nn.Module) -> None:
         """Masks a deepcopy or a weight average of the sparsified model, in place."""
+        model = unwrap(model)
         for masked in self.weights:
             weight = model.get_submodule(masked.slab.name).weight
             weight.mul_(masked.grad_mask.to(weight.device))
@@ -209,33 +244,33 @@ class Sparsifier:
             "step": self.step,
             "masks": packed,
             "shapes": shapes,
-            "dormant": {masked.slab.name: masked.dormant.clone() for masked in self.weights},
-            "scale": {masked.slab.name: masked.scale.clone() for masked in self.weights},
-            "answered": {masked.slab.name: masked.answered.clone() for masked in self.weights},
-            "on_rates": None if self.on_rates is None else self.on_rates.state_dict(),
+            "weights": {masked.slab.name: masked.state_dict() for masked in self.weights},
+            "averages": [averages.state_dict() for averages in self._averages()],
+            "share": None if self.gates is None else str(self.gates.share),
             "refreshes": [dict(row) for row in self.refreshes],
         }
 
+    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state of the same method, budget and slabs; raises ValueError naming what differs."""
-        mine = self._identity()
-        differing = [key for key in mine if mine[key] != state["identity"].get(key)]
-        if differing:
-            differences = "; ".join(f"{key} is {state['identity'].get(key)}, here {mine[key]}" for key in differing)
-            raise ValueError(f"the sparsifier's state is of another run: {differences}")
+        differences = _differences(state["identity"], self._identity())
+        if differences:
+            raise ValueError(f"the sparsifier's state is of another run: {'; '.join(differences)}")
+        for masked, weight, version in self._untouched:
+            # Weights that were loaded before `sparsify` must not keep the mark of its first mask.
+            if masked.weight._version == version:
+                masked.weight.copy_(weight)
+        self._untouched = []
         self.step = state["step"]
         self.refreshes = [dict(row) for row in state["refreshes"]]
         masks = unpack_masks(state["masks"], state["shapes"])
         for masked in self.weights:
-            name, device = masked.slab.name, masked.weight.device
-            masked.mask = masks[name].to(device)
-            masked.dormant = state["dormant"][name].to(device, copy=True)
-            masked.scale = state["scale"][name].to(device, copy=True)
-            masked.answered = state["answered"][name].to(device, copy=True)
-            masked.grad_mask.copy_(over_weight(masked.mask, masked.weight, masked.slab.side))
-        if self.on_rates is not None:
-            self.on_rates.load_state_dict(state["on_rates"], self.weights[0].weight.device)
-            self.on_rates.counting = self.step < self.schedule.freeze_step
+            masked.load_state_dict(state["weights"][masked.slab.name], masks[masked.slab.name])
+        for averages, saved in zip(self._averages(), state["averages"], strict=True):
+            averages.load_state_dict(saved, self.weights[0].weight.device)
+        if self.gates is not None:
+            self.gates.let_pass(Decimal(state["share"]))
+        self._prepare_step()
 
     def _identity(self) -> dict[str, Any]:
         schedule = self.schedule
@@ -249,6 +284,9 @@ class Sparsifier:
             "slabs": {slab.name: [slab.side, list(slab.units), list(shape)] for slab, shape in self._shapes.items()},
         }
 
+    def _averages(self) -> list[ForwardAverages]:
+        return [averages for averages in (self.on_rates, self.input_norms) if averages is not None]
+
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         # A fused optimiser under a GradScaler runs its hooks on steps that it skips.
@@ -256,48 +294,88 @@ class Sparsifier:
         if found_inf is not None and bool(found_inf):
             return
         self.step += 1
+        self._untouched = []
         if self.step > self.schedule.freeze_step:
             return
-        if self.on_rates is not None:
-            self.on_rates.fold()
+        for averages in self._averages():
+            averages.fold()
         if self.schedule.is_refresh(self.step):
             self._refresh()
-        if self.on_rates is not None:
-            self.on_rates.counting = self.step < self.schedule.freeze_step
+        self._prepare_step()
+
+    def _prepare_step(self) -> None:
+        """What the next step's forward and backward passes gather."""
+        for averages in self._averages():
+            averages.counting = self.step < self.schedule.freeze_step
+        if self.algorithm.masks_weights and self.algorithm.uses_gradient:
+            refreshes_next = self.schedule.is_refresh(self.step + 1)
+            for masked in self.weights:
+                masked.gather(refreshes_next)
 
     def _refresh(self) -> None:
-        budget = self.schedule.budget_at(self.step)
+        algorithm, schedule = self.algorithm, self.schedule
+        if self.gates is not None:
+            self.gates.let_pass(schedule.budget_at(self.step))
+            return
+        budget = schedule.budget if algorithm.starts_sparse else schedule.budget_at(self.step)
+        for averages in self._averages():
+            averages.join_ranks()
         views = [self._view(masked) for masked in self.weights]
-        for masked, view, mask in zip(self.weights, views, self.algorithm.masks(views, budget), strict=True):
+        for masked, view, mask in zip(self.weights, views, algorithm.patterned_masks(views, budget), strict=True):
             self.refreshes.append(
                 {"step": self.step, "slab": view.name, "budget": str(budget)} | _refresh_row(view, mask)
             )
             masked.put(mask, self.optimizer)
-        if self.on_rates is not None:
-            self.on_rates.forget()
+        for averages in self._averages():
+            averages.forget()
 
     def _view(self, masked: MaskedWeight) -> SlabView:
         slab = masked.slab
+        masked.check_pruned()
         scores = masked.scores()
-        rates, silent = (None, None) if self.on_rates is None else self.on_rates.of(slab.units)
-        if rates is not None and len(rates) != len(scores):
-            raise ValueError(
-                f"slab {slab.name}: {', '.join(slab.units)} have {len(rates)} outputs, "
-                f"but its weight has {len(scores)} units on side {slab.side}"
-            )
-        seed = zlib.crc32(f"{self.seed}/{slab.name}".encode())
-        return SlabView(slab.name, scores, masked.mask, masked.scale, rates, silent, seed)
+        figures: dict[str, Any] = {"gradient": masked.gradient()}
+        if self.on_rates is not None:
+            figures["on_rates"], figures["silent"] = self.on_rates.of(slab.units)
+            if len(figures["on_rates"]) != len(scores):
+                raise ValueError(
+                    f"slab {slab.name}: {', '.join(slab.units)} have {len(figures['on_rates'])} outputs, "
+                    f"but its weight has {len(scores)} units on side {slab.side}"
+                )
+        if self.input_norms is not None:
+            norms = self.input_norms.of(slab.name).to(scores.dtype)
+            figures["input_norms"] = norms[None, :] if slab.side == "in" else norms[:, None]
+        return SlabView(
+            name=slab.name,
+            side=slab.side,
+            taps=tuple(masked.weight.shape[2:]),
+            scores=scores,
+            mask=masked.mask,
+            scale=masked.scale,
+            seed=zlib.crc32(f"{self.seed}/{slab.name}".encode()),
+            step=self.step,
+            progress=min(1.0, self.step / self.schedule.freeze_step),
+            **figures,
+        )
 
     def _zero_pruned_state(self, optimizer: Optimizer) -> None:
         for masked in self.weights:
             zero_state(optimizer, masked.weight, masked.grad_mask == 0)
 
 
-def zero_state(optimizer: Optimizer, weight: nn.Parameter, where: Tensor) -> None:
-    """Zeroes the optimiser's per-weight state of `weight` where `where` is true."""
-    for value in optimizer.state.get(weight, {}).values():
-        if torch.is_tensor(value) and value.shape == weight.shape:
-            value.masked_fill_(where, 0)
+def _differences(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, slabs by name."""
+    found = [
+        f"{key} is {saved.get(key)}, here {mine[key]}" for key in mine if key != "slabs" and mine[key] != saved.get(key)
+    ]
+    theirs, ours = saved.get("slabs", {}), mine["slabs"]
+    found += [f"slab {name} is only in the state" for name in theirs if name not in ours]
+    found += [f"slab {name} is not in the state" for name in ours if name not in theirs]
+    for name in ours:
+        if name in theirs and theirs[name] != ours[name]:
+            found.append(f"slab {name} has side, units and shape {theirs[name]}, here {ours[name]}")
+    if not found and list(theirs) != list(ours):
+        found.append(f"slabs are in the order {', '.join(theirs)}, here {', '.join(ours)}")
+    return found
 
 
 def _refresh_row(view: SlabView, mask: Tensor) -> dict[str, Any]:
@@ -306,11 +384,11 @@ def _refresh_row(view: SlabView, mask: Tensor) -> dict[str, Any]:
         "connections": degrees.sum(),
         "pruned": (view.mask & ~mask).sum(),
         "regrown": (mask & ~view.mask).sum(),
+        "units_at_smallest": (degrees <= smallest_degree(mask.shape[1])).sum(),
     }
     if view.silent is not None:
         figures["silent_units"] = view.silent.sum()
         figures["silent_connections"] = (degrees * view.silent).sum()
-        figures["units_at_smallest"] = (degrees == smallest_degree(mask.shape[1])).sum()
     row = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
     before = row["connections"] + row["pruned"] - row["regrown"]
     return row | {

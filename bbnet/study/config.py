@@ -159,6 +159,31 @@ class Study(Section):
             raise ValueError(f"needs at least one task, allowed: {', '.join(type(tasks).model_fields)}")
         return tasks
 
+    @model_validator(mode="after")
+    def _patterns_fit(self) -> "Study":
+        for label, method in self.methods.items():
+            pattern = getattr(method, "pattern", None)
+            if pattern is None:
+                continue
+            if not self.budgets_of(method):
+                raise ValueError(f"methods.{label}: pattern {pattern} implies a budget that is not in budgets")
+            for task, settings in self.task_settings().items():
+                size = int(pattern.split(":")[1])
+                odd = sorted({fan for fans in settings.fans().values() for fan in fans if fan % size})
+                if odd:
+                    raise ValueError(f"methods.{label}: pattern {pattern} does not fit fan {odd[0]} of tasks.{task}")
+        return self
+
+    def budgets_of(self, method: BaseModel) -> list[str]:
+        """Those of the study at which a method runs: dense at 1.00 alone, a pattern N:M at N/M alone."""
+        if method.algorithm == "dense":
+            return [DENSE_BUDGET]
+        pattern = getattr(method, "pattern", None)
+        if pattern is None:
+            return self.budgets
+        kept, size = map(int, pattern.split(":"))
+        return [budget for budget in self.budgets if Decimal(budget) * size == kept]
+
     def task_settings(self) -> dict[str, BaseModel]:
         """Settings of each task of the study, by name."""
         return {name: getattr(self.tasks, name) for name in sorted(self.tasks.model_fields_set)}

@@ -9,6 +9,8 @@ import builtins
 import importlib
 import pkgutil
 import typing
+from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
@@ -23,18 +25,10 @@ TASKS = PACKAGE / "tasks"
 
 
 class Parameters(BaseModel, extra="forbid", frozen=True):
-    """Parameters of an algorithm that masks no weights."""
+    """Parameters of an algorithm; the root of them all has none."""
 
 
-class MaskingParameters(Parameters):
-    """Parameters that every weight-masking algorithm has."""
-
-    side: Literal["in", "out", "both"] = Field(
-        "in", description="Whose connections are masked: a unit's inputs, its outputs, or of each block one of both."
-    )
-
-
-BASES = {"Algorithm": Parameters, "WeightMasking": MaskingParameters}
+ROOT = "Algorithm"
 
 
 def algorithm_names() -> list[str]:
@@ -44,17 +38,31 @@ def algorithm_names() -> list[str]:
 def algorithm_parameters(name: str) -> type[Parameters]:
     """The parameters declared by the class in `algorithms/{name}.py`; raises ValueError if there is no such class."""
     path = ALGORITHMS / f"{name}.py"
-    for node in ast.parse(path.read_text(), filename=str(path)).body:
-        base = _base_name(node)
+    bases = _base_parameters(ALGORITHMS / "__init__.py")
+    for node in _classes(path):
+        base = _base_name(node, bases)
         if base is not None:
-            return _compile_fields(node, BASES[base], path)
-    raise ValueError(f"{path.name}: no class that derives from Algorithm or WeightMasking")
+            return _compile_fields(node, bases[base], path)
+    raise ValueError(f"{path.name}: no class that derives from {' or '.join(bases)}")
 
 
-def _base_name(node: ast.stmt) -> str | None:
-    if not isinstance(node, ast.ClassDef):
-        return None
-    return next((base.id for base in node.bases if isinstance(base, ast.Name) and base.id in BASES), None)
+@cache
+def _base_parameters(path: Path) -> dict[str, type[Parameters]]:
+    """The parameters that the kinds of algorithms in `algorithms/__init__.py` have, by class name."""
+    found: dict[str, type[Parameters]] = {ROOT: Parameters}
+    for node in _classes(path):
+        base = _base_name(node, found)
+        if base is not None:
+            found[node.name] = _compile_fields(node, found[base], path)
+    return found
+
+
+def _classes(path: Path) -> list[ast.ClassDef]:
+    return [node for node in ast.parse(path.read_text(), filename=str(path)).body if isinstance(node, ast.ClassDef)]
+
+
+def _base_name(node: ast.ClassDef, bases: Collection[str]) -> str | None:
+    return next((base.id for base in node.bases if isinstance(base, ast.Name) and base.id in bases), None)
 
 
 def _compile_fields(node: ast.ClassDef, base: type[Parameters], path: Path) -> type[Parameters]:

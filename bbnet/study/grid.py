@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from bbnet.study.config import DENSE_BUDGET, Study
+from bbnet.study.config import Study
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Run:
 
 
 def runs(study: Study) -> list[Run]:
-    """Every run of the study; dense has one run per seed, at budget 1.00."""
+    """Every run of the study; dense has one run per seed, at budget 1.00, a pattern those at its own budget."""
     return [
         Run(task, model, label, getattr(method, "side", "none"), budget, seed)
         for task, settings in study.task_settings().items()
         for model in settings.models
         for label, method in study.methods.items()
-        for budget in ([DENSE_BUDGET] if method.algorithm == "dense" else study.budgets)
+        for budget in study.budgets_of(method)
         for seed in study.seeds
     ]
 

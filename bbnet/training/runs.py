@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bbnet.sparsity import cost
+from bbnet.sparsity import algorithms, cost
+from bbnet.sparsity.gate import Gates
 from bbnet.sparsity.slab import Slab, choose_slabs, connections
 from bbnet.sparsity.sparsifier import Sparsifier, sparsify
 from bbnet.tasks import task as tasks
@@ -67,6 +68,13 @@ class Job:
     def sides(self) -> list[str]:
         """The sides whose units are measured: a dense network's both."""
         return ["in", "out"] if self.side == NO_SIDE else [self.side]
+
+    def gate(self, model: nn.Module, slabs: list[Slab]) -> None:
+        """Puts the gates of a method that gates activations behind its units, at the run's budget."""
+        method = dict(self.config["method"])
+        algorithm = algorithms.make(method.pop("algorithm"), **method)
+        if algorithm.gates_activations:
+            Gates(model, slabs, algorithm).let_pass(Decimal(self.config["budget"]))
 
     def measured_units(self, model: nn.Module, masks: Mapping[str, Tensor]) -> list[dict[str, Any]]:
         rows = []
@@ -131,7 +139,8 @@ def train(job: Job, warm_start: Mapping[str, Any]) -> TrainedRun:
             weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     masks = {name: mask.cpu() for name, mask in sparsifier.masks().items()}
     figures = densities(trainer.model, masks)
-    figures["flops"] = cost.flops(trainer.model, job.task.example_inputs(job.index, job.device), masks)
+    inputs = job.task.example_inputs(job.index, job.device)
+    figures["flops"] = cost.flops(trainer.model, inputs, masks, sparsifier.gates)
     return TrainedRun(weights, masks, trainer.history, sparsifier.refreshes, selected_epoch, left_dense, figures)
 
 
@@ -157,6 +166,7 @@ def evaluate(job: Job, run: Path) -> Evaluation:
     masks = load_masks(run / "masks.safetensors")
     slabs, _ = job.slabs(model, job.slab_side)
     check_masks_in_force(model, slabs, masks)
+    job.gate(model, slabs)
     model.eval()
     items, predictions = job.task.evaluate(model, job.task.open_split(job.prepared, job.index, "test"), job.device)
     metrics = {name: float(value) for name, value in job.task.metrics(items).items()}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bbnet.sparsity.degrees import smallest_degree
 from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.slab import Slab
 
@@ -21,7 +22,7 @@ def measure_units(
 ) -> list[dict[str, Any]]:
     """One row per slab and unit: on-rate over all positions of `split`, degree, fan, and traffic = on-rate * degree.
 
-    A unit is `silent` if it was on at none of at least 1,000 positions.
+    A unit is `silent` if it was on at none of at least 1,000 positions, and `at_smallest` with degree k_min or less.
 
     Args:
         masks: bool [units, fan] by slab name; a slab without one is dense.
@@ -47,6 +48,7 @@ def measure_units(
                 "fan": fan,
                 "on_rate": rate,
                 "degree": degree,
+                "at_smallest": degree <= smallest_degree(fan),
                 "traffic": rate * degree,
                 "silent": quiet,
             }

@@ -100,8 +100,8 @@ def test_positions_are_subsampled_by_the_stride_and_four_steps_see_all(shape, ax
     total = torch.zeros(3, dtype=torch.int64)
     for _ in range(4):
         layer(x)
-        assert int(on_rates.counts["layer"].seen) == seen // 4
-        total += on_rates.counts["layer"].on
+        assert int(on_rates.sums["layer"].seen) == seen // 4
+        total += on_rates.sums["layer"].total
         on_rates.fold()
     assert total.tolist() == on
 
@@ -111,7 +111,7 @@ def test_convolutions_are_subsampled_too():
     on_rates = OnRates({"layer": layer})
     x = torch.randn(2, 3, 8, 5)
     layer(x)
-    assert int(on_rates.counts["layer"].seen) == 2 * 5 * 2
+    assert int(on_rates.sums["layer"].seen) == 2 * 5 * 2
 
 
 @pytest.mark.parametrize("shape, seen", [((7, 3), 7), ((8, 3), 2), ((4, 7, 3), 28), ((1, 3), 1)])
@@ -119,7 +119,7 @@ def test_small_axes_are_not_subsampled(shape, seen):
     layer = echo(3)
     on_rates = OnRates({"layer": layer}, stride=4)
     layer(torch.randn(shape))
-    assert int(on_rates.counts["layer"].seen) == seen
+    assert int(on_rates.sums["layer"].seen) == seen
 
 
 def test_the_valid_mask_is_subsampled_with_the_positions():
@@ -130,8 +130,8 @@ def test_the_valid_mask_is_subsampled_with_the_positions():
     for _ in range(4):
         with on_rates.valid(valid):
             layer(x)
-        on += on_rates.counts["layer"].on
-        seen += int(on_rates.counts["layer"].seen)
+        on += on_rates.sums["layer"].total
+        seen += int(on_rates.sums["layer"].seen)
         on_rates.fold()
     assert (on.tolist(), seen) == naive_counts(x, 2, valid)
 

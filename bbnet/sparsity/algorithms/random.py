@@ -1,0 +1,24 @@
+"""A random mask that never changes (Liu et al. 2022, "The unreasonable effectiveness of random pruning").
+
+Exactly K connections of each slab, not each with probability b. Unlike there, the mask comes after the study's dense
+warm-up and not before training; with `ramp` it shrinks along one random order.
+"""
+
+from collections.abc import Sequence
+from decimal import Decimal
+
+from torch import Tensor
+
+from bbnet.sparsity.algorithms import SlabView, SparseFromStart
+from bbnet.sparsity.masks import keep_largest_of_all
+
+
+class Random(SparseFromStart):
+    """Any K connections of each slab, drawn once."""
+
+    def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
+        counts = self.counts(slabs, budget)
+        return [keep_largest_of_all(slab.noise(), count) for slab, count in zip(slabs, counts, strict=True)]
+
+    def ranking(self, slab: SlabView) -> Tensor:
+        return slab.noise()

@@ -1,0 +1,37 @@
+"""Wanda (Sun et al. 2024, "A simple and effective pruning approach for large language models").
+
+The score of a connection is its magnitude times the l2 norm of the input that it reads, compared among the connections
+of one output, of which each keeps equally many. Unlike there, where a trained network is pruned once after calibration,
+scores follow training: norms are averages over training batches, and pruning is gradual. Outputs are the groups on
+either side: on side `out`, among the connections of one input, the norm would be the same for all and say nothing.
+"""
+
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bbnet.sparsity.algorithms import SlabView, WeightMasking
+from bbnet.sparsity.degrees import connection_count
+from bbnet.sparsity.masks import keep_largest
+
+
+class Wanda(WeightMasking):
+    """Each output of the layer keeps its connections of largest magnitude times input norm."""
+
+    uses_input_norms: ClassVar[bool] = True
+
+    def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
+        return [self._mask(slab, connection_count(budget, *slab.scores.shape)) for slab in slabs]
+
+    def ranking(self, slab: SlabView) -> Tensor:
+        return slab.unscaled_scores() * slab.input_norms
+
+    def _mask(self, slab: SlabView, count: int) -> Tensor:
+        by_output = self.ranking(slab) if slab.side == "in" else self.ranking(slab).T.contiguous()
+        outputs = len(by_output)
+        one_more = torch.arange(outputs, device=by_output.device) < count % outputs
+        mask = keep_largest(by_output, count // outputs + one_more.long())
+        return mask if slab.side == "in" else mask.T.contiguous()

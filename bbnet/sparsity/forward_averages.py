@@ -1,0 +1,212 @@
+"""Averages of what passes named modules in forward passes: sums over positions, folded once per optimiser step."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from bbnet.sparsity.hooks import WatchingHook
+from bbnet.sparsity.ranks import mean_over_ranks, sum_over_ranks
+from bbnet.sparsity.slab import CHANNELS_FIRST
+
+
+class Sums(NamedTuple):
+    """Of one module since the last step: `total` [channels], and `seen` int64 scalar, the valid positions looked at."""
+
+    total: Tensor
+    seen: Tensor
+
+
+class ForwardAverages(ABC):
+    """A figure per position and channel of named modules, averaged over training-mode forward passes.
+
+    Sums run over forward passes, micro-batches and weight-shared branches, and are folded into a bias-corrected
+    average once per optimiser step. Every `stride`-th index of the first position axis is looked at, its offset moving
+    with the steps.
+
+    Args:
+        modules: by name.
+        in_training: whether training-mode forward passes count, or evaluation-mode ones.
+        channels_first: names of modules where channels are axis 1, as at convolutions and at norms over channels;
+            elsewhere they are the last axis.
+    """
+
+    figure: ClassVar[str]  # its name
+    exact: ClassVar[torch.dtype]  # of its sums
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        decay: float = 0.99,
+        stride: int = 4,
+        in_training: bool = True,
+        channels_first: Collection[str] = (),
+    ) -> None:
+        self.decay = decay
+        self.stride = stride
+        self.steps = 0
+        self.phase = 0
+        self.in_training = in_training
+        self.counting = True
+        self.sums: dict[str, Sums] = {}
+        self._valid: Tensor | None = None
+        # Of all modules seen so far, joined: `total`, `total_since`, `average` and `owner` (a channel's module) per
+        # channel, the others per module. One set of operations then folds a step, however many modules there are.
+        self._joined: dict[str, Tensor] = {}
+        self._hooks = [
+            self._register(module, _Counter(self, name, name in channels_first or isinstance(module, CHANNELS_FIRST)))
+            for name, module in modules.items()
+        ]
+
+    @abstractmethod
+    def _register(self, module: nn.Module, counter: "_Counter") -> Any:
+        """Puts the hook on `module`; returns its handle."""
+
+    @abstractmethod
+    def _total(self, positions: Tensor, valid: Tensor | None) -> Tensor:
+        """Sum of the figure over positions, [channels], of `positions` [..., channels] that are `valid` [...]."""
+
+    def remove(self) -> None:
+        """Takes the hooks off the modules."""
+        for hook in self._hooks:
+            hook.remove()
+
+    @contextmanager
+    def valid(self, positions: Tensor) -> Iterator[None]:
+        """Forward passes inside count only where `positions`, of the outputs' shape without channels, is true."""
+        self._valid = positions
+        try:
+            yield
+        finally:
+            self._valid = None
+
+    def fold(self) -> None:
+        """One optimiser step: the sums since the last one enter the averages, of modules that were seen."""
+        self.steps += 1
+        self.phase = self.steps % self.stride
+        if not self.sums:
+            return
+        joined = self._joined
+        total, seen, owner = joined["total"], joined["seen"], joined["owner"]
+        step_weight = (seen > 0).double() * (1 - self.decay)
+        joined["average"].lerp_(total.double() / seen.clamp(min=1)[owner], step_weight[owner])
+        joined["weight"].lerp_(torch.ones_like(joined["weight"]), step_weight)
+        joined["total_since"] += total
+        joined["seen_since"] += seen
+        total.zero_()
+        seen.zero_()
+
+    def join_ranks(self) -> None:
+        """Ranks that train together get the mean of their averages, and the sum of their sums since `forget`."""
+        if self.sums:
+            for name in ("average", "weight"):
+                mean_over_ranks(self._joined[name])
+            for name in ("total_since", "seen_since"):
+                sum_over_ranks(self._joined[name])
+
+    def forget(self) -> None:
+        """Sums since the last refresh start anew."""
+        if self.sums:
+            self._joined["total_since"].zero_()
+            self._joined["seen_since"].zero_()
+
+    def average(self, names: Iterable[str]) -> Tensor:
+        """Bias-corrected averages, float64, of the channels of several modules, in that order.
+
+        Raises: RuntimeError if a module was never seen.
+        """
+        average, weight = self._joined["average"], self._joined["weight"]
+        return torch.cat([average[mine] / weight[index] for mine, index in self._places(names)])
+
+    def since(self, names: Iterable[str]) -> tuple[Tensor, Tensor]:
+        """Sums since the last `forget` and the positions seen since then, both [channels], like `average`."""
+        totals = [self._joined["total_since"][mine] for mine, _ in self._places(names)]
+        seen = [self._joined["seen_since"][index].expand(int(mine.sum())) for mine, index in self._places(names)]
+        return torch.cat(totals), torch.cat(seen)
+
+    def _places(self, names: Iterable[str]) -> list[tuple[Tensor, int]]:
+        """Of each module, which of the joined channels are its own, and its index."""
+        indices = [self._index(name) for name in names]
+        return [(self._joined["owner"] == index, index) for index in indices]
+
+    def _index(self, name: str) -> int:
+        order = list(self.sums)
+        index = order.index(name) if name in self.sums else -1
+        if index < 0 or not bool(self._joined["weight"][index] > 0):
+            raise RuntimeError(
+                f"no {self.figure} of {name}: no forward pass in training mode was seen before the first refresh. "
+                "Call model.train() before training, and bbnet.sparsify before the first compiled forward pass"
+            )
+        return index
+
+    def state_dict(self) -> dict[str, Any]:
+        channels = {name: len(sums.total) for name, sums in self.sums.items()}
+        return {
+            "steps": self.steps,
+            "channels": channels,
+            "joined": {name: tensor.clone() for name, tensor in self._joined.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        self.steps = state["steps"]
+        self.phase = self.steps % self.stride
+        self._joined = {name: tensor.to(device, copy=True) for name, tensor in state["joined"].items()}
+        self._view_sums(state["channels"])
+
+    def _join(self, name: str, channels: int, device: torch.device) -> None:
+        """A module is seen for the first time: its figures stand behind those of the others."""
+        new = {key: torch.zeros(channels, dtype=self.exact, device=device) for key in ("total", "total_since")}
+        new |= {key: torch.zeros(1, dtype=torch.int64, device=device) for key in ("seen", "seen_since")}
+        new["average"] = torch.zeros(channels, dtype=torch.float64, device=device)
+        new["weight"] = torch.zeros(1, dtype=torch.float64, device=device)
+        new["owner"] = torch.full((channels,), len(self.sums), device=device)
+        old = self._joined or {key: tensor[:0] for key, tensor in new.items()}
+        self._joined = {key: torch.cat([old[key], tensor]) for key, tensor in new.items()}
+        self._view_sums({module: len(sums.total) for module, sums in self.sums.items()} | {name: channels})
+
+    def _view_sums(self, channels: Mapping[str, int]) -> None:
+        parts = self._joined["total"].split(list(channels.values())) if channels else ()
+        self.sums = {
+            name: Sums(total, self._joined["seen"][index])
+            for index, (name, total) in enumerate(zip(channels, parts, strict=True))
+        }
+
+
+class _Counter(WatchingHook):
+    """Adds what passes one module to the sums."""
+
+    def __init__(self, averages: ForwardAverages, name: str, channels_first: bool) -> None:
+        self.averages = averages
+        self.name = name
+        self.channels_first = channels_first
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
+        averages = self.averages
+        if averages.counting and module.training == averages.in_training:
+            with torch.no_grad():
+                self._count(inputs[0] if output is None else output)
+
+    def _count(self, passing: Tensor) -> None:
+        averages = self.averages
+        positions = passing.detach().movedim(1, -1) if self.channels_first else passing.detach()
+        axis = 0 if positions.dim() == 2 else 1
+        valid = averages._valid
+        if valid is not None and valid.shape != positions.shape[:-1]:
+            raise ValueError(
+                f"valid positions of shape {list(valid.shape)} do not match what passes {self.name}, "
+                f"{list(positions.shape[:-1])} without channels"
+            )
+        if positions.shape[axis] >= 2 * averages.stride:
+            # An offset that moves would be compiled anew for each of its values.
+            phase = 0 if torch.compiler.is_compiling() else averages.phase
+            every = (slice(None),) * axis + (slice(phase, None, averages.stride),)
+            positions = positions[every]
+            valid = None if valid is None else valid[every]
+        if self.name not in averages.sums:
+            averages._join(self.name, positions.shape[-1], positions.device)
+        sums = averages.sums[self.name]
+        sums.seen.add_(positions[..., 0].numel() if valid is None else valid.sum())
+        sums.total.add_(averages._total(positions, valid))

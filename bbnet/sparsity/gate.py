@@ -1,0 +1,62 @@
+"""Gates: at each position a share of a layer's outputs passes, the others become 0."""
+
+import math
+from collections.abc import Iterable
+from decimal import Decimal
+
+import torch
+from torch import Tensor, nn
+
+from bbnet.sparsity.algorithms import ActivationGating
+from bbnet.sparsity.hooks import ModuleHook
+from bbnet.sparsity.slab import Slab, channels_first, unit_modules
+
+
+class Gate(ModuleHook):
+    """The gate behind one module, in training and in evaluation; a copy of the model has a copy of it."""
+
+    def __init__(self, algorithm: ActivationGating, axis: int) -> None:
+        self.algorithm = algorithm
+        self.axis = axis
+        self.share = Decimal(1)
+
+    def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        units = output.shape[self.axis]
+        count = kept_units(self.share, units)
+        if count == units:
+            return output
+        with torch.no_grad():
+            kept = self.algorithm.kept(output.movedim(self.axis, -1), count).movedim(-1, self.axis)
+        return torch.where(kept, output, 0.0)
+
+
+def kept_units(share: Decimal, units: int) -> int:
+    """floor(b * U + 1/2), and at least one."""
+    return max(1, math.floor(share * units + Decimal("0.5")))
+
+
+class Gates:
+    """A gate behind each module at which the units of some slabs are read.
+
+    The sign of what passes there is that of the activation behind it, and an activation of 0 is 0, so that a gate ahead
+    of a ReLU, GELU or SiLU closes the unit.
+    """
+
+    def __init__(self, model: nn.Module, slabs: Iterable[Slab], algorithm: ActivationGating) -> None:
+        slabs = list(slabs)
+        first = channels_first(model, slabs)
+        modules = unit_modules(model, slabs)
+        self.share = Decimal(1)
+        self._gates = {name: Gate(algorithm, 1 if name in first else -1) for name in modules}
+        self._handles = [module.register_forward_hook(self._gates[name]) for name, module in modules.items()]
+
+    def let_pass(self, share: Decimal) -> None:
+        """From now on this share of each layer's units passes at every position."""
+        self.share = share
+        for gate in self._gates.values():
+            gate.share = share
+
+    def remove(self) -> None:
+        """Takes the gates off the modules."""
+        for handle in self._handles:
+            handle.remove()

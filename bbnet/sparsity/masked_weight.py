@@ -1,0 +1,153 @@
+"""A slab's weight with the mask in force: weight, gradient, optimiser state and dormant values follow it."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
+
+from bbnet.sparsity.ranks import mean_over_ranks
+from bbnet.sparsity.slab import Slab, connection_norms, over_weight, slab_shape
+
+Rescale = Literal["none", "sqrt", "energy"]
+
+_masked = WeakIdKeyDictionary()
+
+
+class MaskedWeight:
+    """A slab's weight, the mask in force, and the dormant values of its pruned connections.
+
+    Args:
+        dormant: whether pruned connections keep their value and return to it, or start at 0 when regrown.
+        watches_gradient: whether the dense gradient is gathered while `gathering` is set.
+    Raises: ValueError if the weight is masked already.
+    """
+
+    def __init__(
+        self, slab: Slab, weight: nn.Parameter, rescale: Rescale, *, dormant: bool, watches_gradient: bool
+    ) -> None:
+        if weight in _masked:
+            raise ValueError(f"slab {slab.name}: its weight is sparsified already; call remove() of that sparsifier")
+        _masked[weight] = True
+        self.slab = slab
+        self.weight = weight
+        self.rescale = "none" if slab.normalised else rescale
+        self.keeps_dormant = dormant
+        units, fan = slab_shape(weight, slab.side)
+        self.mask = torch.ones(units, fan, dtype=torch.bool, device=weight.device)
+        self.dormant = torch.zeros_like(weight)
+        self.scale = torch.ones(units, device=weight.device)
+        # The degree that sqrt rescaling last answered to: a unit that lost everything keeps it until it is back.
+        self.answered = torch.full((units,), fan, device=weight.device)
+        self.grad_mask = torch.ones_like(weight)
+        self.gathering = False
+        self._dense_gradient: Tensor | None = None
+        self._hooks = [weight.register_post_accumulate_grad_hook(self._mask_gradient)]
+        if watches_gradient:
+            self._hooks.append(weight.register_hook(self._gather_gradient))
+
+    def remove(self) -> None:
+        """Lets go of the weight; it keeps its values."""
+        for hook in self._hooks:
+            hook.remove()
+        del _masked[self.weight]
+
+    def full(self) -> Tensor:
+        """The weight with every pruned connection, 0 there, at its dormant value, 0 elsewhere."""
+        return self.weight + self.dormant
+
+    def scores(self) -> Tensor:
+        return connection_norms(self.full(), self.slab.side)
+
+    def gradient(self) -> Tensor | None:
+        """Magnitude of the dense gradient per connection [units, fan], averaged over ranks.
+
+        None if it was not gathered or is not finite.
+        """
+        if not self.gathering:
+            return None
+        dense = torch.zeros_like(self.weight) if self._dense_gradient is None else self._dense_gradient
+        mean_over_ranks(dense)
+        norms = connection_norms(dense, self.slab.side)
+        return norms if bool(norms.isfinite().all()) else None
+
+    def put(self, mask: Tensor, optimizer: Optimizer) -> None:
+        """Puts `mask` in force: weight, dormant values, gradient and optimiser state follow."""
+        full = self.full()
+        factor = self._rescale_factor(full, mask)
+        if factor is not None:
+            full = full * self._over_weight(factor[:, None])
+            self.scale = self.scale * factor
+        changed = self._over_weight(mask != self.mask).expand_as(self.weight)
+        live = self._over_weight(mask)
+        self.mask = mask
+        self.weight.copy_(torch.where(live, full, 0.0))
+        if self.keeps_dormant:
+            self.dormant = full - self.weight
+        self.grad_mask.copy_(live)
+        if self.weight.grad is not None:
+            self.weight.grad.mul_(self.grad_mask)
+        zero_state(optimizer, self.weight, changed)
+
+    def gather(self, gathering: bool) -> None:
+        """From now on the dense gradient is gathered, or not."""
+        self.gathering = gathering
+        self._dense_gradient = None
+
+    def check_pruned(self) -> None:
+        """Raises ValueError if a pruned weight was moved."""
+        if bool((self.weight * (1 - self.grad_mask)).any()):
+            raise ValueError(
+                f"slab {self.slab.name}: a pruned weight is not 0; it was overwritten, or the optimiser moves weights "
+                "whose gradient and state are 0"
+            )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name).clone() for name in ("dormant", "scale", "answered")}
+
+    def load_state_dict(self, state: dict[str, Any], mask: Tensor) -> None:
+        device = self.weight.device
+        self.mask = mask.to(device)
+        self.dormant, self.scale, self.answered = (
+            state[name].to(device, copy=True) for name in ("dormant", "scale", "answered")
+        )
+        self.grad_mask.copy_(self._over_weight(self.mask))
+
+    def _mask_gradient(self, weight: nn.Parameter) -> None:
+        weight.grad.mul_(self.grad_mask)
+
+    def _gather_gradient(self, gradient: Tensor) -> None:
+        """Adds up the gradients that arrive before they are masked: those of micro-batches, until grads are zeroed."""
+        if not self.gathering:
+            return
+        if self._dense_gradient is None or self.weight.grad is None:
+            self._dense_gradient = gradient.detach().clone()
+        else:
+            zeroed = ~self.weight.grad.any()
+            self._dense_gradient = torch.where(zeroed, 0.0, self._dense_gradient) + gradient
+
+    def _rescale_factor(self, full: Tensor, mask: Tensor) -> Tensor | None:
+        if self.rescale == "none":
+            return None
+        degree = mask.sum(1)
+        moved = (mask != self.mask).any(1) & (degree > 0)
+        if self.rescale == "sqrt":
+            factor = (self.answered / degree.clamp(min=1)).sqrt()
+            self.answered = torch.where(moved, degree, self.answered)
+        else:
+            norms = connection_norms(full, self.slab.side)
+            old, new = (torch.linalg.vector_norm(norms * kept, dim=1) for kept in (self.mask, mask))
+            moved = moved & (old > 0) & (new > 0)
+            factor = old / new
+        return torch.where(moved, factor, 1.0).to(full.dtype)
+
+    def _over_weight(self, per_connection: Tensor) -> Tensor:
+        return over_weight(per_connection, self.weight, self.slab.side)
+
+
+def zero_state(optimizer: Optimizer, weight: nn.Parameter, where: Tensor) -> None:
+    """Zeroes the optimiser's per-weight state of `weight` where `where` is true."""
+    for value in optimizer.state.get(weight, {}).values():
+        if torch.is_tensor(value) and value.shape == weight.shape:
+            value.masked_fill_(where, 0)
