@@ -57,7 +57,9 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
 def _shown(values: pd.DataFrame, metric: str, cost: str) -> pd.Series:
     """The means that have a place on an axis of `cost`."""
     sparse = values.drop("dense")
-    return (sparse[sparse["net_density"] < 1] if cost == "net_density" else sparse)[metric]
+    if cost == "net_density":
+        sparse = sparse[sparse.groupby(level="method")["net_density"].transform("min") < 1]
+    return sparse[metric]
 
 
 def _legend_title(n_seeds: pd.Series) -> str:
