@@ -9,16 +9,20 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
+from torch import nn
 
+import bbnet
 from bbnet.sparsity.degrees import allocate_degrees
 from bbnet.sparsity.masks import keep_largest
-from bbnet.sparsity.slab import choose_slabs
+from bbnet.sparsity.slab import Slab, choose_slabs
 from bbnet.sparsity.sparsifier import METHODS, Sparsifier, sparsify
 from bbnet.tasks import task as tasks
 from bbnet.tasks.change.data import Batch
@@ -28,9 +32,33 @@ from bbnet.training.devices import choose_device
 from bbnet.training.trainer import Trainer, make_optimizer
 
 ROOT = Path(__file__).parent.parent
-MASKED = ("sp_in", "sp_out", "magnitude")
-# Widths, pixels, batch, steps, steps between refreshes.
-SIZES = {"default study": ([8, 16, 32, 64], 64, 8, 150, 25), "paper": ([32, 64, 128, 256], 128, 2, 20, 5)}
+ALGORITHMS: dict[str, Mapping[str, Any]] = {name: method for name, method in METHODS.items() if name != "dense"} | {
+    "magnitude, global": {"algorithm": "magnitude", "distribution": "global"},
+    "set": {"algorithm": "set"},
+    "random": {"algorithm": "random"},
+    "wanda": {"algorithm": "wanda"},
+}
+IN_DEFAULT_STUDY = ("sp_in", "sp_out", "magnitude", "rigl")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A training step to measure.
+
+    Args:
+        steps: how many, one in `every` a refresh; those before the first refresh are not measured.
+        at_once: whether all algorithms take turns, or each with dense alone, to spare memory.
+        threads: of the CPU.
+    """
+
+    title: str
+    build: Callable[[], nn.Module]
+    loss: Callable[[nn.Module], torch.Tensor]
+    slabs: Callable[[nn.Module, str], list[Slab]]
+    steps: int
+    every: int
+    at_once: bool = False
+    threads: int = 1
 
 
 def machine(device: torch.device) -> str:
@@ -39,7 +67,7 @@ def machine(device: torch.device) -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     models = [line.split(":")[1].strip() for line in lines if "model name" in line]
     name = models[0] if models else platform.processor()
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} used"
+    return f"{name}, {os.cpu_count()} cores"
 
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:
@@ -55,42 +83,118 @@ def fastest_quartile(times: list[float]) -> float:
     return sum(fastest) / len(fastest)
 
 
-def step_ratios(
-    device: torch.device, widths: list[int], size: int, batch_size: int, steps: int, every: int
-) -> dict[str, float]:
-    """Time of a step between refreshes over that of the same step dense, interleaved; `dense` is the control."""
+def cases(device: torch.device) -> list[Case]:
+    return [
+        _change(device, "default study", [8, 16, 32, 64], 64, 8, steps=150, every=25, at_once=True),
+        _change(device, "paper", [32, 64, 128, 256], 128, 2, steps=15, every=5),
+        _resnet(device, 4 if device.type == "cpu" else 64),
+        _mlp(device, 512),
+    ]
+
+
+def _change(device: torch.device, name: str, widths: list[int], size: int, batch_size: int, **options: Any) -> Case:
     task = tasks.load("change")
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch_size, 2, 3, size, size), generator=generator, dtype=torch.uint8)
     labels = (torch.rand(batch_size, size, size, generator=generator) < 0.1).to(torch.uint8)
     batch = Batch(images.to(device), labels.to(device))
-    arms = {name: _arm(task, name, batch, widths, every, device) for name in ("reference", "dense", *MASKED)}
-    times: dict[str, list[float]] = {name: [] for name in arms}
-    for step in range(1, steps + every):
-        for name, work in arms.items():
-            elapsed = seconds(work, device)
-            if step > every and step % every:
-                times[name].append(elapsed)
-    reference = fastest_quartile(times["reference"])
-    return {"ms_dense": 1e3 * reference} | {
-        name: fastest_quartile(times[name]) / reference for name in ("dense", *MASKED)
-    }
+    return Case(
+        f"change model, {name}: widths {widths}, {size} px, batch {batch_size}",
+        lambda: FCSiamConc(widths, [100.0] * 3, [50.0] * 3).to(device, memory_format=torch.channels_last),
+        lambda model: task.loss(model, batch),
+        lambda model, side: choose_slabs(model, task.slabs(model, "wide", side), Decimal("0.20"))[0],
+        **options,
+    )
 
 
-def _arm(task, name: str, batch: Batch, widths: list[int], every: int, device: torch.device) -> Callable[[], None]:
-    torch.manual_seed(0)
-    model = FCSiamConc(widths, [100.0] * 3, [50.0] * 3).to(device, memory_format=torch.channels_last)
-    optimizer = make_optimizer(model, Training(epochs=2, warm_up_epochs=1, batch_size=2, learning_rate=1e-3))
-    if name in MASKED:
-        slabs, _ = choose_slabs(model, task.slabs(model, "wide", METHODS[name]["side"]), Decimal("0.20"))
-        sparsify(model, optimizer, slabs, name, 0.5, total_steps=10**6, ramp_end=0.0, every=every)
+def _resnet(device: torch.device, batch_size: int) -> Case:
+    from torchvision.models import resnet50  # here, for it takes 5 s to import
 
-    def step() -> None:
-        task.loss(model, batch).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(batch_size, 3, 224, 224, generator=generator).to(device, memory_format=torch.channels_last)
+    labels = torch.randint(1000, (batch_size,), generator=generator).to(device)
+    return Case(
+        f"ResNet-50: 224 px, batch {batch_size}",
+        lambda: resnet50(weights=None).to(device, memory_format=torch.channels_last),
+        lambda model: nn.functional.cross_entropy(model(images), labels),
+        bbnet.find_slabs,
+        steps=15,
+        every=5,
+    )
 
-    return step
+
+def _mlp(device: torch.device, batch_size: int) -> Case:
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(batch_size, 4096, generator=generator).to(device)
+    sides = {"in": [Slab("0", "in", "0")], "out": [Slab("2", "out", "0")]}
+    return Case(
+        f"MLP 4096-16384-4096: batch {batch_size}",
+        lambda: nn.Sequential(nn.Linear(4096, 16384), nn.ReLU(), nn.Linear(16384, 4096)).to(device),
+        lambda model: (model(inputs) - inputs).square().mean(),
+        lambda model, side: sides[side],
+        steps=5,
+        every=2,
+        threads=os.cpu_count() or 1,
+    )
+
+
+class Arm:
+    """One algorithm's training; `dense` has none."""
+
+    def __init__(self, case: Case, name: str, device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.case = case
+        self.device = device
+        self.model = case.build()
+        training = Training(epochs=2, warm_up_epochs=1, batch_size=2, learning_rate=1e-3)
+        self.optimizer = make_optimizer(self.model, training)
+        self.step_times: list[float] = []
+        self.refresh_times: list[float] = []
+        if name == "dense":
+            return
+        method = ALGORITHMS[name]
+        slabs = case.slabs(self.model, method.get("side", "in"))
+        sparsifier = sparsify(
+            self.model, self.optimizer, slabs, method, 0.5, total_steps=10**6, ramp_end=0.0, every=case.every
+        )
+        refresh = sparsifier._refresh
+        sparsifier._refresh = lambda: self.refresh_times.append(seconds(refresh, device))
+
+    def step(self) -> float:
+        return seconds(self._step, self.device)
+
+    def _step(self) -> None:
+        self.case.loss(self.model).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def step_figures(case: Case, device: torch.device) -> dict[str, dict[str, float]]:
+    """Per algorithm `ratio`, the time of a step between refreshes over that of the same step dense, interleaved, and
+    `refresh_ms`; `dense` is dense against dense, with `step_ms`."""
+    torch.set_num_threads(case.threads)
+    names = ["dense", *ALGORITHMS]
+    figures: dict[str, dict[str, float]] = {}
+    for group in [names] if case.at_once else [[name] for name in names]:
+        reference = Arm(case, "dense", device)
+        arms = {name: Arm(case, name, device) for name in group}
+        for step in range(1, case.steps + case.every):
+            measured = step > case.every and step % case.every != 0
+            for arm in arms.values():
+                elapsed = arm.step()
+                if measured:
+                    arm.step_times.append(elapsed)
+            if measured or step < 3:
+                elapsed = reference.step()
+                reference.step_times += [elapsed] if measured else []
+        dense = fastest_quartile(reference.step_times)
+        for name, arm in arms.items():
+            figures[name] = {"ratio": fastest_quartile(arm.step_times) / dense}
+            if arm.refresh_times:
+                figures[name]["refresh_ms"] = 1e3 * fastest_quartile(arm.refresh_times)
+        figures.setdefault("dense", {})["step_ms"] = 1e3 * dense
+    torch.set_num_threads(1)
+    return figures
 
 
 def mask_ratio(device: torch.device) -> dict[str, float]:
@@ -115,7 +219,7 @@ def refresh_share(device: torch.device) -> dict[str, float]:
         prepared.mkdir()
         manifest = task.fetch(settings["data"], raw) | {"root": str(raw)}
         index = task.prepare(manifest, settings, prepared)
-        for method in MASKED:
+        for method in IN_DEFAULT_STUDY:
             shares[method] = _refresh_share(task, study, prepared, index, method, device)
     return shares
 
@@ -149,21 +253,21 @@ def _refresh_share(task, study: dict, prepared: Path, index: dict, method: str, 
 
 def section(device: torch.device) -> str:
     """The results as Markdown; the numbers again as JSON in a comment."""
-    steps = {name: step_ratios(device, *size) for name, size in SIZES.items()}
+    steps = {case.title: step_figures(case, device) for case in cases(device)}
     masks, refreshes = mask_ratio(device), refresh_share(device)
     lines = [
         f"## {machine(device)}",
         "",
-        f"Python {platform.python_version()}, torch {torch.__version__}. Training steps of the change model between "
-        "refreshes over the same step dense, interleaved in one run, fastest quartile; `dense` is dense against dense.",
+        f"Run on `{device.type}`, Python {platform.python_version()}, torch {torch.__version__}. Training steps "
+        "between refreshes over the same step dense, interleaved in one run, fastest quartile; fused AdamW, b = 0.5. "
+        "`dense` is dense against dense. In brackets one refresh of all slabs, in steps of dense.",
         "",
-        "| model | dense step | dense | " + " | ".join(MASKED) + " |",
-        "|---|---|---|" + "---|" * len(MASKED),
+        "| algorithm | " + " | ".join(steps) + " |",
+        "|---|" + "---|" * len(steps),
+        "| *a dense step* | " + " | ".join(f"*{case['dense']['step_ms']:.1f} ms*" for case in steps.values()) + " |",
     ]
-    for name, (widths, size, batch, *_) in SIZES.items():
-        ratios = " | ".join(f"{steps[name][arm]:.3f}" for arm in ("dense", *MASKED))
-        of = f"{name}: widths {widths}, {size} px, batch {batch}"
-        lines.append(f"| {of} | {steps[name]['ms_dense']:.1f} ms | {ratios} |")
+    for name in ("dense", *ALGORITHMS):
+        lines.append(f"| {name} | " + " | ".join(_entry(case, name) for case in steps.values()) + " |")
     shares = ", ".join(f"{method} {100 * share:.2f} %" for method, share in refreshes.items())
     lines += [
         "",
@@ -174,6 +278,12 @@ def section(device: torch.device) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _entry(figures: Mapping[str, Mapping[str, float]], name: str) -> str:
+    refresh = figures[name].get("refresh_ms")
+    in_steps = "" if refresh is None else f" ({refresh / figures['dense']['step_ms']:.2f})"
+    return f"{figures[name]['ratio']:.3f}{in_steps}"
 
 
 def replace_section(page: str, new: str) -> str:

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bbnet.plots.style import method_colours
+from bbnet.plots.style import LINES, method_colours
 
 PHASES = {"warm_up": ("end of warm-up", ":"), "sparse": ("masks frozen from here", "--")}
 
@@ -31,8 +31,8 @@ def plot_learning_curves(history: pd.DataFrame, metric: str) -> Figure:
     ends = {phase: history[history["phase"] == phase]["epoch"].max() for phase in PHASES}
     for (curve, density), budget in zip(axes.T, budgets, strict=True):
         shown = pd.concat([dense, history[(history["budget"] == budget) & (history["method"] != "dense")]])
-        for (method, _), run in shown.groupby(["method", "seed"], sort=False):
-            line = {"color": colours[method], "linewidth": 1.0, "alpha": 0.85}
+        for (method, side, _), run in shown.groupby(["method", "side", "seed"], sort=False):
+            line = {"color": colours[method], "linestyle": LINES[side], "linewidth": 1.0, "alpha": 0.85}
             curve.plot(run["epoch"], run[f"dev_{metric}"], **line)
             density.plot(run["epoch"], run["density"], **line)
             selected = run[run["selected"]]
@@ -45,7 +45,11 @@ def plot_learning_curves(history: pd.DataFrame, metric: str) -> Figure:
         density.set_ylim(0, 1.08)
     axes[0, 0].set_ylabel(f"dev {metric}")
     axes[1, 0].set_ylabel("density of slabs")
-    handles = [plt.Line2D([], [], color=colour, label=method) for method, colour in colours.items()]
+    sides = dict(zip(history["method"], history["side"], strict=True))
+    handles = [
+        plt.Line2D([], [], color=colour, linestyle=LINES[sides[method]], label=method)
+        for method, colour in colours.items()
+    ]
     handles.append(plt.Line2D([], [], color="0.4", marker="o", linestyle="none", markersize=4, label="selected"))
     handles += [plt.Line2D([], [], color="0.6", linestyle=style, label=label) for label, style in PHASES.values()]
     figure.legend(handles=handles, loc="outside right center", title="one line per seed")

@@ -8,7 +8,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
-from bbnet.plots.style import MARKERS, method_colours
+from bbnet.plots.style import LINES, MARKERS, method_colours
 
 SEEDS_FOR_INTERVALS = 3
 LABEL_POINTS = (20, 8)
@@ -101,6 +101,7 @@ def _draw_method(
         points.to_numpy(),
         color=colour,
         marker=MARKERS[side],
+        linestyle=LINES[side],
         markersize=5,
         linewidth=1.0,
         label=_label(method, side),

@@ -1,5 +1,6 @@
-"""The look that all figures share: colour = method, marker = side; readable in grey and by the colour-blind."""
+"""The look that all figures share: colour = method, marker and line = side; fit for grey and for the colour-blind."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,10 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 MARKERS = {"none": "s", "in": "o", "out": "^", "both": "D"}
+LINES = {"none": "-", "in": "-", "out": "--", "both": "-."}
 DENSE_COLOUR = "0.25"
+COLOURBLIND_COLOURS = 10
+SIDE_SUFFIX = re.compile("_(in|out|both)$")
 FILE_METADATA = {".pdf": {"CreationDate": None}, ".png": {}}
 
 
@@ -34,10 +38,15 @@ def use_style() -> None:
 
 
 def method_colours(methods: Sequence[str]) -> dict[str, str]:
-    """A colour per method, dense in grey; depends on the order of `methods` alone."""
-    others = [method for method in dict.fromkeys(methods) if method != "dense"]
-    palette = seaborn.color_palette("colorblind", max(len(others), 1)).as_hex()
-    return {"dense": DENSE_COLOUR} | dict(zip(others, palette, strict=False))
+    """A colour per method, dense in grey; depends on the order of `methods` alone.
+
+    Labels that differ in the side at their end alone, as sp_in and sp_out, share a colour: marker and line tell them.
+    """
+    families = {method: SIDE_SUFFIX.sub("", method) for method in methods if method != "dense"}
+    names = list(dict.fromkeys(families.values()))
+    palette = seaborn.color_palette("colorblind" if len(names) <= COLOURBLIND_COLOURS else "husl", max(len(names), 1))
+    colours = dict(zip(names, palette.as_hex(), strict=True)) if names else {}
+    return {"dense": DENSE_COLOUR} | {method: colours[family] for method, family in families.items()}
 
 
 def read_table(path: Path, task: str, model: str) -> pd.DataFrame:
