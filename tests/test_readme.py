@@ -33,7 +33,7 @@ def test_the_method_shown_keeps_its_budget():
     namespace: dict = {"__name__": "shown"}
     exec(compile(METHOD, "README.md", "exec"), namespace)
     scores = torch.rand(12, 40, generator=torch.Generator().manual_seed(0))
-    view = SlabView("slab", scores, scores > -1, torch.ones(12), None, None, 0)
+    view = SlabView("slab", "in", (), scores, scores > -1, torch.ones(12), seed=0, step=0, progress=0.0)
     (mask,) = namespace["Even"](side="in").masks([view], Decimal("0.30"))
     assert mask.sum(1).tolist() == [12] * 12
 

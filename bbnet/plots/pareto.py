@@ -39,7 +39,7 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
         _draw_dense(axis, bounds.loc["dense"].iloc[0], singles[singles["method"] == "dense"]["value"])
         for (method, side), points in _shown(values, metric, cost).groupby(level=["method", "side"], sort=False):
             place = _dodge(axis, list(colours), method)
-            _draw_method(axis, method, side, points, costs, bounds, singles, colours[method], place)
+            _draw_method(axis, method, side, points.sort_index(), costs, bounds, singles, colours[method], place)
         axis.margins(x=0.12, y=0.08)
         axis.set_xlabel(label)
         axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -1,5 +1,6 @@
 """A slab's weight with the mask in force: weight, gradient, optimiser state and dormant values follow it."""
 
+import math
 from typing import Any, Literal
 
 import torch
@@ -96,8 +97,11 @@ class MaskedWeight:
         self._dense_gradient = None
 
     def check_pruned(self) -> None:
-        """Raises ValueError if a pruned weight was moved."""
-        if bool((self.weight * (1 - self.grad_mask)).any()):
+        """Raises ValueError if a pruned weight was moved, or any is not finite."""
+        furthest = float((self.weight * (1 - self.grad_mask)).abs().amax())
+        if math.isnan(furthest):
+            raise ValueError(f"slab {self.slab.name}: weights hold NaN or infinite values")
+        if furthest > 0:
             raise ValueError(
                 f"slab {self.slab.name}: a pruned weight is not 0; it was overwritten, or the optimiser moves weights "
                 "whose gradient and state are 0"

@@ -165,11 +165,14 @@ class Study(Section):
             pattern = getattr(method, "pattern", None)
             if pattern is None:
                 continue
-            if not self.budgets_of(method):
-                raise ValueError(f"methods.{label}: pattern {pattern} implies a budget that is not in budgets")
+            kept, size = map(int, pattern.split(":"))
+            if kept >= size or not self.budgets_of(method):
+                raise ValueError(f"methods.{label}: pattern {pattern} needs {kept}/{size}, below 1, among the budgets")
+            if getattr(method, "distribution", "uniform") != "uniform":
+                raise ValueError(f"methods.{label}: pattern {pattern} needs distribution uniform")
             for task, settings in self.task_settings().items():
-                size = int(pattern.split(":")[1])
-                odd = sorted({fan for fans in settings.fans().values() for fan in fans if fan % size})
+                fans = set().union(*settings.fans().values())
+                odd = sorted(fan for fan in fans if fan >= SMALLEST_FAN and fan % size)
                 if odd:
                     raise ValueError(f"methods.{label}: pattern {pattern} does not fit fan {odd[0]} of tasks.{task}")
         return self

@@ -17,6 +17,7 @@ from bbnet.study.config import Knobs, read_study
 from bbnet.study.recipe import Recipes
 
 REPOSITORY = Path(__file__).parents[2]
+FIGURES = ["on_rate", "degree", "traffic", "at_smallest", "silent"]
 KEYS = ["task", "model", "method", "side", "budget", "seed"]
 STUDY = {
     "seeds": [0, 1],
@@ -32,7 +33,19 @@ STUDY = {
     },
 }
 UNITS = (
-    "slab,side,unit,fan,on_rate,degree,traffic\nencoder.1.conv1,in,0,8,0.5,4,2.0\nencoder.1.conv1,in,1,8,0.25,4,1.0\n"
+    "slab,side,unit,fan,on_rate,degree,traffic,at_smallest,silent\n"
+    "encoder.1.conv1,in,0,8,0.5,7,3.5,False,False\n"
+    "encoder.1.conv1,in,1,8,0.0,1,0.0,True,True\n"
+    "encoder.1.conv2,in,0,8,0.25,4,1.0,False,False\n"
+    "encoder.1.conv2,in,1,8,0.0,1,0.0,True,False\n"
+)
+# Budget 0.5 from step 4 on: the refreshes at 6 and 8 count, 4 still comes down the ramp.
+REFRESHES = (
+    "step,slab,budget,connections,pruned,regrown\n"
+    "2,encoder.1.conv1,0.7,11,5,0\n"
+    "4,encoder.1.conv1,0.5,8,4,1\n"
+    "6,encoder.1.conv1,0.5,8,2,2\n"
+    "8,encoder.1.conv1,0.5,8,1,1\n"
 )
 
 
@@ -57,6 +70,7 @@ def write_run(folder: Path, fingerprint: str, *, f1: float = 0.5, evaluated: boo
         cost = {"density": 0.5, "net_density": 0.75, "flops": {"dense": 10, "sparse": 6}, "slabs": {}, "weights": 9}
         (folder / "cost.json").write_text(json.dumps(cost))
         (folder / "units.csv").write_text(UNITS)
+        (folder / "refreshes.csv").write_text(REFRESHES)
         pd.DataFrame({"image": ["a", "b"], "tp": [1, 2], "fp": [0, 1]}).to_parquet(
             folder / "items.parquet", index=False
         )
@@ -97,8 +111,26 @@ def test_runs_are_tidy_and_of_the_taken_cells_alone(cells):
         "density": 0.5,
         "net_density": 0.75,
         "flops": 6,
+        "churn": 6 / 32,
+        "units_at_smallest": 0.5,
+        "silent_units": 0.25,
     }
     assert not found.duplicated([*KEYS, "metric"]).any()
+
+
+@pytest.mark.parametrize(
+    "rows, churn",
+    [
+        ([], 0.0),
+        ([(0, "0.5", 8, 8, 0)], 0.0),
+        ([(0, "0.5", 8, 8, 0), (5, "0.5", 8, 3, 3)], 3 / 8),
+        ([(1, "0.9", 12, 2, 0), (2, "0.25", 4, 8, 0), (3, "0.25", 4, 0, 0)], 0.0),
+    ],
+    ids=["no masks", "one mask for good", "sparse from the start", "gradual"],
+)
+def test_churn_is_that_of_refreshes_after_the_budget_is_reached(rows, churn):
+    columns = ["step", "budget", "connections", "pruned", "regrown"]
+    assert collect.steady_churn(pd.DataFrame(rows, columns=columns)) == churn
 
 
 def test_items_carry_the_keys_of_their_run(cells):
@@ -121,10 +153,10 @@ def test_units_are_of_runs_and_of_warm_starts_that_exist(cells, tmp_path):
     (tmp_path / "warm" / "units.csv").write_text(UNITS)
     dense = keys_of(0, method="dense", side="none", budget="1.00")
     found = collect.units_table(cells, [(dense, tmp_path / "warm"), (dense | {"seed": 1}, tmp_path / "nowhere")])
-    assert list(found.columns) == ["phase", *KEYS, "slab", "slab_side", "unit", "fan", "on_rate", "degree", "traffic"]
-    assert found["phase"].tolist() == ["run"] * 6 + ["warm_up"] * 2
-    assert found[found["phase"] == "warm_up"]["method"].tolist() == ["dense"] * 2
-    assert found["unit"].tolist() == [0, 1] * 4
+    assert list(found.columns) == ["phase", *KEYS, "slab", "slab_side", "unit", "fan", *FIGURES]
+    assert found["phase"].tolist() == ["run"] * 12 + ["warm_up"] * 4
+    assert found[found["phase"] == "warm_up"]["method"].tolist() == ["dense"] * 4
+    assert found["unit"].tolist() == [0, 1] * 8
 
 
 def test_only_the_timing_knows_the_clock_and_the_machine(cells):

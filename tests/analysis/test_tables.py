@@ -17,14 +17,19 @@ def rows_of(method: str, side: str, budget: str, **means: float) -> list[dict]:
     ]
 
 
+def costs(net_density: float, flops: float, churn: float, at_smallest: float, silent: float) -> dict[str, float]:
+    named = {"net_density": net_density, "flops": flops, "churn": churn}
+    return named | {"units_at_smallest": at_smallest, "silent_units": silent}
+
+
 @pytest.fixture
 def cells() -> pd.DataFrame:
     """Dense and two budgets of sp_in."""
     return pd.DataFrame(
         [
-            *rows_of("dense", "none", "1.00", f1=0.75, iou=0.5, density=1, net_density=1, flops=4e6),
-            *rows_of("sp_in", "in", "0.20", f1=0.625, iou=0.25, density=0.2, net_density=0.4375, flops=1.25e6),
-            *rows_of("sp_in", "in", "0.50", f1=0.6875, iou=0.375, density=0.5, net_density=0.625, flops=2.5e6),
+            *rows_of("dense", "none", "1.00", f1=0.75, iou=0.5, **costs(1, 4e6, 0, 0, 0)),
+            *rows_of("sp_in", "in", "0.20", f1=0.625, iou=0.25, **costs(0.4375, 1.25e6, 0.0625, 0.1875, 0.03125)),
+            *rows_of("sp_in", "in", "0.50", f1=0.6875, iou=0.375, **costs(0.625, 2.5e6, 0.03125, 0, 0)),
         ]
     )
 
@@ -55,6 +60,9 @@ def test_shown_numbers_have_three_decimals_and_an_interval(shown):
         "seeds",
         "net density",
         "MFLOPs",
+        "churn",
+        "units at k_min",
+        "silent units",
         "f1 (share)",
         "iou (share)",
     ]
@@ -65,6 +73,9 @@ def test_shown_numbers_have_three_decimals_and_an_interval(shown):
         "3",
         "0.438",
         "1.25",
+        "0.062",
+        "0.188",
+        "0.031",
         "0.625 [0.525, 0.725]",
         "0.250 [0.150, 0.350]",
     ]

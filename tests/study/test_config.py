@@ -138,7 +138,22 @@ def test_a_misspelt_key_is_refused_with_the_nearest_known_name(with_key, refusal
 def test_a_parameter_of_another_algorithm_is_refused_with_those_allowed(with_key, refusal):
     message = refusal(with_key("methods.magnitude.law", "linear"))
     assert message.startswith("methods.magnitude.law: unknown key; ")
-    assert message.endswith("allowed: algorithm, side")
+    assert message.endswith("allowed: algorithm, distribution, pattern, side")
+
+
+@pytest.mark.parametrize(
+    "method, message",
+    [
+        ({"pattern": "2:5"}, "pattern 2:5 needs 2/5, below 1, among the budgets"),
+        ({"pattern": "4:4"}, "pattern 4:4 needs 4/4, below 1, among the budgets"),
+        ({"pattern": "8:16"}, "pattern 8:16 does not fit fan 8 of tasks.change"),
+        ({"pattern": "2:4", "distribution": "global"}, "pattern 2:4 needs distribution uniform"),
+        ({"pattern": "half"}, "methods.magnitude.pattern: "),
+    ],
+    ids=lambda value: str(value.get("pattern")) if isinstance(value, dict) else "",
+)
+def test_a_pattern_that_does_not_fit_the_study_is_refused(with_key, refusal, method, message):
+    assert message in refusal(with_key("methods.magnitude", {"algorithm": "magnitude"} | method))
 
 
 def test_dense_has_no_side(with_key, refusal):

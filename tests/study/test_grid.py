@@ -52,6 +52,12 @@ def test_a_dense_network_is_one_run_even_where_budget_one_is_asked_for(study):
     assert {run.budget for run in runs if run.method == "sp_in"} == {"1.00", "0.50"}
 
 
+def test_a_pattern_runs_at_the_budget_that_it_implies_alone(study):
+    runs = grid.runs(study("methods.magnitude", {"algorithm": "magnitude", "pattern": "2:4"}))
+    assert {run.budget for run in runs if run.method == "magnitude"} == {"0.50"}
+    assert {run.budget for run in runs if run.method == "sp_in"} == {"0.20", "0.50"}
+
+
 def test_folders_are_canonical_and_distinct(wide_study):
     folders = [run.folder for run in grid.runs(wide_study)]
     assert len(set(folders)) == len(folders) == 2 * 3 * (1 + 3 * 2)
