@@ -1,6 +1,5 @@
 """Gates: at each position a share of a layer's outputs passes, the others become 0."""
 
-import math
 from collections.abc import Iterable
 from decimal import Decimal
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bbnet.sparsity.algorithms import ActivationGating
-from bbnet.sparsity.hooks import ModuleHook
+from bbnet.sparsity.hooks import ModuleHook, forget_compiled
 from bbnet.sparsity.slab import Slab, channels_first, unit_modules
 
 
@@ -18,11 +17,11 @@ class Gate(ModuleHook):
     def __init__(self, algorithm: ActivationGating, axis: int) -> None:
         self.algorithm = algorithm
         self.axis = axis
-        self.share = Decimal(1)
+        self.ratio = (1, 1)
 
     def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         units = output.shape[self.axis]
-        count = kept_units(self.share, units)
+        count = kept_units(self.ratio, units)
         if count == units:
             return output
         with torch.no_grad():
@@ -30,16 +29,17 @@ class Gate(ModuleHook):
         return torch.where(kept, output, 0.0)
 
 
-def kept_units(share: Decimal, units: int) -> int:
-    """floor(b * U + 1/2), and at least one."""
-    return max(1, math.floor(share * units + Decimal("0.5")))
+def kept_units(ratio: tuple[int, int], units: int) -> int:
+    """floor(b * U + 1/2), and at least one, b as a ratio of integers."""
+    numerator, denominator = ratio
+    return max(1, (2 * numerator * units + denominator) // (2 * denominator))
 
 
 class Gates:
     """A gate behind each module at which the units of some slabs are read.
 
     The sign of what passes there is that of the activation behind it, and an activation of 0 is 0, so that a gate ahead
-    of a ReLU, GELU or SiLU closes the unit.
+    of a ReLU, GELU or SiLU closes the unit. A compiled model is compiled anew at each new share.
     """
 
     def __init__(self, model: nn.Module, slabs: Iterable[Slab], algorithm: ActivationGating) -> None:
@@ -52,9 +52,12 @@ class Gates:
 
     def let_pass(self, share: Decimal) -> None:
         """From now on this share of each layer's units passes at every position."""
+        if share == self.share:
+            return
         self.share = share
         for gate in self._gates.values():
-            gate.share = share
+            gate.ratio = share.as_integer_ratio()
+        forget_compiled()
 
     def remove(self) -> None:
         """Takes the gates off the modules."""

@@ -1,7 +1,9 @@
 """Hooks that bbnet puts on the modules of a model, and what becomes of them in a copy."""
 
+import sys
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -22,6 +24,12 @@ def ignore(*args: Any) -> None:
 
 def _ignore() -> Any:
     return ignore
+
+
+def forget_compiled() -> None:
+    """Forward passes compiled before are compiled anew: they do not look for new hooks, nor at what gates let pass."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def remove_hooks(model: nn.Module) -> None:
