@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bbnet.sparsity.hooks import WatchingHook
+from bbnet.sparsity.hooks import WatchingHook, forget_compiled
 from bbnet.sparsity.ranks import mean_over_ranks, sum_over_ranks
 from bbnet.sparsity.slab import CHANNELS_FIRST
 
@@ -60,6 +60,7 @@ class ForwardAverages(ABC):
             self._register(module, _Counter(self, name, name in channels_first or isinstance(module, CHANNELS_FIRST)))
             for name, module in modules.items()
         ]
+        forget_compiled()
 
     @abstractmethod
     def _register(self, module: nn.Module, counter: "_Counter") -> Any:

@@ -49,6 +49,7 @@ class Gates:
         self.share = Decimal(1)
         self._gates = {name: Gate(algorithm, 1 if name in first else -1) for name in modules}
         self._handles = [module.register_forward_hook(self._gates[name]) for name, module in modules.items()]
+        forget_compiled()
 
     def let_pass(self, share: Decimal) -> None:
         """From now on this share of each layer's units passes at every position."""

@@ -15,7 +15,6 @@ from bbnet.sparsity.algorithms import Algorithm, SlabView, WeightMasking
 from bbnet.sparsity.degrees import as_budget, smallest_degree
 from bbnet.sparsity.forward_averages import ForwardAverages
 from bbnet.sparsity.gate import Gates
-from bbnet.sparsity.hooks import forget_compiled
 from bbnet.sparsity.input_norm import InputNorms
 from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, zero_state
 from bbnet.sparsity.masks import pack_masks, unpack_masks
@@ -180,7 +179,6 @@ class Sparsifier:
             optimizer.register_load_state_dict_post_hook(self._zero_pruned_state),
             *(part for part in (self.on_rates, self.input_norms, self.gates) if part is not None),
         ]
-        forget_compiled()
 
     def _attach_masks(self, model: nn.Module, weights: Mapping[Slab, nn.Parameter]) -> None:
         algorithm = self.algorithm

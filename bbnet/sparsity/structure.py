@@ -2,15 +2,15 @@
 
 The model is traced with torch.fx, layers of torch.nn being single steps; of torch's own transformer layers the
 feed-forward block is traced by itself. A module that cannot be traced, its control flow depending on data, falls into
-its children: patterns across their boundaries are then not seen. Tracing is done in evaluation mode on a copy without
-weights.
+its children: patterns across their boundaries are then not seen. What is traced is a copy in evaluation mode, without
+weights and hooks.
 """
 
 import copy
 import inspect
 import operator
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 
-from bbnet.sparsity.slab import LAYERS, SMALLEST_FAN, Slab, slab_shape
+from bbnet.sparsity.slab import LAYERS, SMALLEST_FAN, Side, Slab, slab_shape, unwrap
 
 TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 IDENTITIES = (
@@ -33,7 +33,7 @@ IDENTITIES = (
     nn.AlphaDropout,
     nn.FeatureAlphaDropout,
 )
-# Above 0 exactly where their input is; of the leaky ones, that holds unless their slope is negative.
+# Above 0 exactly where their input is, unless a slope is negative.
 ACTIVATIONS = (
     nn.ReLU,
     nn.ReLU6,
@@ -48,6 +48,7 @@ ACTIVATIONS = (
 )
 ACTIVATION_METHODS = ("relu", "relu_")
 SLOPES = ("negative_slope", "alpha")
+# What tells of a tensor without its values.
 METADATA = ("size", "dim", "numel", "shape", "ndim", "device", "dtype")
 
 
@@ -58,31 +59,31 @@ def _functions(*names: str) -> set[Callable]:
 _ACTIVATION_NAMES = ("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish")
 ACTIVATION_FUNCTIONS = _functions(*_ACTIVATION_NAMES, *(f"{name}_" for name in _ACTIVATION_NAMES))
 DROPOUT_FUNCTIONS = _functions("dropout", "dropout1d", "dropout2d", "dropout3d")
-PRODUCTS = _functions("linear", "bilinear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm", "einsum")
+_PRODUCT_NAMES = ("linear", "bilinear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm", "einsum")
+PRODUCTS = {*_functions(*_PRODUCT_NAMES), *_PRODUCT_NAMES}
 
-# Per number of axes that the weight of a layer has beyond [out, in]: a pool or norm that takes its outputs as channels.
-POOLS = {0: ()} | {
-    axes: tuple(
-        getattr(nn, f"{kind}Pool{axes}d") for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg", "LP")
+# By the number of axes of a layer's weight beyond [out, in]: what takes the layer's outputs as channels.
+POOLS: dict[int, tuple[type, ...]] = {0: ()}
+POOL_FUNCTIONS: dict[int, set[Callable]] = {0: set()}
+for _axes in (1, 2, 3):
+    POOLS[_axes] = tuple(
+        getattr(nn, f"{kind}Pool{_axes}d") for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg", "LP")
     )
-    for axes in (1, 2, 3)
-}
-POOL_FUNCTIONS = {0: set()} | {
-    axes: _functions(*(f"{kind}_pool{axes}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp")))
-    for axes in (1, 2, 3)
-}
-_NORMS_OF_ALL = (nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+    POOL_FUNCTIONS[_axes] = _functions(
+        *(f"{kind}_pool{_axes}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp"))
+    )
+_NORMS_OF_ANY = (nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 NORMS = {
-    0: (nn.BatchNorm1d, *_NORMS_OF_ALL),
-    1: (nn.BatchNorm1d, nn.InstanceNorm1d, *_NORMS_OF_ALL),
-    2: (nn.BatchNorm2d, nn.InstanceNorm2d, *_NORMS_OF_ALL),
-    3: (nn.BatchNorm3d, nn.InstanceNorm3d, *_NORMS_OF_ALL),
+    0: (nn.BatchNorm1d, *_NORMS_OF_ANY),
+    1: (nn.BatchNorm1d, nn.InstanceNorm1d, *_NORMS_OF_ANY),
+    2: (nn.BatchNorm2d, nn.InstanceNorm2d, *_NORMS_OF_ANY),
+    3: (nn.BatchNorm3d, nn.InstanceNorm3d, *_NORMS_OF_ANY),
 }
 ALL_NORMS = tuple({kind for kinds in NORMS.values() for kind in kinds})
 
 
 class Kept(IntEnum):
-    """What comes unchanged through the steps between an activation and the layers that read it, in evaluation mode."""
+    """What passes unchanged, in evaluation mode, from an activation to the layers that read it."""
 
     NOTHING = 0
     ZEROS = 1
@@ -110,10 +111,11 @@ class Chain:
         producer: dotted name of a Linear or convolution.
         norm: dotted name of the norm between it and the activation.
         activation: dotted name of a module, or a callable on tensors.
-        consumers: dotted names of the layers that read the activation as it is, or through dropouts, pools and norms.
-        kept: what comes unchanged through these.
-        exclusive: nothing but these consumers sees the units, they see nothing else, and no parameter of producer,
-            norm and consumers is shared, computed or used elsewhere, nor any of them called twice.
+        consumers: dotted names of the layers of the producer's kind that read the units, as they are or through
+            dropouts, pools and norms.
+        kept: what passes these unchanged.
+        exclusive: nothing but the consumers sees the units, and they see nothing else; none of these modules is called
+            twice, and none of their parameters is shared, computed or used elsewhere.
     """
 
     producer: str
@@ -129,74 +131,63 @@ class Chain:
         return self.norm or self.producer
 
 
-def find_slabs(
-    model: nn.Module, side: Literal["in", "out", "both"] = "in", *, verbose: bool = False
-) -> list[Slab]:
+def find_slabs(model: nn.Module, side: Literal["in", "out", "both"] = "in", *, verbose: bool = False) -> list[Slab]:
     """The weights of a plain PyTorch model that may be sparsified, in the order of data flow.
 
-    Looked for are Linear-activation-Linear and Conv-[norm]-activation-Conv patterns. Left out are output layers (no
-    other weight comes after them), attention projections, grouped convolutions, fans below 8, and weights that are
-    shared, parametrised or whose layer is called in differing places. The activation must be on exactly where its
-    input is above 0: ReLU, ReLU6, LeakyReLU, ELU, CELU, SELU, GELU, SiLU, Mish, Hardswish.
+    Looked for are Linear-activation-Linear and Conv-[norm]-activation-Conv patterns, norms, dropouts and pools allowed
+    behind the activation. The activation must be above 0 exactly where its input is: ReLU, ReLU6, LeakyReLU, ELU,
+    CELU, SELU, GELU, SiLU, Mish, Hardswish. Left out are output layers (no other weight comes after them), attention
+    projections, grouped convolutions, fans below 8, weights that are shared or computed, and layers called at places
+    that differ.
 
     Args:
         model: also one wrapped by torch.compile or DistributedDataParallel; names are those of the inner model.
-        side: `in`, layers whose outputs are units; `out`, layers that read such units; `both`, every layer once: in
-            the order of data flow the layer of the units by `in`, then its readers by `out`, if still free.
+        side: `in`, the layers whose outputs are units; `out`, the layers that read such units; `both`, each of them
+            once: along the data flow the layer of the units by `in`, its readers by `out`, unless taken before.
         verbose: prints the slabs, and every other Linear or convolution with the reason why it is none.
-    Raises: ValueError for an unknown side, or if there are no such weights.
+    Raises: ValueError for an unknown side, or if there is no such weight.
     """
     if side not in ("in", "out", "both"):
-        raise ValueError(f"side {side!r} is not 'in', 'out' or 'both'")
-    structure = _Structure(_unwrap(model))
+        raise ValueError(f"unknown side {side!r}, allowed: in, out, both")
+    structure = _Structure(unwrap(model))
     found: dict[str, Slab] = {}
     for chain in structure.chains:
-        offers = [(chain.producer, "in"), *((consumer, "out") for consumer in chain.consumers)]
-        for layer, layer_side in offers:
-            slab = structure.slab(layer, layer_side)
-            if side in (layer_side, "both") and layer not in found and isinstance(slab, Slab):
-                found[layer] = slab
+        for layer, layer_side in ((chain.producer, "in"), *((consumer, "out") for consumer in chain.consumers)):
+            if side in (layer_side, "both") and layer not in found:
+                slab = structure.slab(layer, layer_side)
+                if isinstance(slab, Slab):
+                    found[layer] = slab
     slabs = [found[layer] for layer in structure.calls if layer in found]
     if verbose:
-        print("\n".join(_report(structure, slabs, side)))
+        print(_report(structure, slabs, side))
     if not slabs:
         raise ValueError(
-            f"{type(structure.model).__name__} shows no Linear-activation-Linear or Conv-norm-activation-Conv pattern "
-            f"for side {side!r} (verbose=True says why); name the slabs by hand with bbnet.Slab"
+            f"no Linear-activation-Linear or Conv-norm-activation-Conv pattern of side {side!r} was found in "
+            f"{type(structure.model).__name__} (verbose=True says why); slabs can be named by hand with bbnet.Slab"
         )
     return slabs
 
 
 def find_chains(model: nn.Module) -> list[Chain]:
     """The hidden units of `model` and the layers that read them, in the order of data flow; see `find_slabs`."""
-    return _Structure(_unwrap(model)).chains
+    return _Structure(unwrap(model)).chains
 
 
-def computed_tensors(model: nn.Module) -> dict[int, Tensor]:
-    """A memo with which copy.deepcopy takes tensors that carry gradient history, which it refuses else, without it."""
+def without_history(model: nn.Module) -> dict[int, Tensor]:
+    """A memo for copy.deepcopy, which refuses tensors with a gradient history, as torch.nn.utils.prune leaves them."""
     held = (value for module in model.modules() for home in (vars(module), module._buffers) for value in home.values())
     return {id(value): value.detach().clone() for value in held if torch.is_tensor(value) and not value.is_leaf}
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
-    while True:
-        if "_orig_mod" in model._modules:
-            model = model._orig_mod
-        elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-            model = model.module
-        else:
-            return model
-
-
 @dataclass(frozen=True)
 class _Call:
-    """One step of the data flow in which a Linear or convolution is called.
+    """A step of the data flow: a Linear or convolution is called.
 
     Args:
-        chain: that begins here, or `reason` why none does.
-        reads: the producer of the units that come in.
+        chain: the one that begins here, or `reason` why none does.
+        reads: the producer whose units come in.
         is_output: no other weight comes after it.
-        in_part: seen without what surrounds its module.
+        in_part: traced without what surrounds its module.
     """
 
     chain: Chain | None
@@ -207,11 +198,12 @@ class _Call:
 
 
 class _Structure:
-    """The data flow of a model, as far as it could be traced.
+    """The data flow of a whole model, as far as it could be traced.
 
     Attributes:
-        calls: those of every Linear and convolution, by name, in the order of data flow.
-        chains: those on which all calls of their producer agree.
+        names: of all modules.
+        calls: of every Linear and convolution, by name, in the order of data flow.
+        chains: those on which all calls of their producer agree, in that order.
         outputs: names of the output layers.
     """
 
@@ -219,50 +211,343 @@ class _Structure:
         self.model = model
         self.names = {module: name for name, module in model.named_modules()}
         self.calls: dict[str, list[_Call]] = {}
+        self._owners = Counter(id(parameter) for module in self.names for parameter in module._parameters.values())
         self._used_directly: set[int] = set()
         self._follow(model, in_part=False)
-        self._owners = Counter(
-            id(parameter) for module in self.names for parameter in module._parameters.values() if parameter is not None
-        )
-        agreed = [calls[0].chain for calls in self.calls.values() if _agree(call.chain for call in calls)]
+        agreed = [
+            calls[0].chain for calls in self.calls.values() if all(call.chain == calls[0].chain for call in calls)
+        ]
         self.chains = [replace(chain, exclusive=self._is_exclusive(chain)) for chain in agreed if chain is not None]
         self.outputs = {name for name, calls in self.calls.items() if any(call.is_output for call in calls)}
         if all(call.in_part for calls in self.calls.values() for call in calls):
             self.outputs |= self._last_layer()
 
-    def slab(self, layer: str, side: Literal["in", "out"]) -> Slab | str:
-        """The slab of a layer's weight, or why it is none."""
+    def slab(self, layer: str, side: Side) -> Slab | str:
+        """The slab of a layer, or why there is none."""
         module = self.model.get_submodule(layer)
-        obstacle = self._obstacle(module) or self._obstacle_in_flow(layer)
+        obstacle = self._obstacle(module)
         if obstacle:
             return obstacle
-        calls = self.calls[layer]
         if side == "in":
             chain = next((chain for chain in self.chains if chain.producer == layer), None)
             if chain is None:
-                return calls[0].reason or "its calls differ in what becomes of its outputs"
-            slab = Slab(layer, "in", chain.units, normalised=chain.norm is not None)
+                return self.calls[layer][0].reason or "its calls differ in what becomes of its outputs"
         else:
-            chain = next((chain for chain in self.chains if self._reads_only(layer, chain)), None)
+            chain = next((chain for chain in self.chains if self._reads_nothing_else(layer, chain)), None)
             if chain is None:
-                return "does not read the units of one layer"
-            slab = Slab(layer, "out", chain.units)
+                return "does not read the units of one layer of its kind"
         _, fan = slab_shape(module.weight, side)
-        return f"fan {fan} is below {SMALLEST_FAN}" if fan < SMALLEST_FAN else slab
+        if fan < SMALLEST_FAN:
+            return f"fan {fan} is below {SMALLEST_FAN}"
+        return Slab(layer, side, chain.units, normalised=side == "in" and chain.norm is not None)
 
     def _follow(self, module: nn.Module, in_part: bool) -> None:
-        """Takes up the calls inside a module; if it is no single flow, those of its children one by one."""
+        """Takes up the calls inside `module`; if it is not one flow, those inside its children, each by itself."""
         graph = _trace(module)
         if graph is None:
             for child in module.children():
                 self._follow(child, in_part=True)
             return
-        flow = _Flow(module, self.names, graph, in_part or isinstance(module, TRANSFORMER_LAYERS))
+        flow = _Flow(module, self.names, graph, leads_on=in_part or isinstance(module, TRANSFORMER_LAYERS))
         self._used_directly |= flow.used_directly()
         calls = flow.calls()
         for node in graph.nodes:
             if node in calls:
                 self.calls.setdefault(flow.name(node), []).append(calls[node])
-            elif flow.module(node) is not None:
-                for child in [flow.module(node)] if _is_transformer_layer(flow.module(node)) else flow.module(node).children():
-                    self._follow(child, in_part=True)
+            elif node.op == "call_module":
+                self._follow(flow.module(node), in_part=True)
+
+    def _obstacle(self, layer: nn.Module) -> str | None:
+        """Why the weight of a layer may not be sparsified, whatever the side."""
+        weight, name = layer._parameters.get("weight"), self.names[layer]
+        if isinstance(layer, NonDynamicallyQuantizableLinear):
+            return "attention projection"
+        if weight is None:
+            return "its weight is computed (parametrised)"
+        if is_lazy(weight):
+            return "its weight is not initialised yet"
+        if getattr(layer, "groups", 1) != 1:
+            return "grouped convolution"
+        if self._is_used_elsewhere(weight):
+            return "its weight is shared or used outside the layer"
+        if name not in self.calls:
+            return "not seen in the data flow"
+        return "output layer" if name in self.outputs else None
+
+    def _is_used_elsewhere(self, parameter: nn.Parameter) -> bool:
+        return self._owners[id(parameter)] > 1 or id(parameter) in self._used_directly
+
+    def _reads_nothing_else(self, layer: str, chain: Chain) -> bool:
+        return all(call.reads == chain.producer for call in self.calls[layer])
+
+    def _is_exclusive(self, chain: Chain) -> bool:
+        layers = [self.model.get_submodule(name) for name in (chain.producer, *chain.consumers)]
+        norms = [self.model.get_submodule(chain.norm)] if chain.norm else []
+        parameters = [each for module in layers + norms for each in module._parameters.values() if each is not None]
+        return (
+            chain.exclusive
+            and all(layer._parameters.get("weight") is not None for layer in layers)
+            and not any(is_lazy(parameter) or self._is_used_elsewhere(parameter) for parameter in parameters)
+            and all(len(self.calls[name]) == 1 for name in (chain.producer, *chain.consumers))
+        )
+
+    def _last_layer(self) -> set[str]:
+        """In a model seen in parts, the last layer registered is held to be the output, but for a transformer's."""
+        layers = [name for module, name in self.names.items() if isinstance(module, LAYERS)]
+        last = layers[-1:]
+        parents = [".".join(name.split(".")[:depth]) for name in last for depth in range(name.count(".") + 1)]
+        in_transformer = any(isinstance(self.model.get_submodule(name), TRANSFORMER_LAYERS) for name in parents)
+        return set() if in_transformer else set(last)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """A chain and the steps at which its units are read, or the reason why there is none."""
+
+    chain: Chain | None = None
+    reason: str = ""
+    readers: Iterable[fx.Node] = ()
+
+
+class _Flow:
+    """The data flow through one traced module.
+
+    Args:
+        names: of all modules of the model.
+        leads_on: other weights are taken to come after the module's outputs.
+    """
+
+    def __init__(self, module: nn.Module, names: dict[nn.Module, str], graph: fx.Graph, leads_on: bool) -> None:
+        self._root = module
+        self._names = names
+        self._nodes = list(graph.nodes)
+        self._leads_on = leads_on
+        # Steps that depend on parameters and buffers alone.
+        self._stored: set[fx.Node] = set()
+        for node in self._nodes:
+            if node.op == "get_attr" or (node.all_input_nodes and self._stored.issuperset(node.all_input_nodes)):
+                self._stored.add(node)
+        # Whether a weight comes after a step.
+        self._goes_on: dict[fx.Node, bool] = {}
+        for node in reversed(self._nodes):
+            self._goes_on[node] = any(self._weighs(user) or self._goes_on[user] for user in _readers(node))
+
+    def module(self, node: fx.Node) -> nn.Module | None:
+        """The module that is called at a step."""
+        return self._root.get_submodule(node.target) if node.op == "call_module" else None
+
+    def name(self, node: fx.Node) -> str:
+        return self._names[self.module(node)]
+
+    def used_directly(self) -> set[int]:
+        """Identities of the parameters that are read otherwise than by calling their module."""
+        nodes = [node for node in self._nodes if node.op == "get_attr" and _readers(node)]
+        parameters = dict(self._root.named_parameters(remove_duplicate=False))
+        return {id(parameters[node.target]) for node in nodes if node.target in parameters}
+
+    def calls(self) -> dict[fx.Node, _Call]:
+        """The steps at which a Linear or convolution is called."""
+        layers = [node for node in self._nodes if isinstance(self.module(node), LAYERS)]
+        found = {node: self._chain(node) for node in layers}
+        reads = {reader: self.name(node) for node in layers for reader in found[node].readers}
+        return {
+            node: _Call(found[node].chain, found[node].reason, reads.get(node), not self._goes_on[node], self._leads_on)
+            for node in layers
+        }
+
+    def _chain(self, node: fx.Node) -> _Found:
+        """Follows the outputs of a layer to the activation on them."""
+        if not self._goes_on[node]:
+            return _Found(reason="output layer")
+        producer, norm, before = self.module(node), None, node
+        if getattr(producer, "groups", 1) != 1:
+            return _Found(reason="grouped convolution")
+        following = _readers(node)
+        if len(following) == 1 and self._is_norm(following[0], node, producer):
+            before, norm = following[0], self.name(following[0])
+            if not self._acts_on_one_layer(before):
+                return _Found(reason="its norm is shared with another layer")
+            following = _readers(before)
+        if len(following) != 1:
+            return _Found(reason="its outputs are also used without an activation")
+        activation = self._activation(following[0], before)
+        if activation is None:
+            return _Found(reason="no activation directly after it")
+        readers, kept, exclusive = self._spread(following[0], producer)
+        exclusive = exclusive and len(node.users) == len(before.users) == 1
+        consumers = tuple(dict.fromkeys(self.name(reader) for reader in readers))
+        return _Found(Chain(self.name(node), norm, activation, consumers, kept, exclusive), readers=readers)
+
+    def _spread(self, activation: fx.Node, producer: nn.Module) -> tuple[list[fx.Node], Kept, bool]:
+        """The layers that read an activation, what comes through to all of them, and whether nothing else reads it."""
+        readers, kept, exclusive = set(), Kept.CONSTANTS, True
+        pending = [activation]
+        while pending:
+            value = pending.pop()
+            exclusive = exclusive and len(value.users) == len(_readers(value))
+            for node in _readers(value):
+                passed = self._passes(node, value, producer)
+                if self._reads_units(node, value, producer):
+                    readers.add(node)
+                elif passed is not None:
+                    kept = min(kept, passed)
+                    pending.append(node)
+                else:
+                    exclusive = False
+        return [node for node in self._nodes if node in readers], kept, exclusive
+
+    def _activation(self, node: fx.Node, value: fx.Node) -> str | FunctionalActivation | None:
+        if node.all_input_nodes != [value] or node.args[:1] != (value,):
+            return None
+        module = self.module(node)
+        if module is not None:
+            turns_signs = any(getattr(module, slope, 0) < 0 for slope in SLOPES)
+            return self.name(node) if isinstance(module, ACTIVATIONS) and not turns_signs else None
+        known = ACTIVATION_METHODS if node.op == "call_method" else ACTIVATION_FUNCTIONS
+        further = (*node.args[1:], *node.kwargs.values())
+        if node.target not in known or any(isinstance(each, int | float) and each < 0 for each in further):
+            return None
+        return FunctionalActivation(node.target, tuple(node.args[1:]), tuple(node.kwargs.items()))
+
+    def _is_norm(self, node: fx.Node, value: fx.Node, producer: nn.Module) -> bool:
+        """Whether a step normalises `value`, whose channels are the producer's outputs."""
+        norm, (channels, _) = self.module(node), _widths(producer)
+        if not isinstance(norm, NORMS[_axes_of(producer)]) or node.args != (value,):
+            return False
+        return getattr(norm, "num_features", getattr(norm, "num_channels", channels)) == channels
+
+    def _acts_on_one_layer(self, norm: fx.Node) -> bool:
+        calls = [node for node in self._nodes if node.op == "call_module" and node.target == norm.target]
+        return {source.target for call in calls for source in call.all_input_nodes} == {norm.args[0].target}
+
+    def _reads_units(self, node: fx.Node, value: fx.Node, producer: nn.Module) -> bool:
+        layer = self.module(node)
+        return (
+            isinstance(layer, LAYERS)
+            and node.args == (value,)
+            and _axes_of(layer) == _axes_of(producer)
+            and getattr(layer, "groups", 1) == 1
+            and _widths(layer)[1] == _widths(producer)[0]
+        )
+
+    def _passes(self, node: fx.Node, value: fx.Node, producer: nn.Module) -> Kept | None:
+        """What of `value` comes unchanged through a step that leaves its channels apart; None for any other step."""
+        module, axes = self.module(node), _axes_of(producer)
+        if node.args[:1] != (value,):
+            return None
+        if isinstance(module, IDENTITIES):
+            return Kept.CONSTANTS
+        if self._is_norm(node, value, producer):
+            return Kept.NOTHING
+        if isinstance(module, POOLS[axes]) or node.target in POOL_FUNCTIONS[axes]:
+            return Kept.ZEROS
+        if node.target in DROPOUT_FUNCTIONS:
+            return Kept.CONSTANTS if node.kwargs.get("training") is False else Kept.NOTHING
+        return None
+
+    def _weighs(self, node: fx.Node) -> bool:
+        """Whether a step is a product with weights, or leads to one outside."""
+        if node.op == "output":
+            return self._leads_on
+        if node.op != "call_module":
+            return node.target in PRODUCTS and not self._stored.isdisjoint(node.all_input_nodes)
+        module = self.module(node)
+        if isinstance(module, ALL_NORMS):
+            return False
+        return any(is_lazy(parameter) or parameter.dim() > 1 for parameter in module.parameters())
+
+
+def _readers(node: fx.Node) -> list[fx.Node]:
+    """The steps that use the values of `node`, not only its shape, dtype or device."""
+    return [user for user in node.users if not _reads_metadata(user)]
+
+
+def _reads_metadata(node: fx.Node) -> bool:
+    if node.op == "call_method":
+        return node.target in METADATA
+    return node.op == "call_function" and node.target is getattr and node.args[1] in METADATA
+
+
+def _axes_of(layer: nn.Module) -> int:
+    """Axes of a layer's weight beyond [out, in]."""
+    return next(axes for axes, kind in enumerate(LAYERS) if isinstance(layer, kind))
+
+
+def _widths(layer: nn.Module) -> tuple[int, int]:
+    """(outputs, inputs) of a Linear or convolution."""
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features
+    return layer.out_channels, layer.in_channels
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, entry: str) -> None:
+        super().__init__(param_shapes_constant=True)
+        self.traced_func_name = entry
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return _is_step(m)
+
+
+def _is_step(module: nn.Module) -> bool:
+    """Whether calling `module` runs code of torch.nn that is not to be looked into."""
+    forward = vars(module).get("forward", getattr(type(module), "forward", None))
+    home = str(getattr(forward, "__module__", None))
+    return home.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, nn.Sequential)
+
+
+def _trace(module: nn.Module) -> fx.Graph | None:
+    """The data flow through `module`, or None if it is a single step or cannot be traced."""
+    if _is_step(module) and not isinstance(module, TRANSFORMER_LAYERS):
+        return None
+    tracer = _Tracer("_ff_block" if _is_step(module) else "forward")
+    for constants in _ways_to_call(module):
+        # A forward pass may raise anything when it is given no data.
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return tracer.trace(_hollow_copy(module), constants)
+        except Exception:
+            continue
+    return None
+
+
+def _ways_to_call(module: nn.Module) -> list[dict[str, Any]]:
+    """Arguments to hold constant: those with defaults, as most calls leave them; or none."""
+    parameters = inspect.signature(type(module).forward).parameters.values()
+    defaults = {
+        each.name: each.default for each in parameters if isinstance(each.default, bool | int | float | str | None)
+    }
+    return [defaults, {}] if defaults else [{}]
+
+
+def _hollow_copy(module: nn.Module) -> nn.Module:
+    """A copy in evaluation mode whose parameters have shapes but no values; hooks are left out."""
+    memo: dict[int, Any] = without_history(module)
+    for each in module.modules():
+        memo[id(each._forward_hooks)] = OrderedDict()
+        memo[id(each._forward_pre_hooks)] = OrderedDict()
+        for parameter in each._parameters.values():
+            if parameter is not None and not is_lazy(parameter):
+                shape = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
+                memo[id(parameter)] = nn.Parameter(shape, requires_grad=parameter.requires_grad)
+    return copy.deepcopy(module, memo).eval()
+
+
+def _report(structure: _Structure, slabs: list[Slab], side: str) -> str:
+    """Two tables: the slabs, and the layers that hold none."""
+    shown = [("layer", "side", "units", "shape [units x fan]")]
+    for slab in slabs:
+        units, fan = slab_shape(structure.model.get_submodule(slab.name).weight, slab.side)
+        shown.append((slab.name, slab.side, ", ".join(slab.units), f"{units} x {fan}"))
+    passed_over = [("passed over", "reason")]
+    taken = {slab.name for slab in slabs}
+    for module, name in structure.names.items():
+        if isinstance(module, LAYERS) and name not in taken:
+            reasons = [structure.slab(name, each) for each in (("in", "out") if side == "both" else (side,))]
+            passed_over.append((name, "; ".join(dict.fromkeys(reasons))))
+    return "\n".join((*_columns(shown), "", *_columns(passed_over)))
+
+
+def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -28,13 +28,34 @@ def exact_count():
     return count
 
 
+@pytest.fixture(scope="session")
+def literal_erk():
+    """Shares of slabs [(units, fan, taps)] as Evci et al.'s code finds them: the densest slab is capped, and again."""
+
+    def shares(total, shapes):
+        sizes = [units * fan for units, fan, _ in shapes]
+        raw = [Fraction(sum((units, fan, *taps)), math.prod((units, fan, *taps))) for units, fan, taps in shapes]
+        whole = set()
+        while len(whole) < len(shapes):
+            others = [slab for slab in range(len(shapes)) if slab not in whole]
+            left = total - sum(sizes[slab] for slab in whole)
+            epsilon = left / sum(raw[slab] * sizes[slab] for slab in others)
+            densest = max(others, key=lambda slab: raw[slab])
+            if epsilon * raw[densest] <= 1:
+                return [size if slab in whole else epsilon * raw[slab] * size for slab, size in enumerate(sizes)]
+            whole.add(densest)
+        return sizes
+
+    return shares
+
+
 @pytest.fixture
 def mlp():
-    """A net of linear layers, widths 20-16-12-10; both = the rows of the first layer and the columns of the next."""
+    """A net of linear layers, widths 20-16-12-12; both = the rows of the first layer and the columns of the next."""
 
     def build():
         layers = OrderedDict(
-            first=nn.Linear(20, 16), on=nn.ReLU(), second=nn.Linear(16, 12), on2=nn.ReLU(), last=nn.Linear(12, 10)
+            first=nn.Linear(20, 16), on=nn.ReLU(), second=nn.Linear(16, 12), on2=nn.ReLU(), last=nn.Linear(12, 12)
         )
         return nn.Sequential(layers)
 
@@ -64,11 +85,11 @@ def conv_net():
             middle=nn.Conv2d(16, 12, 3, padding=1, bias=False),
             norm2=nn.BatchNorm2d(12),
             on2=nn.ReLU(),
-            narrow=nn.Conv2d(12, 10, 1),
+            narrow=nn.Conv2d(12, 12, 1),
             on3=nn.ReLU(),
             pool=nn.AdaptiveAvgPool2d(1),
             flat=nn.Flatten(),
-            head=nn.Linear(10, 10),
+            head=nn.Linear(12, 10),
         )
         return nn.Sequential(layers)
 

@@ -1,8 +1,13 @@
-"""The sparsifier against a shadow that keeps its own dormant values, optimiser state and on-rates."""
+"""Every weight-masking algorithm through one list, against a shadow that keeps its own dormant values and states."""
 
 import copy
 import io
-from itertools import product
+import json
+import os
+import subprocess
+import sys
+from decimal import Decimal
+from itertools import cycle, permutations, product
 from types import SimpleNamespace
 
 import pytest
@@ -17,14 +22,49 @@ from bbnet.sparsity.sparsifier import METHODS, sparsify
 SIDES = ("in", "out", "both")
 RESCALES = ("none", "sqrt", "energy")
 MASKING = [name for name in algorithms.names() if algorithms.make(name).masks_weights]
-GRADUAL = ("budgeted_broadcast", "magnitude")
-METHODS_BY_SIDE = [
-    pytest.param({"algorithm": name, "side": side}, id=f"{name}-{side}") for name in MASKING for side in SIDES
+METHODS_BY_SIDE = [{"algorithm": name, "side": side} for name in MASKING for side in SIDES]
+METHODS_ON_BOTH = [{"algorithm": name, "side": "both"} for name in MASKING]
+VARIANTS = [
+    {"algorithm": "magnitude", "side": "both", "distribution": "global"},
+    {"algorithm": "rigl", "side": "both", "distribution": "erk"},
+    {"algorithm": "set", "side": "in", "distribution": "erk"},
+    {"algorithm": "random", "side": "out", "distribution": "erk"},
+    {"algorithm": "rigl", "side": "in", "ramp": True},
+    {"algorithm": "set", "side": "both", "ramp": True},
+    {"algorithm": "random", "side": "both", "ramp": True},
+    {"algorithm": "rigl", "side": "out", "ramp": True, "distribution": "erk"},
 ]
-LAW_METHODS = [
-    pytest.param({"algorithm": "budgeted_broadcast", "side": "both", "law": law}, id=law) for law in LAWS[1:]
+LAW_METHODS = [{"algorithm": "budgeted_broadcast", "side": "both", "law": law} for law in LAWS[1:]]
+PATTERNED = [
+    {"algorithm": name, "side": side, "pattern": "2:4"} for name, side in zip(MASKING, cycle(SIDES), strict=False)
 ]
+EVERY = METHODS_BY_SIDE + VARIANTS + LAW_METHODS + PATTERNED
 SP_IN = METHODS["sp_in"]
+
+
+def label(value):
+    """The id of a method in a parametrised test."""
+    if not isinstance(value, dict):
+        return None
+    return "-".join(key if part is True else str(part) for key, part in value.items())
+
+
+def starts_sparse(method):
+    return method["algorithm"] in ("rigl", "set", "random") and not method.get("ramp")
+
+
+def regrows_at_zero(method):
+    return method["algorithm"] in ("rigl", "set")
+
+
+def exact_over_all_slabs_only(method):
+    return method.get("distribution") in ("global", "erk")
+
+
+def budget_of(method):
+    """The budget that the method's pattern implies; without one, the tests' default."""
+    return "0.50" if "pattern" in method else "0.25"
+
 
 OPTIMIZERS = {
     "sgd": lambda weights: torch.optim.SGD(weights, lr=0.05, momentum=0.9, weight_decay=0.01),
@@ -69,11 +109,16 @@ def live_weights(tensor, mask, side):
 
 
 class Shadow:
-    """Watches a training from outside: what a refresh found, and what, by DESIGN 4.2, it must leave behind."""
+    """Watches a training from outside: what a refresh found, and what, by DESIGN 4.2, it must leave behind.
 
-    def __init__(self, over_weight, rescale="none"):
+    A connection that a refresh drops and grows again at once is in the old mask and in the new, so it must keep its
+    value and state.
+    """
+
+    def __init__(self, over_weight, rescale, regrows_at_zero):
         self.over_weight = over_weight
         self.rescale = rescale
+        self.regrows_at_zero = regrows_at_zero
         self.refreshes = []
 
     def watch(self, model, optimizer, slabs):
@@ -82,16 +127,17 @@ class Shadow:
         self.dormant = {slab.name: torch.zeros_like(weight_of(model, slab)) for slab in slabs}
         self.scale = {}
         optimizer.register_step_post_hook(lambda *_: self.look())
+        self.look()
 
     def look(self):
-        """Runs ahead of the sparsifier's own hook."""
+        """Runs ahead of the sparsifier, and at every step ahead of its own hook."""
         self.found = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.found_state = copy.deepcopy(
             {name: self.optimizer.state.get(weight, {}) for name, weight in self.model.named_parameters()}
         )
 
     def compare(self, sparsifier):
-        """After a step that refreshed."""
+        """After a refresh."""
         for slab in self.slabs:
             key = f"{slab.name}.weight"
             new = sparsifier.masks()[slab.name].clone()
@@ -120,7 +166,8 @@ class Shadow:
             )
             self.masks[slab.name] = new
             self.scale[slab.name] = scale * factor
-            self.dormant[slab.name] = torch.where(live, torch.zeros_like(full), rescaled)
+            if not self.regrows_at_zero:
+                self.dormant[slab.name] = torch.where(live, torch.zeros_like(full), rescaled)
 
     def factor(self, slab, full, old, new, scale):
         """Of each unit; sqrt by its cumulative form, sqrt(n / k), which a unit without connections leaves alone."""
@@ -136,11 +183,16 @@ class Shadow:
 
 @pytest.fixture
 def shadowed(sparse, train, over_weight):
-    """A run of 40 steps with its shadow; live weights are shrunk twice, so that dormant ones regrow."""
+    """A warm start and 40 steps with their shadow; live weights are shrunk twice, so that dormant ones regrow."""
 
-    def run(net, method, rescale="none", budget="0.25", each=lambda shadow, sparsifier: None):
-        shadow = Shadow(over_weight, rescale)
-        model, optimizer, sparsifier = sparse(net, method, budget, rescale=rescale, before=shadow.watch)
+    def run(net, method, rescale="none", each=lambda shadow, sparsifier: None):
+        shadow = Shadow(over_weight, rescale, regrows_at_zero(method))
+
+        def warm_up(model, optimizer, slabs):
+            train(net, model, optimizer, range(101, 104))
+            shadow.watch(model, optimizer, slabs)
+
+        model, optimizer, sparsifier = sparse(net, method, budget_of(method), rescale=rescale, before=warm_up)
 
         def follow(step):
             if step <= 30:
@@ -151,48 +203,73 @@ def shadowed(sparse, train, over_weight):
                     for slab in shadow.slabs:
                         weight_of(model, slab).mul_(0.2)
 
+        if starts_sparse(method):
+            follow(0)
         train(net, model, optimizer, 40, follow)
-        assert len(shadow.refreshes) == 60
+        assert len(shadow.refreshes) == len(shadow.slabs) * (30 + starts_sparse(method))
         return shadow, sparsifier
 
     return run
 
 
-@pytest.mark.parametrize("budget", ["0.10", "0.20", "0.25", "0.50", "1.00"])
-@pytest.mark.parametrize("method", METHODS_BY_SIDE + LAW_METHODS)
+@pytest.mark.parametrize(
+    "method, budget",
+    [
+        *((method, budget_of(method)) for method in EVERY),
+        *product(METHODS_ON_BOTH + VARIANTS + LAW_METHODS, ("0.10", "0.50", "1.00")),
+    ],
+    ids=label,
+)
 def test_every_refresh_keeps_exactly_k_connections(method, budget, net, sparse, train, exact_count, over_weight):
+    """Of each slab, or of all slabs together; density counts masks, and outside a mask weights are 0."""
     model, optimizer, sparsifier = sparse(net, method, budget)
     slabs = net.slabs(method["side"])
 
     def check(step):
-        masks, rows = (sparsifier.masks(), [row for row in sparsifier.refreshes if row["step"] == step])
-        assert len(rows) == (len(slabs) if step <= 30 else 0)
-        for slab, row in zip(slabs, rows, strict=False):
-            ramp = float(budget) + (1 - float(budget)) * max(1 - step / 16, 0) ** 3
-            mask = masks[slab.name]
-            assert method["algorithm"] not in GRADUAL or float(row["budget"]) == pytest.approx(ramp, rel=1e-12)
-            assert int(mask.sum()) == row["connections"] == exact_count(row["budget"], *mask.shape)
+        rows = [row for row in sparsifier.refreshes if row["step"] == step]
+        refreshed = 0 < step <= 30 or (step == 0 and starts_sparse(method))
+        assert [row["slab"] for row in rows] == ([slab.name for slab in slabs] if refreshed else [])
+        expected = []
+        for slab, row in zip(slabs, rows, strict=refreshed):
+            mask = sparsifier.masks()[slab.name]
+            if starts_sparse(method):
+                assert Decimal(row["budget"]) == Decimal(budget)
+            else:
+                ramp = float(budget) + (1 - float(budget)) * max(1 - step / 16, 0) ** 3
+                assert float(row["budget"]) == pytest.approx(ramp, rel=1e-12)
+            assert int(mask.sum()) == row["connections"]
             assert row["density"] == row["connections"] / mask.numel()
-            weight = weight_of(model, slab)
+            expected.append(exact_count(row["budget"], *mask.shape))
+        counts = [row["connections"] for row in rows]
+        assert sum(counts) == sum(expected) if exact_over_all_slabs_only(method) else counts == expected
+        for slab in slabs:
+            weight, mask = weight_of(model, slab), sparsifier.masks()[slab.name]
             assert not weight[~over_weight(mask, weight, slab.side)].any()
 
+    check(0)
     train(net, model, optimizer, 40, check)
-    for slab in slabs:
-        shape = weight_of(model, slab).shape[:2]
-        assert sparsifier.masks()[slab.name].shape == (shape if slab.side == "in" else shape[::-1])
-        assert int(sparsifier.masks()[slab.name].sum()) == exact_count(budget, *shape)
+    shapes = [weight_of(model, slab).shape[:2] for slab in slabs]
+    masks = [sparsifier.masks()[slab.name] for slab in slabs]
+    assert [mask.shape for mask in masks] == [
+        shape if slab.side == "in" else shape[::-1] for slab, shape in zip(slabs, shapes, strict=True)
+    ]
+    assert sum(int(mask.sum()) for mask in masks) == sum(exact_count(budget, *shape) for shape in shapes)
 
 
-@pytest.mark.parametrize("method", METHODS_BY_SIDE + LAW_METHODS)
-def test_regrown_weights_return_to_their_dormant_value(method, net, shadowed):
+@pytest.mark.parametrize("method", EVERY, ids=label)
+def test_regrown_weights_return_to_their_dormant_value_or_start_at_zero(method, net, shadowed):
     shadow, _ = shadowed(net, method)
     for refresh in shadow.refreshes:
         assert torch.equal(refresh.weight, refresh.expected), f"{refresh.slab.name} at step {refresh.step}"
-    regrown = sum(int((refresh.regrown & (refresh.weight != 0)).sum()) for refresh in shadow.refreshes)
-    assert regrown > 0, "nothing regrew: the case shows nothing"
+    regrown = torch.cat([refresh.weight[refresh.regrown] for refresh in shadow.refreshes])
+    if method["algorithm"] == "random":
+        assert len(regrown) == 0, "a fixed random mask only ever shrinks"
+    else:
+        assert len(regrown) > 0, "nothing regrew: the case shows nothing"
+        assert bool((regrown == 0).all() if regrows_at_zero(method) else regrown.all())
 
 
-@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+@pytest.mark.parametrize("method", METHODS_ON_BOTH + VARIANTS + PATTERNED, ids=label)
 def test_a_refresh_changes_nothing_outside_its_slabs(method, net, shadowed, same):
     def check(shadow, sparsifier):
         own = {f"{slab.name}.weight" for slab in shadow.slabs}
@@ -207,10 +284,12 @@ def test_a_refresh_changes_nothing_outside_its_slabs(method, net, shadowed, same
     shadowed(net, method, each=check)
 
 
-@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+@pytest.mark.parametrize("method", METHODS_ON_BOTH + VARIANTS + PATTERNED, ids=label)
 def test_a_refresh_zeroes_the_state_of_what_it_pruned_and_regrew_alone(method, net, shadowed, same):
+    changes = []
+
     def check(shadow, sparsifier):
-        for refresh in shadow.refreshes[-2:]:
+        for refresh in shadow.refreshes[-len(shadow.slabs) :]:
             if refresh.step != sparsifier.step:
                 return
             weight = weight_of(shadow.model, refresh.slab)
@@ -218,12 +297,21 @@ def test_a_refresh_zeroes_the_state_of_what_it_pruned_and_regrew_alone(method, n
             assert same(now["step"], before["step"])
             for key in ("exp_avg", "exp_avg_sq"):
                 assert torch.equal(now[key], before[key].masked_fill(refresh.changed, 0))
+                changes.append(bool(before[key][refresh.changed].any()))
 
     shadowed(net, method, each=check)
+    assert any(changes), "no state was zeroed: the case shows nothing"
 
 
-@pytest.mark.parametrize("rescale", ["sqrt", "energy"])
-@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+@pytest.mark.parametrize(
+    "method, rescale",
+    [
+        *product(METHODS_BY_SIDE, ["sqrt"]),
+        *product(METHODS_ON_BOTH, ["energy"]),
+        *product(VARIANTS, ["sqrt", "energy"]),
+    ],
+    ids=label,
+)
 def test_rescaling_applies_to_the_whole_row_once_when_its_support_changes(method, rescale, net, shadowed):
     shadow, _ = shadowed(net, method, rescale)
     for refresh in shadow.refreshes:
@@ -234,7 +322,7 @@ def test_rescaling_applies_to_the_whole_row_once_when_its_support_changes(method
     assert any(bool((scale != 1).any()) for scale in shadow.scale.values())
 
 
-@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+@pytest.mark.parametrize("method", METHODS_BY_SIDE + VARIANTS, ids=label)
 def test_sqrt_rescaling_adds_up_to_the_root_of_fan_over_degree(method, mlp, shadowed):
     _, sparsifier = shadowed(mlp, method, "sqrt")
     for masked in sparsifier.weights:
@@ -243,7 +331,7 @@ def test_sqrt_rescaling_adds_up_to_the_root_of_fan_over_degree(method, mlp, shad
         torch.testing.assert_close(masked.scale[degree > 0], whole, rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+@pytest.mark.parametrize("method", METHODS_ON_BOTH, ids=label)
 def test_energy_rescaling_keeps_the_norm_of_what_a_unit_keeps(method, mlp, shadowed):
     shadow, _ = shadowed(mlp, method, "energy")
     for refresh in shadow.refreshes:
@@ -266,14 +354,24 @@ def test_each_unit_keeps_its_largest_dormant_ones_competing(law, rescale, net, s
 
 
 @pytest.mark.parametrize("rescale", RESCALES)
-def test_magnitude_keeps_the_largest_of_the_slab_whatever_the_rescaling(rescale, net, shadowed):
-    shadow, _ = shadowed(net, {"algorithm": "magnitude", "side": "both"}, rescale)
-    for refresh in shadow.refreshes:
-        norms = live_weights(refresh.full, torch.ones_like(refresh.new), refresh.slab.side).square().sum(2).sqrt()
-        norms = norms / refresh.scale_before[:, None]
-        if bool(refresh.new.all()):
-            continue
-        assert float(norms[refresh.new].min()) >= float(norms[~refresh.new].max()) * (1 - 1e-5)
+@pytest.mark.parametrize("distribution", ["uniform", "global"])
+def test_magnitude_keeps_the_largest_whatever_the_rescaling(distribution, rescale, net, shadowed):
+    shadow, _ = shadowed(net, {"algorithm": "magnitude", "side": "both", "distribution": distribution}, rescale)
+    compared = 0
+    for pair in zip(shadow.refreshes[::2], shadow.refreshes[1::2], strict=True):
+        rankings = [
+            live_weights(refresh.full, torch.ones_like(refresh.new), refresh.slab.side).square().sum(2).sqrt()
+            / refresh.scale_before[:, None]
+            for refresh in pair
+        ]
+        kept = [ranking[refresh.new] for ranking, refresh in zip(rankings, pair, strict=True)]
+        pruned = [ranking[~refresh.new] for ranking, refresh in zip(rankings, pair, strict=True)]
+        groups = [(torch.cat(kept), torch.cat(pruned))] if distribution == "global" else zip(kept, pruned, strict=True)
+        for above, below in groups:
+            if len(above) and len(below):
+                assert float(above.min()) >= float(below.max()) * (1 - 1e-5)
+                compared += 1
+    assert compared >= 25
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -311,15 +409,21 @@ def test_degrees_follow_the_on_rates_of_the_slabs_units(law, side, mlp, train, s
     train(few, model, optimizer, 40, check)
 
 
-@pytest.mark.parametrize("method", METHODS_BY_SIDE)
-@pytest.mark.parametrize("kind", OPTIMIZERS)
-def test_pruned_weights_stay_zero_under_any_optimizer(kind, method, mlp, sparse, train, over_weight):
-    """During the ramp and for 50 steps after the freeze at step 15, which also must leave the masks alone."""
+@pytest.mark.parametrize(
+    "kind, method",
+    [
+        *product(OPTIMIZERS, [{"algorithm": name, "side": "both"} for name in ("budgeted_broadcast", "rigl")]),
+        *product(["sgd", "adamw"], METHODS_BY_SIDE + VARIANTS + PATTERNED),
+    ],
+    ids=label,
+)
+def test_pruned_weights_stay_zero_and_masks_stay_after_the_freeze(kind, method, mlp, sparse, train, over_weight):
+    """From the start of the sparse phase to 50 steps after the freeze at step 15."""
 
     def optimizer_of(model):
         return OPTIMIZERS[kind](model.parameters())
 
-    model, optimizer, sparsifier = sparse(mlp, method, "0.20", optimizer=optimizer_of, total_steps=20)
+    model, optimizer, sparsifier = sparse(mlp, method, budget_of(method), optimizer=optimizer_of, total_steps=20)
     frozen = {}
 
     def check(step):
@@ -337,7 +441,9 @@ def test_pruned_weights_stay_zero_under_any_optimizer(kind, method, mlp, sparse,
     train(mlp, model, optimizer, 15 + 50, check)
     for slab in mlp.slabs(method["side"]):
         weight, mask = weight_of(model, slab), sparsifier.masks()[slab.name]
-        assert bool(weight[over_weight(mask, weight, slab.side)].all()), "a live weight died"
+        # SET also grows connections of dead units: no gradient ever moves those from 0.
+        if method["algorithm"] != "set":
+            assert bool(weight[over_weight(mask, weight, slab.side)].all()), "a live weight died"
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
@@ -354,7 +460,7 @@ def test_pruned_convolutions_stay_zero_too(kind, conv_net, sparse, train, over_w
             assert not value[pruned].any()
 
 
-@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+@pytest.mark.parametrize("method", METHODS_BY_SIDE + VARIANTS, ids=label)
 def test_the_mask_of_a_forward_pass_is_that_of_its_backward_pass(method, net, sparse, loss_of, over_weight):
     model, optimizer, sparsifier = sparse(net, method, "0.25")
     for step in range(35):
@@ -397,21 +503,25 @@ def test_micro_batches_count_as_one_step_and_one_batch(parts, mlp, sparse, loss_
     assert runs[0][1] == runs[1][1] == [step for step in range(3, 31, 3) for _ in range(2)]
 
 
-@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+@pytest.mark.parametrize("method", EVERY, ids=label)
 def test_gradients_may_be_zeroed_or_dropped(method, mlp, sparse, loss_of, same):
     states = []
     for set_to_none in (True, False):
-        model, optimizer, _ = sparse(mlp, method, "0.25")
+        model, optimizer, _ = sparse(mlp, method, budget_of(method))
         for step in range(40):
-            loss_of(model, mlp.batch(step)).backward()
+            for micro in range(2):
+                loss_of(model, mlp.batch(2 * step + micro)).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=set_to_none)
         states.append(model.state_dict())
     assert same(*states)
 
 
-def test_gradients_left_from_before_a_refresh_cannot_revive_a_pruned_weight(mlp, sparse, loss_of, over_weight):
-    model, optimizer, sparsifier = sparse(mlp, "magnitude", "0.25")
+@pytest.mark.parametrize("algorithm", ["magnitude", "rigl"])
+def test_gradients_left_from_before_a_refresh_cannot_revive_a_pruned_weight(
+    algorithm, mlp, sparse, loss_of, over_weight
+):
+    model, optimizer, sparsifier = sparse(mlp, algorithm, "0.25")
     for step in range(25):
         loss_of(model, mlp.batch(step)).backward()
         optimizer.step()
@@ -422,29 +532,61 @@ def test_gradients_left_from_before_a_refresh_cannot_revive_a_pruned_weight(mlp,
             assert not weight[pruned].any()
 
 
-def trained_state(net, sparse, train, method, steps=40, **options):
-    model, optimizer, sparsifier = sparse(net, method, "0.25", **options)
-    train(net, model, optimizer, steps)
+def trained_state(net, sparse, train, method, **options):
+    model, optimizer, sparsifier = sparse(net, method, budget_of(method), **options)
+    train(net, model, optimizer, 40)
     return model.state_dict(), optimizer.state_dict(), sparsifier.state_dict()
 
 
-@pytest.mark.parametrize("method", METHODS_BY_SIDE + LAW_METHODS)
-def test_a_run_repeats_to_the_bit(method, mlp, sparse, train, same):
-    assert same(*(trained_state(mlp, sparse, train, method) for _ in range(2)))
-
-
-@pytest.mark.parametrize("method", METHODS_BY_SIDE + LAW_METHODS)
-def test_masks_draw_from_their_own_generator(method, mlp, sparse, train, same):
-    """Neither touches the other: torch's global stream decides no mask, and masks take nothing from it."""
+@pytest.mark.parametrize("method", EVERY, ids=label)
+def test_a_run_repeats_to_the_bit_and_neither_reads_nor_moves_the_global_generator(method, mlp, sparse, train, same):
     states = []
     for noise in (1, 2):
-        model, optimizer, sparsifier = sparse(mlp, method, "0.25", seed=5)
-        torch.manual_seed(noise)
-        stream = torch.get_rng_state()
-        train(mlp, model, optimizer, 40)
-        assert torch.equal(torch.get_rng_state(), stream)
-        states.append(sparsifier.masks())
+        before = {"before": lambda *_, noise=noise: torch.manual_seed(noise)}
+        states.append(trained_state(mlp, sparse, train, method, seed=5, **before))
+        assert torch.equal(torch.get_rng_state(), torch.manual_seed(noise).get_state())
     assert same(*states)
+
+
+MASKS_OF_EVERY_METHOD = """
+import hashlib, json, sys, torch
+from torch import nn
+from bbnet.sparsity.slab import Slab
+from bbnet.sparsity.sparsifier import sparsify
+
+digests = {}
+for name, (method, budget) in json.loads(sys.argv[1]).items():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 16), nn.ReLU(), nn.Linear(16, 12))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    slabs = {"in": [Slab("0", "in", "0"), Slab("2", "in", "2")], "out": [Slab("2", "out", "0")]}
+    slabs["both"] = slabs["in"][:1] + slabs["out"]
+    sparsifier = sparsify(model, optimizer, slabs[method["side"]], method, budget, total_steps=12)
+    for step in range(12):
+        model(torch.randn(16, 20)).logsumexp(1).mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    masks = b"".join(mask.contiguous().numpy().tobytes() for mask in sparsifier.masks().values())
+    digests[name] = hashlib.sha256(masks).hexdigest()
+print(json.dumps(digests))
+"""
+
+
+def test_masks_do_not_depend_on_pythonhashseed():
+    methods = json.dumps({label(method): (method, budget_of(method)) for method in EVERY})
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", MASKS_OF_EVERY_METHOD, methods],
+            env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    first, second = (json.loads(run.communicate(timeout=120)[0]) for run in runs)
+    assert first == second
+    # Were the masks of all methods one, equality would show nothing.
+    assert len(set(first.values())) > len(EVERY) // 2
 
 
 def test_shuffled_degrees_depend_on_the_seed_and_the_slab_alone(mlp, sparse, train):
@@ -464,46 +606,83 @@ def test_shuffled_degrees_depend_on_the_seed_and_the_slab_alone(mlp, sparse, tra
     assert degrees[0, 0] == degrees[0, 1] != degrees[1, 0] == degrees[1, 1]
 
 
+class Run:
+    """A run of 12 steps, refreshed at 2, 4, 6, 8 and 9 = freeze, that can be saved, and be resumed in a new process."""
+
+    def __init__(self, sparse, train, net, method, rescale):
+        self.train, self.net = train, net
+        self.make = lambda **options: sparse(
+            net, method, budget_of(method), total_steps=12, every=2, rescale=rescale, **options
+        )
+        self.parts = dict(zip(("model", "optimizer", "sparsifier"), self.make(), strict=True))
+        self.saved = {0: self.state()}
+        self.go_on(range(1, 13), lambda step: self.saved.update({step: self.state()}))
+
+    def state(self):
+        file = io.BytesIO()
+        torch.save({name: part.state_dict() for name, part in self.parts.items()}, file)
+        return file.getvalue()
+
+    def go_on(self, steps, each=lambda step: None):
+        self.train(self.net, self.parts["model"], self.parts["optimizer"], steps, each)
+
+    def resume(self, step, order):
+        """Another model is built, and `order` names the states to load and when to call `sparsify`."""
+        state = torch.load(io.BytesIO(self.saved[step]), weights_only=True)
+
+        def load(names):
+            for name in names:
+                self.parts[name].load_state_dict(state[name])
+
+        sparsified = order.index("sparsify")
+
+        def before(model, optimizer, slabs):
+            self.parts = {"model": model, "optimizer": optimizer}
+            load(order[:sparsified])
+
+        self.parts["sparsifier"] = self.make(init=99, before=before)[2]
+        load(order[sparsified + 1 :])
+        self.go_on(range(step + 1, 13))
+
+
+LOADED_AFTER = ("sparsify", "sparsifier", "optimizer", "model")
+LOADED_BEFORE = ("model", "optimizer", "sparsify", "sparsifier")
+# DEFECT: of a method that starts sparse, the optimizer's state is lost where it was loaded while the mask of another
+# model was in force: the orders with `optimizer` before `sparsifier`, but for `model` and both before `sparsify`.
+LOAD_ORDERS = [
+    order
+    for order in permutations(("sparsify", "model", "optimizer", "sparsifier"))
+    if order.index("sparsify") < order.index("sparsifier")
+]
+
+
+@pytest.mark.parametrize("order", [LOADED_AFTER, LOADED_BEFORE], ids="-".join)
 @pytest.mark.parametrize(
     "net_name, method, rescale",
     [
-        *(
-            ("mlp", {"algorithm": name, "side": side}, rescale)
-            for name in MASKING
-            for side in SIDES
-            for rescale in RESCALES
-        ),
-        ("mlp", {"algorithm": "budgeted_broadcast", "law": "shuffled"}, "none"),
-        ("conv_net", {"algorithm": "budgeted_broadcast", "side": "both"}, "sqrt"),
+        *product(["mlp"], EVERY, ["sqrt"]),
+        *product(["mlp"], METHODS_ON_BOTH, ["none", "energy"]),
+        *product(["conv_net"], METHODS_ON_BOTH, ["sqrt"]),
     ],
-    ids=str,
+    ids=label,
 )
-def test_a_run_resumes_to_the_bit_from_every_step(net_name, method, rescale, request, sparse, train, same):
-    """Refreshes at 3, 6, 9, 12, 15 = freeze, of 20 steps: before, at and after each, and after the freeze."""
-    net, options = (request.getfixturevalue(net_name), {"total_steps": 20, "every": 3, "rescale": rescale})
-    model, optimizer, sparsifier = sparse(net, method, "0.25", **options)
-    saved = {}
+def test_a_run_resumes_to_the_bit_from_every_step(net_name, method, rescale, order, request, sparse, train, same):
+    """Before, at and after each refresh, and after the freeze."""
+    run = Run(sparse, train, request.getfixturevalue(net_name), method, rescale)
+    final = torch.load(io.BytesIO(run.saved[12]))
+    for step in run.saved:
+        run.resume(step, order)
+        assert same(torch.load(io.BytesIO(run.state())), final), f"resumed after step {step}"
 
-    def parts():
-        return {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "sparsifier": sparsifier.state_dict()}
 
-    def save(step):
-        file = io.BytesIO()
-        torch.save(parts(), file)
-        saved[step] = file
-
-    save(0)
-    train(net, model, optimizer, 20, save)
-    final = parts()
-    for step, file in saved.items():
-        file.seek(0)
-        state = torch.load(file, weights_only=True)
-        model, optimizer, sparsifier = sparse(net, method, "0.25", init=99, **options)
-        order = [(model, "model"), (optimizer, "optimizer"), (sparsifier, "sparsifier")]
-        for part, name in order if step % 2 else reversed(order):
-            part.load_state_dict(state[name])
-        train(net, model, optimizer, range(step + 1, 21))
-        assert same(parts(), final), f"resumed after step {step}"
+@pytest.mark.parametrize("order", LOAD_ORDERS, ids="-".join)
+@pytest.mark.parametrize("algorithm", ["rigl", "random", "budgeted_broadcast", "wanda"])
+def test_states_may_be_loaded_in_any_order(algorithm, order, mlp, sparse, train, same):
+    run = Run(sparse, train, mlp, {"algorithm": algorithm, "side": "both"}, "sqrt")
+    final = torch.load(io.BytesIO(run.saved[12]))
+    for step in (0, 3, 4, 9, 11):
+        run.resume(step, order)
+        assert same(torch.load(io.BytesIO(run.state())), final), f"resumed after step {step}"
 
 
 def test_a_saved_state_does_not_change_with_further_training(mlp, sparse, train, same):
@@ -610,8 +789,8 @@ def test_dense_is_plain_training_to_the_bit(net, sparse, train, adamw, same):
     assert all(bool(mask.all()) for mask in masks.values())
 
 
-@pytest.mark.parametrize("rescale", RESCALES)
-@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+@pytest.mark.parametrize("rescale", ["none", "sqrt"])
+@pytest.mark.parametrize("method", METHODS_ON_BOTH + VARIANTS, ids=label)
 def test_budget_one_is_plain_training_to_the_bit(method, rescale, net, sparse, train, sgd, same):
     model, optimizer, _ = sparse(net, method, "1.00", rescale=rescale, optimizer=sgd)
     train(net, model, optimizer, 40)
@@ -631,7 +810,7 @@ def test_normalised_slabs_are_never_rescaled(rescale, conv_net, train, same):
     assert same(*states)
 
 
-@pytest.mark.parametrize("method", METHODS_BY_SIDE)
+@pytest.mark.parametrize("method", METHODS_BY_SIDE, ids=label)
 def test_masks_apply_to_a_copy_and_to_an_average(method, net, sparse, train, over_weight, same):
     model, optimizer, sparsifier = sparse(net, method, "0.25")
     train(net, model, optimizer, 20)
@@ -654,10 +833,12 @@ def test_masks_apply_to_a_copy_and_to_an_average(method, net, sparse, train, ove
     assert same(model.state_dict(), live)
 
 
-def test_a_first_refresh_without_on_rates_says_why(mlp, sparse, train):
-    model, optimizer, _ = sparse(mlp, "sp_in")
+# DEFECT: KeyError 'average' instead, from `ForwardAverages.average` before any module was seen.
+@pytest.mark.parametrize("method, figure", [("sp_in", "on-rates"), ({"algorithm": "wanda"}, "input norms")])
+def test_a_first_refresh_without_figures_of_forward_passes_says_why(method, figure, mlp, sparse, train):
+    model, optimizer, _ = sparse(mlp, method)
     model.eval()
-    with pytest.raises(RuntimeError, match=r"on-rates of first.*training mode.*compiled.*model\.train"):
+    with pytest.raises(RuntimeError, match=rf"{figure} of first.*training mode.*compiled.*model\.train"):
         train(mlp, model, optimizer, 1)
 
 
@@ -823,15 +1004,26 @@ def test_a_slab_that_the_optimizer_does_not_train_is_refused(mlp):
         sparsify(model, optimizer, FIRST, "sp_in", "0.5", total_steps=40)
 
 
-def test_a_weight_that_turns_nan_stops_the_run_by_a_clear_error(mlp, sparse, train):
+# DEFECT: "a pruned weight is not 0", although nothing is pruned yet: NaN and infinity times 0 are not 0.
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_weight_that_is_not_finite_stops_the_run_by_a_clear_error(bad, mlp, sparse, train):
     model, optimizer, _ = sparse(mlp, "magnitude")
     with torch.no_grad():
-        model.first.weight[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="NaN"):
+        model.first.weight[0, 0] = bad
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        train(mlp, model, optimizer, 1)
+
+
+def test_a_pruned_weight_that_was_overwritten_stops_the_run_by_name(mlp, sparse, train):
+    model, optimizer, sparsifier = sparse(mlp, "rigl", "0.25")
+    with torch.no_grad():
+        model.second.weight[~sparsifier.masks()["second"]] = 0.5
+    with pytest.raises(ValueError, match="slab second: a pruned weight is not 0"):
         train(mlp, model, optimizer, 1)
 
 
 def test_algorithms_are_found_by_module_name():
-    assert {"dense", "budgeted_broadcast", "magnitude"} <= set(algorithms.names())
-    assert not algorithms.make("dense").masks_weights
-    assert {"dense", "sp_in", "sp_out", "magnitude"} <= set(METHODS)
+    masking = {"budgeted_broadcast", "magnitude", "random", "rigl", "set", "wanda"}
+    assert masking <= set(MASKING)
+    assert {"dense", "topk"} <= set(algorithms.names()) - set(MASKING)
+    assert {"dense", "sp_in", "sp_out", "magnitude", "rigl", "topk"} <= set(METHODS)
