@@ -1,8 +1,8 @@
 """The sparsifier: masks, refreshes and schedule ride on the optimiser's own hooks."""
 
 import zlib
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from typing import Any
 
@@ -72,16 +72,22 @@ def sparsify(
 ) -> "Sparsifier":
     """Sparsifies `model` to `budget` while `optimizer` trains it: from here on `optimizer.step()` does the rest.
 
+    Call it before the model's first training step of the sparse phase, on the model itself or on its wrapper by
+    torch.compile or DistributedDataParallel. To resume, load the states of model, optimizer and sparsifier.
+
     Args:
-        slabs: the weights to sparsify, all of the method's side.
+        slabs: the weights to sparsify, all of the method's side; for a method that gates activations, of either side:
+            the gates are at their units.
         method: a label of `METHODS`, or `{"algorithm": name, **parameters}`.
-        budget: kept share of each slab's connections at the end of the ramp.
+        budget: kept share of the slabs' connections at the end of the ramp; for a method that gates activations, of
+            a layer's units at each position.
         total_steps: applied optimiser steps of the sparse phase.
         ramp_end, freeze, every: see `Schedule`.
         rescale: what happens to a unit's row when its support changes: nothing, times sqrt(old / new degree), or
             to the l2 norm that its kept weights had.
         seed: of the masks' own randomness.
-    Raises: ValueError for an unknown method, infeasible budget, unfit slab, or a slab that `optimizer` does not train.
+    Raises: ValueError for an unknown method, infeasible budget, unfit slab, model or optimizer, or a slab that
+        `optimizer` does not train or another sparsifier holds.
     """
     if isinstance(method, str):
         if method not in METHODS:
@@ -165,58 +171,61 @@ class Sparsifier:
         self.input_norms: InputNorms | None = None
         self.gates: Gates | None = None
         self._shapes = {slab: slab_shape(weight, slab.side) for slab, weight in weights.items()}
-        self._removers: list[Any] = []
+        self._parts: list[Any] = []
         # Of a method that starts sparse: weights as they were, and their versions just after the first mask.
         self._untouched: list[tuple[MaskedWeight, Tensor, int]] = []
-        if algorithm.masks_weights:
-            self._attach_masks(model, weights)
-        elif algorithm.gates_activations:
-            self.gates = Gates(model, weights, algorithm)
+        try:
+            self._attach(model, weights)
+        except ValueError:
+            self.remove()
+            raise
+
+    def _attach(self, model: nn.Module, weights: Mapping[Slab, nn.Parameter]) -> None:
+        algorithm = self.algorithm
+        if algorithm.gates_activations:
+            self.gates = self._part(Gates(model, weights, algorithm))
+        elif algorithm.masks_weights:
+            for slab, weight in weights.items():
+                dormant, gradient = not algorithm.regrows_at_zero, algorithm.uses_gradient
+                masked = MaskedWeight(slab, weight, self.rescale, dormant=dormant, watches_gradient=gradient)
+                self.weights.append(self._part(masked))
+            if algorithm.uses_on_rates:
+                self.on_rates = self._part(OnRates.of_slabs(model, weights))
+            if algorithm.uses_input_norms:
+                self.input_norms = self._part(InputNorms.of_slabs(model, weights))
+            if algorithm.starts_sparse:
+                self._start_sparse()
         else:
             return
-        self._removers += [
-            optimizer.register_step_post_hook(self._after_step),
-            optimizer.register_load_state_dict_post_hook(self._zero_pruned_state),
-            *(part for part in (self.on_rates, self.input_norms, self.gates) if part is not None),
-        ]
-
-    def _attach_masks(self, model: nn.Module, weights: Mapping[Slab, nn.Parameter]) -> None:
-        algorithm = self.algorithm
-        for slab, weight in weights.items():
-            self.weights.append(
-                MaskedWeight(
-                    slab,
-                    weight,
-                    self.rescale,
-                    dormant=not algorithm.regrows_at_zero,
-                    watches_gradient=algorithm.uses_gradient,
-                )
-            )
-        if algorithm.uses_on_rates:
-            self.on_rates = OnRates.of_slabs(model, weights)
-        if algorithm.uses_input_norms:
-            self.input_norms = InputNorms.of_slabs(model, weights)
-        if algorithm.starts_sparse:
-            before = [masked.weight.detach().clone() for masked in self.weights]
-            with torch.no_grad():
-                self._refresh()
-            self._untouched = [
-                (masked, weight, masked.weight._version) for masked, weight in zip(self.weights, before, strict=True)
-            ]
+        self._part(self.optimizer.register_step_post_hook(self._after_step))
+        self._part(self.optimizer.register_load_state_dict_post_hook(self._zero_pruned_state))
         self._prepare_step()
+
+    def _part(self, part: Any) -> Any:
+        self._parts.append(part)
+        return part
+
+    @torch.no_grad()
+    def _start_sparse(self) -> None:
+        before = [masked.weight.clone() for masked in self.weights]
+        self._refresh()
+        self._untouched = [
+            (masked, weight, masked.weight._version) for masked, weight in zip(self.weights, before, strict=True)
+        ]
 
     def remove(self) -> None:
         """Lets go of model and optimizer: weights keep their values, and pruned ones are free to move."""
-        for part in [*self._removers, *self.weights]:
+        for part in self._parts:
             part.remove()
-        self._removers = []
+        self._parts = []
 
-    def valid(self, positions: Tensor) -> AbstractContextManager[None]:
-        """Within it, forward passes count on-rates only where `positions` is true (padding is not a position)."""
-        stack = ExitStack()
-        for averages in self._averages():
-            stack.enter_context(averages.valid(positions))
-        return stack
+    @contextmanager
+    def valid(self, positions: Tensor) -> Iterator[None]:
+        """Within it, forward passes count only where `positions` is true (padding is not a position)."""
+        with ExitStack() as stack:
+            for averages in self._averages():
+                stack.enter_context(averages.valid(positions))
+            yield
 
     def masks(self) -> dict[str, Tensor]:
         """The masks in force, bool [units, fan] by slab name; all true for a method that masks no weights."""
