@@ -1,6 +1,7 @@
 """What a sparsified network costs: densities and FLOPs."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from decimal import Decimal
 from typing import Any
 
@@ -40,7 +41,7 @@ def flops(
     """
     in_training = [module for module in model.modules() if module.training]
     model.eval()
-    with FlopCounterMode(display=False) as counter:
+    with _without_fast_path(), FlopCounterMode(display=False) as counter:
         model(*inputs)
     saved = {name: 1 - density({name: mask}) for name, mask in masks.items()}
     if gates is not None:
@@ -51,6 +52,17 @@ def flops(
     by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     dense = by_module["Global"]
     return {"dense": dense, "sparse": round(dense - sum(by_module[f"{root}.{name}"] * saved[name] for name in saved))}
+
+
+@contextmanager
+def _without_fast_path() -> Iterator[None]:
+    """The fused kernels of torch's transformer layers in evaluation mode are not counted."""
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 def _closed_inputs(model: nn.Module, inputs: tuple[Any, ...], gates: Gates) -> dict[str, float]:

@@ -119,14 +119,14 @@ class ForwardAverages(ABC):
 
         Raises: RuntimeError if a module was never seen.
         """
-        average, weight = self._joined["average"], self._joined["weight"]
-        return torch.cat([average[mine] / weight[index] for mine, index in self._places(names)])
+        places, joined = self._places(names), self._joined
+        return torch.cat([joined["average"][mine] / joined["weight"][index] for mine, index in places])
 
     def since(self, names: Iterable[str]) -> tuple[Tensor, Tensor]:
         """Sums since the last `forget` and the positions seen since then, both [channels], like `average`."""
-        totals = [self._joined["total_since"][mine] for mine, _ in self._places(names)]
-        seen = [self._joined["seen_since"][index].expand(int(mine.sum())) for mine, index in self._places(names)]
-        return torch.cat(totals), torch.cat(seen)
+        places, joined = self._places(names), self._joined
+        seen = [joined["seen_since"][index].expand(int(mine.sum())) for mine, index in places]
+        return torch.cat([joined["total_since"][mine] for mine, _ in places]), torch.cat(seen)
 
     def _places(self, names: Iterable[str]) -> list[tuple[Tensor, int]]:
         """Of each module, which of the joined channels are its own, and its index."""

@@ -40,12 +40,17 @@ class Gates:
 
     The sign of what passes there is that of the activation behind it, and an activation of 0 is 0, so that a gate ahead
     of a ReLU, GELU or SiLU closes the unit. A compiled model is compiled anew at each new share.
+
+    Raises: ValueError if there is a gate already.
     """
 
     def __init__(self, model: nn.Module, slabs: Iterable[Slab], algorithm: ActivationGating) -> None:
         slabs = list(slabs)
         first = channels_first(model, slabs)
         modules = unit_modules(model, slabs)
+        for name, module in modules.items():
+            if any(isinstance(hook, Gate) for hook in module._forward_hooks.values()):
+                raise ValueError(f"the units at {name} are gated already; call remove() of that sparsifier")
         self.share = Decimal(1)
         self._gates = {name: Gate(algorithm, 1 if name in first else -1) for name in modules}
         self._handles = [module.register_forward_hook(self._gates[name]) for name, module in modules.items()]

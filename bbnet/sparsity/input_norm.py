@@ -32,4 +32,6 @@ class InputNorms(ForwardAverages):
 
     def _total(self, positions: Tensor, valid: Tensor | None) -> Tensor:
         squares = positions.float().square() if valid is None else positions.float().square() * valid[..., None]
-        return squares.sum(tuple(range(squares.dim() - 1)), dtype=torch.float64)
+        total = squares.sum(tuple(range(squares.dim() - 1)), dtype=torch.float64)
+        # A forward pass that overflows in half precision, its step skipped, must not spoil the average for good.
+        return total.nan_to_num_(nan=0.0, posinf=0.0)

@@ -44,9 +44,10 @@ class MaskedWeight:
         self.grad_mask = torch.ones_like(weight)
         self.gathering = False
         self._dense_gradient: Tensor | None = None
+        self._arriving: Tensor | None = None
         self._hooks = [weight.register_post_accumulate_grad_hook(self._mask_gradient)]
         if watches_gradient:
-            self._hooks.append(weight.register_hook(self._gather_gradient))
+            self._hooks.append(weight.register_hook(self._see_gradient))
 
     def remove(self) -> None:
         """Lets go of the weight; it keeps its values."""
@@ -94,7 +95,7 @@ class MaskedWeight:
     def gather(self, gathering: bool) -> None:
         """From now on the dense gradient is gathered, or not."""
         self.gathering = gathering
-        self._dense_gradient = None
+        self._dense_gradient = self._arriving = None
 
     def check_pruned(self) -> None:
         """Raises ValueError if a pruned weight was moved, or any is not finite."""
@@ -118,18 +119,20 @@ class MaskedWeight:
         )
         self.grad_mask.copy_(self._over_weight(self.mask))
 
-    def _mask_gradient(self, weight: nn.Parameter) -> None:
-        weight.grad.mul_(self.grad_mask)
-
-    def _gather_gradient(self, gradient: Tensor) -> None:
-        """Adds up the gradients that arrive before they are masked: those of micro-batches, until grads are zeroed."""
+    def _see_gradient(self, gradient: Tensor) -> None:
+        """The dense gradient of a micro-batch, added to those before it unless grads were zeroed since."""
         if not self.gathering:
             return
         if self._dense_gradient is None or self.weight.grad is None:
-            self._dense_gradient = gradient.detach().clone()
+            self._arriving = gradient.detach().clone()
         else:
             zeroed = ~self.weight.grad.any()
-            self._dense_gradient = torch.where(zeroed, 0.0, self._dense_gradient) + gradient
+            self._arriving = torch.where(zeroed, 0.0, self._dense_gradient) + gradient
+
+    def _mask_gradient(self, weight: nn.Parameter) -> None:
+        weight.grad.mul_(self.grad_mask)
+        # Only now is it sure that the gradient was accumulated, and not just asked for by torch.autograd.grad.
+        self._dense_gradient = self._arriving
 
     def _rescale_factor(self, full: Tensor, mask: Tensor) -> Tensor | None:
         if self.rescale == "none":
@@ -150,8 +153,13 @@ class MaskedWeight:
         return over_weight(per_connection, self.weight, self.slab.side)
 
 
+def weight_state(optimizer: Optimizer, weight: nn.Parameter) -> dict[str, Tensor]:
+    """The optimiser's state of `weight` that has a number per connection or tap, by key."""
+    state = optimizer.state.get(weight, {})
+    return {key: value for key, value in state.items() if torch.is_tensor(value) and value.shape == weight.shape}
+
+
 def zero_state(optimizer: Optimizer, weight: nn.Parameter, where: Tensor) -> None:
-    """Zeroes the optimiser's per-weight state of `weight` where `where` is true."""
-    for value in optimizer.state.get(weight, {}).values():
-        if torch.is_tensor(value) and value.shape == weight.shape:
-            value.masked_fill_(where, 0)
+    """Zeroes it where `where` is true."""
+    for value in weight_state(optimizer, weight).values():
+        value.masked_fill_(where, 0)

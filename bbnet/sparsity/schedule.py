@@ -31,9 +31,9 @@ class Schedule:
     every: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("total_steps", "every"):
+        for name, kind in (("total_steps", Integral), ("every", Integral | None)):
             steps = getattr(self, name)
-            if not isinstance(steps, Integral | None):
+            if not isinstance(steps, kind):
                 raise ValueError(f"{name} is a number of steps, got {steps!r}")
         if not 0 <= self.ramp_end <= self.freeze <= 1:
             raise ValueError(

@@ -6,6 +6,7 @@ from decimal import Decimal
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from bbnet.sparsity.degrees import check_feasible, smallest_degree
 
@@ -76,9 +77,9 @@ def over_weight(per_connection: Tensor, weight: Tensor, side: Side) -> Tensor:
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside wrappers of torch.compile and DistributedDataParallel; slab names are those of its modules."""
+    """The model inside DistributedDataParallel, AveragedModel or torch.compile; slabs are named by its modules."""
     while True:
-        if isinstance(model, nn.parallel.DistributedDataParallel):
+        if isinstance(model, nn.parallel.DistributedDataParallel | AveragedModel):
             model = model.module
         elif hasattr(model, "_orig_mod"):
             model = model._orig_mod

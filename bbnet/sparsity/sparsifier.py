@@ -16,7 +16,7 @@ from bbnet.sparsity.degrees import as_budget, smallest_degree
 from bbnet.sparsity.forward_averages import ForwardAverages
 from bbnet.sparsity.gate import Gates
 from bbnet.sparsity.input_norm import InputNorms
-from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, zero_state
+from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, weight_state, zero_state
 from bbnet.sparsity.masks import pack_masks, unpack_masks
 from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.schedule import Schedule
@@ -172,8 +172,8 @@ class Sparsifier:
         self.gates: Gates | None = None
         self._shapes = {slab: slab_shape(weight, slab.side) for slab, weight in weights.items()}
         self._parts: list[Any] = []
-        # Of a method that starts sparse: weights as they were, and their versions just after the first mask.
-        self._untouched: list[tuple[MaskedWeight, Tensor, int]] = []
+        self._stepping = False
+        self._origins: list[_Origin] = []
         try:
             self._attach(model, weights)
         except ValueError:
@@ -197,6 +197,7 @@ class Sparsifier:
                 self._start_sparse()
         else:
             return
+        self._part(self.optimizer.register_step_pre_hook(self._before_step))
         self._part(self.optimizer.register_step_post_hook(self._after_step))
         self._part(self.optimizer.register_load_state_dict_post_hook(self._zero_pruned_state))
         self._prepare_step()
@@ -207,11 +208,10 @@ class Sparsifier:
 
     @torch.no_grad()
     def _start_sparse(self) -> None:
-        before = [masked.weight.clone() for masked in self.weights]
+        self._origins = [_Origin(masked, self.optimizer) for masked in self.weights]
         self._refresh()
-        self._untouched = [
-            (masked, weight, masked.weight._version) for masked, weight in zip(self.weights, before, strict=True)
-        ]
+        for origin in self._origins:
+            origin.version = origin.masked.weight._version
 
     def remove(self) -> None:
         """Lets go of model and optimizer: weights keep their values, and pruned ones are free to move."""
@@ -258,19 +258,22 @@ class Sparsifier:
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state of the same method, budget and slabs; raises ValueError naming what differs."""
+        if "identity" not in state:
+            raise ValueError(
+                f"this is no state of a sparsifier: its keys are {', '.join(map(str, list(state)[:5]))} ..."
+            )
         differences = _differences(state["identity"], self._identity())
         if differences:
             raise ValueError(f"the sparsifier's state is of another run: {'; '.join(differences)}")
-        for masked, weight, version in self._untouched:
-            # Weights that were loaded before `sparsify` must not keep the mark of its first mask.
-            if masked.weight._version == version:
-                masked.weight.copy_(weight)
-        self._untouched = []
+        for origin in self._origins:
+            origin.restore()
+        self._origins = []
         self.step = state["step"]
         self.refreshes = [dict(row) for row in state["refreshes"]]
         masks = unpack_masks(state["masks"], state["shapes"])
         for masked in self.weights:
             masked.load_state_dict(state["weights"][masked.slab.name], masks[masked.slab.name])
+        self._zero_pruned_state(self.optimizer)
         for averages, saved in zip(self._averages(), state["averages"], strict=True):
             averages.load_state_dict(saved, self.weights[0].weight.device)
         if self.gates is not None:
@@ -292,14 +295,21 @@ class Sparsifier:
     def _averages(self) -> list[ForwardAverages]:
         return [averages for averages in (self.on_rates, self.input_norms) if averages is not None]
 
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        self._stepping = True
+
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+        # The step of a class that calls that of its base class runs the hooks of both.
+        if not self._stepping:
+            return
+        self._stepping = False
         # A fused optimiser under a GradScaler runs its hooks on steps that it skips.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             return
         self.step += 1
-        self._untouched = []
+        self._origins = []
         if self.step > self.schedule.freeze_step:
             return
         for averages in self._averages():
@@ -363,8 +373,37 @@ class Sparsifier:
         )
 
     def _zero_pruned_state(self, optimizer: Optimizer) -> None:
+        """Also when the optimiser has loaded a state."""
+        for origin in self._origins:
+            origin.keep_state()
         for masked in self.weights:
             zero_state(optimizer, masked.weight, masked.grad_mask == 0)
+
+
+class _Origin:
+    """A weight and its optimiser state before the first mask of a method that starts sparse.
+
+    Until the first step they may belong to a saved run whose own mask is yet to be loaded.
+    """
+
+    def __init__(self, masked: MaskedWeight, optimizer: Optimizer) -> None:
+        self.masked = masked
+        self.optimizer = optimizer
+        self.weight = masked.weight.clone()
+        self.version = masked.weight._version
+        self.keep_state()
+
+    def keep_state(self) -> None:
+        state = weight_state(self.optimizer, self.masked.weight)
+        self.state = {key: value.clone() for key, value in state.items()}
+
+    def restore(self) -> None:
+        """Undoes the first mask, on whatever was not overwritten since."""
+        if self.masked.weight._version == self.version:
+            self.masked.weight.copy_(self.weight)
+        for key, value in weight_state(self.optimizer, self.masked.weight).items():
+            if key in self.state:
+                value.copy_(self.state[key])
 
 
 def _differences(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
