@@ -139,7 +139,7 @@ class ForwardAverages(ABC):
         if index < 0 or not bool(self._joined["weight"][index] > 0):
             raise RuntimeError(
                 f"no {self.figure} of {name}: no forward pass in training mode was seen before the first refresh. "
-                "Call model.train() before training, and bbnet.sparsify before the first compiled forward pass"
+                "Call bbnet.sparsify before the first compiled forward pass, and model.train() before training"
             )
         return index
 

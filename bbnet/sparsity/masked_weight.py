@@ -45,6 +45,7 @@ class MaskedWeight:
         self.gathering = False
         self._dense_gradient: Tensor | None = None
         self._arriving: Tensor | None = None
+        self._grad_version = -1
         self._hooks = [weight.register_post_accumulate_grad_hook(self._mask_gradient)]
         if watches_gradient:
             self._hooks.append(weight.register_hook(self._see_gradient))
@@ -123,16 +124,20 @@ class MaskedWeight:
         """The dense gradient of a micro-batch, added to those before it unless grads were zeroed since."""
         if not self.gathering:
             return
-        if self._dense_gradient is None or self.weight.grad is None:
+        accumulated = self.weight.grad
+        if self._dense_gradient is None or accumulated is None:
             self._arriving = gradient.detach().clone()
+        elif accumulated._version == self._grad_version:
+            self._arriving = self._dense_gradient + gradient
         else:
-            zeroed = ~self.weight.grad.any()
+            zeroed = ~accumulated.any()
             self._arriving = torch.where(zeroed, 0.0, self._dense_gradient) + gradient
 
     def _mask_gradient(self, weight: nn.Parameter) -> None:
         weight.grad.mul_(self.grad_mask)
         # Only now is it sure that the gradient was accumulated, and not just asked for by torch.autograd.grad.
         self._dense_gradient = self._arriving
+        self._grad_version = weight.grad._version
 
     def _rescale_factor(self, full: Tensor, mask: Tensor) -> Tensor | None:
         if self.rescale == "none":

@@ -397,7 +397,7 @@ class _Flow:
         return [node for node in self._nodes if node in readers], kept, exclusive
 
     def _activation(self, node: fx.Node, value: fx.Node) -> str | FunctionalActivation | None:
-        if node.all_input_nodes != [value] or node.args[:1] != (value,):
+        if node.all_input_nodes != [value]:
             return None
         module = self.module(node)
         if module is not None:
@@ -407,7 +407,8 @@ class _Flow:
         further = (*node.args[1:], *node.kwargs.values())
         if node.target not in known or any(isinstance(each, int | float) and each < 0 for each in further):
             return None
-        return FunctionalActivation(node.target, tuple(node.args[1:]), tuple(node.kwargs.items()))
+        kwargs = tuple((name, each) for name, each in node.kwargs.items() if each is not value)
+        return FunctionalActivation(node.target, tuple(node.args[1:]), kwargs)
 
     def _is_norm(self, node: fx.Node, value: fx.Node, producer: nn.Module) -> bool:
         """Whether a step normalises `value`, whose channels are the producer's outputs."""
@@ -433,8 +434,6 @@ class _Flow:
     def _passes(self, node: fx.Node, value: fx.Node, producer: nn.Module) -> Kept | None:
         """What of `value` comes unchanged through a step that leaves its channels apart; None for any other step."""
         module, axes = self.module(node), _axes_of(producer)
-        if node.args[:1] != (value,):
-            return None
         if isinstance(module, IDENTITIES):
             return Kept.CONSTANTS
         if self._is_norm(node, value, producer):

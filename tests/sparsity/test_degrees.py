@@ -9,7 +9,14 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bbnet.sparsity.degrees import LAWS, allocate_degrees, as_budget, connection_count, smallest_degree
+from bbnet.sparsity.degrees import (
+    LAWS,
+    allocate_degrees,
+    as_budget,
+    connection_count,
+    erdos_renyi_counts,
+    smallest_degree,
+)
 
 DETERMINISTIC_LAWS = ("log_odds", "linear", "uniform", "inverted", "traffic")
 FALLING_LAWS = ("log_odds", "linear", "uniform", "traffic")
@@ -154,6 +161,20 @@ def test_equal_on_rates_share_evenly_the_rest_by_index(law, rate, budget):
     expected = [total // units + (unit < total % units) for unit in range(units)]
     found = degrees([rate] * units, fan, budget, law=law)
     assert (sorted(found) if law == "shuffled" else found) == (sorted(expected) if law == "shuffled" else expected)
+
+
+@pytest.mark.parametrize("law", LAWS)
+@given(
+    rate=st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0, 1)),
+    units=st.integers(1, 40),
+    fan=st.integers(1, 400),
+    data=st.data(),
+)
+def test_equal_on_rates_differ_by_one_connection_at_most(law, rate, units, fan, data):
+    budget = Decimal(data.draw(st.integers(-(-1000 * reference_smallest(fan) // fan), 1000))) / 1000
+    found = degrees([rate] * units, fan, budget, law=law)
+    assert max(found) - min(found) <= 1
+    assert sum(found) == math.floor(Fraction(budget) * units * fan + Fraction(1, 2))
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -328,10 +349,14 @@ def test_shuffled_needs_its_own_generator():
         allocate_degrees(torch.tensor([0.1, 0.2]), 10, "0.5", law="shuffled")
 
 
+@pytest.mark.parametrize("law", LAWS)
 @pytest.mark.parametrize("bad", [float("nan"), -0.01, 1.01, float("inf")])
-def test_on_rates_outside_zero_to_one_are_refused(bad):
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_on_rates_outside_zero_to_one_are_refused(place, bad, law):
+    rates = [0.2, 0.3, 0.4]
+    rates[place] = bad
     with pytest.raises(ValueError, match="on-rates"):
-        degrees([0.2, bad, 0.4], 20, "0.5")
+        degrees(rates, 20, "0.5", law=law)
 
 
 @pytest.mark.parametrize(
@@ -371,3 +396,50 @@ def test_a_budget_means_what_is_written():
 )
 def test_half_a_connection_is_rounded_up(budget, units, fan, count):
     assert connection_count(Decimal(budget), units, fan) == count
+
+
+@given(units=st.integers(1, 5000), fan=st.integers(1, 5000), budget=st.decimals("0.001", 1, places=4))
+def test_the_count_is_the_nearest_to_the_budget(units, fan, budget):
+    assert connection_count(budget, units, fan) == math.floor(Fraction(budget) * units * fan + Fraction(1, 2))
+
+
+@st.composite
+def layers(draw):
+    """Slabs (units, fan, taps) of linear layers and convolutions, and a total that they can hold."""
+    extent = st.sampled_from([1, 2, 3, 5, 7])
+    taps = st.one_of(st.just(()), st.tuples(extent), st.tuples(extent, extent), st.tuples(extent, extent, extent))
+    shapes = draw(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60), taps), min_size=1, max_size=6))
+    return shapes, draw(st.integers(1, sum(units * fan for units, fan, _ in shapes)))
+
+
+@settings(max_examples=300)
+@given(case=layers())
+def test_erdos_renyi_counts_are_the_published_shares_and_sum_exactly(case, literal_erk):
+    shapes, total = case
+    counts, shares = erdos_renyi_counts(total, shapes), literal_erk(total, shapes)
+    assert sum(counts) == total
+    for count, share, (units, fan, _) in zip(counts, shares, shapes, strict=True):
+        assert 0 <= count <= units * fan
+        assert math.floor(share) <= count <= math.ceil(share)
+    up = [share % 1 for count, share in zip(counts, shares, strict=True) if count > share]
+    down = [share % 1 for count, share in zip(counts, shares, strict=True) if count < share]
+    assert not up or not down or min(up) >= max(down), "rounding is by largest remainder"
+
+
+def test_erdos_renyi_counts_worked_by_hand():
+    # Densities go as (10 + 40) / 400 = 1/8 and (40 + 10) / 400 = 1/8: equal shares.
+    assert erdos_renyi_counts(300, [(10, 40, ()), (40, 10, ())]) == [150, 150]
+    # (20 + 20) / 400 = .1 and (4 + 4) / 16 = .5, K = 104: factor * (40 + 8) = 104, so 2.1667 * .5 > 1 caps the second
+    # at 16, and the first takes the other 88.
+    assert erdos_renyi_counts(104, [(20, 20, ()), (4, 4, ())]) == [88, 16]
+    # A 3 x 3 kernel: (10 + 10 + 3 + 3) / (100 * 9) = .02889 beside (10 + 10) / 100 = .2, so 2.889 to 20.
+    # K = 46: 46 * 2.889 / 22.889 = 5.8 and 40.2.
+    assert erdos_renyi_counts(46, [(10, 10, (3, 3)), (10, 10, ())]) == [6, 40]
+    # Equal remainders of .5: the earlier slab has one more.
+    assert erdos_renyi_counts(3, [(4, 4, ()), (4, 4, ())]) == [2, 1]
+
+
+def test_slabs_of_one_shape_share_evenly_up_to_all_of_them():
+    for total in range(1, 61):
+        counts = erdos_renyi_counts(total, [(4, 5, (3, 3))] * 3)
+        assert counts == [total // 3 + (slab < total % 3) for slab in range(3)]

@@ -1,4 +1,6 @@
-"""Masks against a plain loop: per row, sort by score descending, then by index."""
+"""Masks against plain loops: sort by score descending, then by index."""
+
+import math
 
 import pytest
 import torch
@@ -10,9 +12,12 @@ from safetensors.torch import save_file
 from bbnet.sparsity.masks import (
     _keep_by_partition,
     _keep_by_sort,
+    drop_and_grow,
     keep_largest,
     keep_largest_of_all,
+    keep_largest_of_slabs,
     pack_masks,
+    project_to_pattern,
     unpack_masks,
 )
 
@@ -87,6 +92,118 @@ def test_the_largest_of_all_ignore_rows(case, data):
     mask = keep_largest_of_all(torch.tensor(rows), count)
     assert mask.shape == (len(rows), len(rows[0]))
     assert mask.flatten().tolist() == naive_mask([flat], [count])[0]
+
+
+@given(first=rows_and_degrees(), second=rows_and_degrees(), third=rows_and_degrees(), data=st.data())
+def test_the_largest_of_all_slabs_are_those_of_one_joint_sort(first, second, third, data):
+    slabs = [case[0] for case in (first, second, third)]
+    places = [
+        (slab, row, column)
+        for slab, rows in enumerate(slabs)
+        for row, of in enumerate(rows)
+        for column in range(len(of))
+    ]
+    count = data.draw(st.integers(0, len(places)))
+    kept = set(sorted(places, key=lambda place: -slabs[place[0]][place[1]][place[2]])[:count])
+    masks = keep_largest_of_slabs([torch.tensor(rows) for rows in slabs], count)
+    found = [(slab, *place) for slab, mask in enumerate(masks) for place in map(tuple, mask.nonzero().tolist())]
+    assert set(found) == kept
+    assert [list(mask.shape) for mask in masks] == [[len(rows), len(rows[0])] for rows in slabs]
+
+
+def literal_drop_and_grow(mask, magnitudes, growth, count, share):
+    """Evci et al., algorithm 1, over flat lists; a list of n largest is one of a stable sort."""
+    live = [place for place, is_live in enumerate(mask) if is_live]
+    grows = 0 if growth is None else math.floor(share * count)
+    kept = sorted(live, key=lambda place: -magnitudes[place])[: count - grows]
+    others = [place for place in range(len(mask)) if place not in kept]
+    grown = sorted(others, key=lambda place: -growth[place])[:grows] if grows else []
+    return [place in kept or place in grown for place in range(len(mask))]
+
+
+@st.composite
+def masks_to_move(draw):
+    rows, fan = draw(st.integers(1, 6)), draw(st.integers(1, 10))
+    size = rows * fan
+    count = draw(st.integers(0, size))
+    live = draw(st.permutations(range(size)))[: draw(st.integers(count, size))]
+    score = st.one_of(st.integers(0, 3).map(float), st.floats(0, 100, width=32))
+    scores = st.lists(score, min_size=size, max_size=size)
+    growth = draw(st.one_of(st.none(), scores))
+    share = draw(st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.999, 1.0]))
+    return (rows, fan), [place in live for place in range(size)], draw(scores), growth, count, share
+
+
+@given(masks_to_move())
+def test_drop_and_grow_is_the_published_loop(case):
+    shape, mask, magnitudes, growth, count, share = case
+    moved = drop_and_grow(
+        torch.tensor(mask).reshape(shape),
+        torch.tensor(magnitudes).reshape(shape),
+        None if growth is None else torch.tensor(growth).reshape(shape),
+        count,
+        share,
+    )
+    assert moved.flatten().tolist() == literal_drop_and_grow(mask, magnitudes, growth, count, share)
+    assert (moved.shape, int(moved.sum())) == (shape, count)
+
+
+def test_what_was_dropped_competes_for_growth_at_once():
+    mask = torch.tensor([[True, True, True, True, False, False]])
+    magnitudes = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0, 0.0]])
+    # The two smallest go, of which the smaller has the largest gradient of all that are then pruned.
+    growth = torch.tensor([[9.0, 9.0, 1.0, 8.0, 7.0, 2.0]])
+    assert drop_and_grow(mask, magnitudes, growth, 4, 0.5).int().tolist() == [[1, 1, 0, 1, 1, 0]]
+
+
+def naive_pattern(mask, ranking, kept, size):
+    """By groups: entries of the mask first, then by rank, then by index; the surplus to the mask's others by rank."""
+    chosen = set()
+    for unit, row in enumerate(mask):
+        for start in range(0, len(row), size):
+            group = range(start, start + size)
+            best = sorted(group, key=lambda at: (not row[at], -ranking[unit][at], at))
+            chosen |= {(unit, at) for at in best[:kept]}
+    others = [(unit, at) for unit, row in enumerate(mask) for at in range(len(row)) if row[at]]
+    others = sorted((place for place in others if place not in chosen), key=lambda place: -ranking[place[0]][place[1]])
+    chosen |= set(others[: sum(map(sum, mask)) - len(chosen)])
+    return [[(unit, at) in chosen for at in range(len(row))] for unit, row in enumerate(mask)]
+
+
+@st.composite
+def masks_to_project(draw):
+    size = draw(st.integers(2, 6))
+    kept = draw(st.integers(1, size - 1))
+    units, groups = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    fan = groups * size
+    exact = draw(st.booleans())
+    count = units * groups * kept if exact else draw(st.integers(units * groups * kept, units * fan))
+    live = draw(st.permutations(range(units * fan)))[:count]
+    rank = st.one_of(st.integers(0, 3).map(float), st.floats(0, 100, width=32))
+    ranking = draw(st.lists(st.lists(rank, min_size=fan, max_size=fan), min_size=units, max_size=units))
+    mask = [[unit * fan + at in live for at in range(fan)] for unit in range(units)]
+    return mask, ranking, kept, size, exact
+
+
+@given(masks_to_project())
+def test_a_projection_keeps_the_count_and_fills_every_group_by_mask_then_rank(case):
+    mask, ranking, kept, size, exact = case
+    projected = project_to_pattern(torch.tensor(mask), torch.tensor(ranking), kept, size)
+    assert projected.tolist() == naive_pattern(mask, ranking, kept, size)
+    in_groups = projected.reshape(-1, size).sum(1)
+    assert int(projected.sum()) == sum(map(sum, mask))
+    assert bool((in_groups == kept).all() if exact else (in_groups >= kept).all())
+
+
+def test_a_projection_worked_by_hand():
+    # Group 1 of 2:4 has three in the mask: the two that rank higher stay. Group 2 has one: it stays, although it ranks
+    # last, and the best of the others joins it.
+    mask = torch.tensor([[1, 1, 0, 1, 0, 0, 1, 0]]).bool()
+    ranking = torch.tensor([[3.0, 1.0, 9.0, 2.0, 6.0, 8.0, 0.0, 8.0]])
+    assert project_to_pattern(mask, ranking, 2, 4).int().tolist() == [[1, 0, 0, 1, 0, 1, 1, 0]]
+    # One more in the mask, as on the ramp: it stays too.
+    mask[0, 4] = True
+    assert project_to_pattern(mask, ranking, 2, 4).int().tolist() == [[1, 1, 0, 1, 1, 0, 1, 0]]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 from decimal import Decimal
 from itertools import cycle, permutations, product
 from types import SimpleNamespace
@@ -216,7 +217,7 @@ def shadowed(sparse, train, over_weight):
     "method, budget",
     [
         *((method, budget_of(method)) for method in EVERY),
-        *product(METHODS_ON_BOTH + VARIANTS + LAW_METHODS, ("0.10", "0.50", "1.00")),
+        *product(METHODS_ON_BOTH + VARIANTS, ("0.10", "0.90")),
     ],
     ids=label,
 )
@@ -256,7 +257,7 @@ def test_every_refresh_keeps_exactly_k_connections(method, budget, net, sparse, 
     assert sum(int(mask.sum()) for mask in masks) == sum(exact_count(budget, *shape) for shape in shapes)
 
 
-@pytest.mark.parametrize("method", EVERY, ids=label)
+@pytest.mark.parametrize("method", METHODS_BY_SIDE + VARIANTS + PATTERNED, ids=label)
 def test_regrown_weights_return_to_their_dormant_value_or_start_at_zero(method, net, shadowed):
     shadow, _ = shadowed(net, method)
     for refresh in shadow.refreshes:
@@ -269,7 +270,7 @@ def test_regrown_weights_return_to_their_dormant_value_or_start_at_zero(method, 
         assert bool((regrown == 0).all() if regrows_at_zero(method) else regrown.all())
 
 
-@pytest.mark.parametrize("method", METHODS_ON_BOTH + VARIANTS + PATTERNED, ids=label)
+@pytest.mark.parametrize("method", METHODS_ON_BOTH + VARIANTS, ids=label)
 def test_a_refresh_changes_nothing_outside_its_slabs(method, net, shadowed, same):
     def check(shadow, sparsifier):
         own = {f"{slab.name}.weight" for slab in shadow.slabs}
@@ -284,7 +285,7 @@ def test_a_refresh_changes_nothing_outside_its_slabs(method, net, shadowed, same
     shadowed(net, method, each=check)
 
 
-@pytest.mark.parametrize("method", METHODS_ON_BOTH + VARIANTS + PATTERNED, ids=label)
+@pytest.mark.parametrize("method", METHODS_ON_BOTH + VARIANTS, ids=label)
 def test_a_refresh_zeroes_the_state_of_what_it_pruned_and_regrew_alone(method, net, shadowed, same):
     changes = []
 
@@ -305,11 +306,7 @@ def test_a_refresh_zeroes_the_state_of_what_it_pruned_and_regrew_alone(method, n
 
 @pytest.mark.parametrize(
     "method, rescale",
-    [
-        *product(METHODS_BY_SIDE, ["sqrt"]),
-        *product(METHODS_ON_BOTH, ["energy"]),
-        *product(VARIANTS, ["sqrt", "energy"]),
-    ],
+    [*product(METHODS_BY_SIDE + VARIANTS, ["sqrt"]), *product(METHODS_ON_BOTH, ["energy"])],
     ids=label,
 )
 def test_rescaling_applies_to_the_whole_row_once_when_its_support_changes(method, rescale, net, shadowed):
@@ -342,8 +339,7 @@ def test_energy_rescaling_keeps_the_norm_of_what_a_unit_keeps(method, mlp, shado
         torch.testing.assert_close(after[moved], before[moved], rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("rescale", RESCALES)
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("law, rescale", [*product(LAWS, ["none"]), *product(["log_odds"], ["sqrt", "energy"])])
 def test_each_unit_keeps_its_largest_dormant_ones_competing(law, rescale, net, shadowed):
     shadow, _ = shadowed(net, {"algorithm": "budgeted_broadcast", "side": "both", "law": law}, rescale)
     for refresh in shadow.refreshes:
@@ -460,7 +456,7 @@ def test_pruned_convolutions_stay_zero_too(kind, conv_net, sparse, train, over_w
             assert not value[pruned].any()
 
 
-@pytest.mark.parametrize("method", METHODS_BY_SIDE + VARIANTS, ids=label)
+@pytest.mark.parametrize("method", METHODS_ON_BOTH + VARIANTS, ids=label)
 def test_the_mask_of_a_forward_pass_is_that_of_its_backward_pass(method, net, sparse, loss_of, over_weight):
     model, optimizer, sparsifier = sparse(net, method, "0.25")
     for step in range(35):
@@ -507,8 +503,8 @@ def test_micro_batches_count_as_one_step_and_one_batch(parts, mlp, sparse, loss_
 def test_gradients_may_be_zeroed_or_dropped(method, mlp, sparse, loss_of, same):
     states = []
     for set_to_none in (True, False):
-        model, optimizer, _ = sparse(mlp, method, budget_of(method))
-        for step in range(40):
+        model, optimizer, _ = sparse(mlp, method, budget_of(method), total_steps=20)
+        for step in range(20):
             for micro in range(2):
                 loss_of(model, mlp.batch(2 * step + micro)).backward()
             optimizer.step()
@@ -533,8 +529,8 @@ def test_gradients_left_from_before_a_refresh_cannot_revive_a_pruned_weight(
 
 
 def trained_state(net, sparse, train, method, **options):
-    model, optimizer, sparsifier = sparse(net, method, budget_of(method), **options)
-    train(net, model, optimizer, 40)
+    model, optimizer, sparsifier = sparse(net, method, budget_of(method), total_steps=20, **options)
+    train(net, model, optimizer, 20)
     return model.state_dict(), optimizer.state_dict(), sparsifier.state_dict()
 
 
@@ -656,31 +652,30 @@ LOAD_ORDERS = [
 ]
 
 
-@pytest.mark.parametrize("order", [LOADED_AFTER, LOADED_BEFORE], ids="-".join)
 @pytest.mark.parametrize(
     "net_name, method, rescale",
     [
-        *product(["mlp"], EVERY, ["sqrt"]),
+        *product(["mlp"], METHODS_ON_BOTH + VARIANTS + LAW_METHODS + PATTERNED, ["sqrt"]),
         *product(["mlp"], METHODS_ON_BOTH, ["none", "energy"]),
         *product(["conv_net"], METHODS_ON_BOTH, ["sqrt"]),
     ],
     ids=label,
 )
-def test_a_run_resumes_to_the_bit_from_every_step(net_name, method, rescale, order, request, sparse, train, same):
+def test_a_run_resumes_to_the_bit_from_every_step(net_name, method, rescale, request, sparse, train, same):
     """Before, at and after each refresh, and after the freeze."""
     run = Run(sparse, train, request.getfixturevalue(net_name), method, rescale)
     final = torch.load(io.BytesIO(run.saved[12]))
     for step in run.saved:
-        run.resume(step, order)
+        run.resume(step, LOADED_BEFORE if step // 2 % 2 else LOADED_AFTER)
         assert same(torch.load(io.BytesIO(run.state())), final), f"resumed after step {step}"
 
 
 @pytest.mark.parametrize("order", LOAD_ORDERS, ids="-".join)
-@pytest.mark.parametrize("algorithm", ["rigl", "random", "budgeted_broadcast", "wanda"])
+@pytest.mark.parametrize("algorithm", ["rigl", "random", "budgeted_broadcast"])
 def test_states_may_be_loaded_in_any_order(algorithm, order, mlp, sparse, train, same):
     run = Run(sparse, train, mlp, {"algorithm": algorithm, "side": "both"}, "sqrt")
     final = torch.load(io.BytesIO(run.saved[12]))
-    for step in (0, 3, 4, 9, 11):
+    for step in (0, 3, 4, 9):
         run.resume(step, order)
         assert same(torch.load(io.BytesIO(run.state())), final), f"resumed after step {step}"
 
@@ -695,42 +690,56 @@ def test_a_saved_state_does_not_change_with_further_training(mlp, sparse, train,
 
 
 OTHER_RUNS = {
-    "budget": ({}, "0.50", {}),
-    "method": ({"algorithm": "magnitude"}, "0.25", {}),
-    "law": ({"law": "uniform"}, "0.25", {}),
-    "length": ({}, "0.25", {"total_steps": 60}),
+    "budget": ({}, "0.50", {}, "budget is 0.25, here 0.5"),
+    "method": ({"algorithm": "magnitude"}, "0.25", {}, "algorithm is BudgetedBroadcast, here Magnitude"),
+    "law": ({"law": "uniform"}, "0.25", {}, "parameters is .*log_odds.*here .*uniform"),
+    "length": ({}, "0.25", {"total_steps": 60}, "schedule is .*40.*here .*60"),
+    "rescale": ({}, "0.25", {"rescale": "sqrt"}, "rescale is none, here sqrt"),
+    "seed": ({}, "0.25", {"seed": 1}, "seed is 0, here 1"),
+    "gates": ({"algorithm": "topk"}, "0.25", {}, "algorithm is BudgetedBroadcast, here TopK"),
 }
 
 
 @pytest.mark.parametrize("other", OTHER_RUNS)
-def test_a_state_of_another_run_is_refused(other, mlp, sparse, train):
+def test_a_state_of_another_run_is_refused_with_what_differs(other, mlp, sparse, train, same):
     model, optimizer, sparsifier = sparse(mlp, SP_IN, "0.25")
     train(mlp, model, optimizer, 10)
-    method, budget, options = OTHER_RUNS[other]
-    _, _, stranger = sparse(mlp, SP_IN | method if "algorithm" not in method else method, budget, **options)
-    with pytest.raises(ValueError, match="state is of another run"):
+    method, budget, options, message = OTHER_RUNS[other]
+    model, _, stranger = sparse(mlp, method if "algorithm" in method else SP_IN | method, budget, **options)
+    before = copy.deepcopy((model.state_dict(), stranger.state_dict()))
+    with pytest.raises(ValueError, match=f"state is of another run: .*{message}"):
         stranger.load_state_dict(sparsifier.state_dict())
+    assert same((model.state_dict(), stranger.state_dict()), before)
+
+
+FIRST_IN, SECOND_OUT = Slab("first", "in", "first"), Slab("second", "out", "first")
 
 
 @pytest.mark.parametrize(
-    "slabs",
+    "slabs, width, message",
     [
-        [Slab("first", "in", "first")],
-        [Slab("second", "out", "second"), Slab("first", "in", "first")],
-        [Slab("second", "in", "second"), Slab("first", "out", "first")],
+        ([FIRST_IN], 16, "slab second is only in the state"),
+        ([SECOND_OUT], 16, "slab first is only in the state"),
+        ([FIRST_IN, SECOND_OUT, Slab("third", "in", "third")], 16, "slab third is not in the state"),
+        ([SECOND_OUT, FIRST_IN], 16, "slabs are in the order first, second, here second, first"),
+        ([FIRST_IN, Slab("second", "in", "second")], 16, "slab second has side, units and shape .*out.*here .*in"),
+        ([FIRST_IN, Slab("second", "out", "third")], 16, "slab second has side, units and shape .*first.*here .*third"),
+        ([FIRST_IN, SECOND_OUT], 20, r"slab first has side, units and shape .*16, 16.*here .*20, 16.*slab second"),
     ],
-    ids=["fewer", "sides", "swapped sides"],
+    ids=["fewer", "another one", "more", "order", "sides", "units", "width"],
 )
-def test_a_state_of_another_layout_is_refused(slabs):
-    def make(slabs):
-        model = nn.Sequential()
-        model.first, model.second = nn.Linear(16, 16), nn.Linear(16, 16)
+@pytest.mark.parametrize("algorithm", ["magnitude", "topk"])
+def test_a_state_of_another_layout_is_refused_with_the_names_that_differ(algorithm, slabs, width, message):
+    def make(slabs, width=16):
+        layers = {"first": nn.Linear(16, width), "second": nn.Linear(width, 16), "third": nn.Linear(16, 16)}
+        model = nn.Sequential(OrderedDict(layers))
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return sparsify(model, optimizer, slabs, {"algorithm": "magnitude", "side": "both"}, "0.5", total_steps=40)
+        method = {"algorithm": algorithm} | ({"side": "both"} if algorithm == "magnitude" else {})
+        return sparsify(model, optimizer, slabs, method, "0.5", total_steps=40)
 
-    mine = make([Slab("first", "in", "first"), Slab("second", "out", "first")])
-    with pytest.raises(ValueError, match="state is of another run"):
-        make(slabs).load_state_dict(mine.state_dict())
+    mine = make([FIRST_IN, SECOND_OUT])
+    with pytest.raises(ValueError, match=f"state is of another run: .*{message}"):
+        make(slabs, width).load_state_dict(mine.state_dict())
 
 
 def test_a_budget_written_otherwise_is_the_same_run(mlp, sparse, train):
@@ -789,8 +798,11 @@ def test_dense_is_plain_training_to_the_bit(net, sparse, train, adamw, same):
     assert all(bool(mask.all()) for mask in masks.values())
 
 
-@pytest.mark.parametrize("rescale", ["none", "sqrt"])
-@pytest.mark.parametrize("method", METHODS_ON_BOTH + VARIANTS, ids=label)
+@pytest.mark.parametrize(
+    "method, rescale",
+    [*product(METHODS_ON_BOTH + VARIANTS, ["sqrt"]), *product(METHODS_ON_BOTH, ["energy"])],
+    ids=label,
+)
 def test_budget_one_is_plain_training_to_the_bit(method, rescale, net, sparse, train, sgd, same):
     model, optimizer, _ = sparse(net, method, "1.00", rescale=rescale, optimizer=sgd)
     train(net, model, optimizer, 40)
@@ -810,7 +822,7 @@ def test_normalised_slabs_are_never_rescaled(rescale, conv_net, train, same):
     assert same(*states)
 
 
-@pytest.mark.parametrize("method", METHODS_BY_SIDE, ids=label)
+@pytest.mark.parametrize("method", METHODS_ON_BOTH, ids=label)
 def test_masks_apply_to_a_copy_and_to_an_average(method, net, sparse, train, over_weight, same):
     model, optimizer, sparsifier = sparse(net, method, "0.25")
     train(net, model, optimizer, 20)
@@ -1004,7 +1016,6 @@ def test_a_slab_that_the_optimizer_does_not_train_is_refused(mlp):
         sparsify(model, optimizer, FIRST, "sp_in", "0.5", total_steps=40)
 
 
-# DEFECT: "a pruned weight is not 0", although nothing is pruned yet: NaN and infinity times 0 are not 0.
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_weight_that_is_not_finite_stops_the_run_by_a_clear_error(bad, mlp, sparse, train):
     model, optimizer, _ = sparse(mlp, "magnitude")
