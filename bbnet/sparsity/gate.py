@@ -50,7 +50,7 @@ class Gates:
         modules = unit_modules(model, slabs)
         for name, module in modules.items():
             if any(isinstance(hook, Gate) for hook in module._forward_hooks.values()):
-                raise ValueError(f"the units at {name} are gated already; call remove() of that sparsifier")
+                raise ValueError(f"the units at {name} are gated already; call remove() of that sparsifier first")
         self.share = Decimal(1)
         self._gates = {name: Gate(algorithm, 1 if name in first else -1) for name in modules}
         self._handles = [module.register_forward_hook(self._gates[name]) for name, module in modules.items()]

@@ -47,6 +47,7 @@ REFRESH_COLUMNS = (
 
 UNFIT_OPTIMIZERS = {
     "LBFGS": "it combines steps of whole networks along a line, and evaluates the loss between",
+    "ZeroRedundancyOptimizer": "its state is that of an optimizer inside, out of reach for masks",
     "Muon": "it orthogonalises the update of a whole matrix, which moves its pruned weights",
 }
 UNFIT_MODULES = {
