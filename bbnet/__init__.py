@@ -9,8 +9,8 @@ _HOMES = {
     "Slab": "bbnet.sparsity.slab",
     "Sparsifier": "bbnet.sparsity.sparsifier",
     "allocate_degrees": "bbnet.sparsity.degrees",
-    "export": "bbnet.sparsity.export",
-    "find_slabs": "bbnet.sparsity.structure",
+    "export": "bbnet.sparsity.plain.export",
+    "find_slabs": "bbnet.sparsity.plain.structure",
     "sparsify": "bbnet.sparsity.sparsifier",
 }
 

@@ -35,6 +35,10 @@ def kept_units(ratio: tuple[int, int], units: int) -> int:
     return max(1, (2 * numerator * units + denominator) // (2 * denominator))
 
 
+def is_gated(module: nn.Module) -> bool:
+    return any(isinstance(hook, Gate) for hook in module._forward_hooks.values())
+
+
 class Gates:
     """A gate behind each module at which the units of some slabs are read.
 
@@ -49,7 +53,7 @@ class Gates:
         first = channels_first(model, slabs)
         modules = unit_modules(model, slabs)
         for name, module in modules.items():
-            if any(isinstance(hook, Gate) for hook in module._forward_hooks.values()):
+            if is_gated(module):
                 raise ValueError(f"the units at {name} are gated already; call remove() of that sparsifier first")
         self.share = Decimal(1)
         self._gates = {name: Gate(algorithm, 1 if name in first else -1) for name in modules}

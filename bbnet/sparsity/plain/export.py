@@ -1,0 +1,232 @@
+"""Export: a plain, smaller or hardware-sparse model out of one whose zeros are in place."""
+
+import copy
+import warnings
+from collections import Counter
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.sparse import (
+    SparseSemiStructuredTensor,
+    SparseSemiStructuredTensorCUSPARSELT,
+    SparseSemiStructuredTensorCUTLASS,
+    to_sparse_semi_structured,
+)
+
+from bbnet.sparsity.gate import is_gated
+from bbnet.sparsity.hooks import remove_hooks
+from bbnet.sparsity.plain.structure import Chain, Kept, find_chains, without_history
+from bbnet.sparsity.slab import connections, unwrap
+
+SEMI_STRUCTURED_DTYPES = (torch.float16, torch.bfloat16, torch.int8)
+SEMI_STRUCTURED_CAPABILITY = (8, 0)
+
+
+def export(model: nn.Module, *, remove_units: bool = False, semi_structured: bool = False) -> nn.Module:
+    """A plain copy of `model` in evaluation mode: pruned weights are zeros, nothing of bbnet is left, outputs equal.
+
+    Args:
+        model: sparsified, or loaded from disk with zeros in its weights; stays as it is. One wrapped by torch.compile
+            or DistributedDataParallel is exported without the wrapper.
+        remove_units: hidden units that lost all incoming or all outgoing connections are cut out of their layers; a
+            constant that such a unit still puts out goes into the biases of its readers. Units stay where this would
+            not be exact, where no pattern of `find_slabs` is seen, and where modules are shared, called twice or
+            hooked; every layer keeps at least one.
+        semi_structured: weights of Linear layers with at most 2 non-zeros in each 4 consecutive inputs are stored in
+            torch's 2:4 format, for inference on CUDA devices. Where device, dtype or shape allow none, weights stay
+            dense and a warning says so. Units removed before move the inputs, and seldom leave such weights.
+    Returns: the copy; its parameters are leaves without gradients.
+    Raises: ValueError if activations are gated.
+    """
+    gated = [name for name, module in unwrap(model).named_modules() if is_gated(module)]
+    if gated:
+        raise ValueError(
+            f"a plain model has no gates, and the units at {', '.join(gated)} are gated: their weights are dense"
+        )
+    exported = copy.deepcopy(unwrap(model), without_history(model)).eval()
+    remove_hooks(exported)
+    if remove_units:
+        _remove_units(exported)
+    if semi_structured:
+        left_dense = _make_semi_structured(exported)
+        if left_dense:
+            warnings.warn(left_dense, stacklevel=2)
+    return exported
+
+
+@torch.no_grad()
+def _remove_units(model: nn.Module) -> None:
+    """A unit removed may leave others without connections, before and behind it, hence the repetition."""
+    chains = [chain for chain in find_chains(model) if _can_shrink(model, chain)]
+    while sum(_shrink(model, chain) for chain in chains):
+        pass
+
+
+def _can_shrink(model: nn.Module, chain: Chain) -> bool:
+    names = (chain.producer, chain.norm, chain.activation, *chain.consumers)
+    modules = [model.get_submodule(name) for name in names if isinstance(name, str)]
+    norm = model.get_submodule(chain.norm) if chain.norm else None
+    # Other norms, and batch norm without running statistics, make each unit depend on the others or on the batch.
+    independent = norm is None or (isinstance(norm, _BatchNorm) and norm.running_mean is not None)
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    return chain.exclusive and chain.kept > Kept.NOTHING and independent and not hooked
+
+
+def _shrink(model: nn.Module, chain: Chain) -> int:
+    """Cuts out the units of a chain that no reader misses; their number."""
+    producer = model.get_submodule(chain.producer)
+    consumers = [model.get_submodule(name) for name in chain.consumers]
+    constant = _unconnected(producer.weight, "in")
+    outputs = _outputs_of_no_input(model, chain)
+    missed = torch.zeros_like(constant)
+    for consumer in consumers:
+        passes_on = chain.kept == Kept.CONSTANTS and not _pads_with_zeros(consumer)
+        foldable = constant & ((outputs == 0) | passes_on)
+        missed |= ~(_unconnected(consumer.weight, "out") | foldable)
+    missed[0] |= ~missed.any()
+    kept, removed = missed.nonzero().flatten(), (~missed).nonzero().flatten()
+    if len(removed):
+        for consumer in consumers:
+            _fold(consumer, outputs, removed)
+            _keep_inputs(consumer, kept)
+        _keep_outputs(producer, kept)
+        if chain.norm is not None:
+            _keep_channels(model.get_submodule(chain.norm), kept)
+    return len(removed)
+
+
+def _unconnected(weight: Tensor, side: str) -> Tensor:
+    """Bool [units]: all connections are 0."""
+    return (connections(weight, side) == 0).flatten(1).all(1)
+
+
+def _outputs_of_no_input(model: nn.Module, chain: Chain) -> Tensor:
+    """[units]: what each unit puts out when nothing comes in."""
+    weight, bias = (getattr(model.get_submodule(chain.producer), name) for name in ("weight", "bias"))
+    values = weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
+    values = values.reshape(1, -1, *(1 for _ in weight.shape[2:]))
+    if chain.norm is not None:
+        values = model.get_submodule(chain.norm)(values)
+    activation = model.get_submodule(chain.activation) if isinstance(chain.activation, str) else chain.activation
+    return activation(values).flatten()
+
+
+def _pads_with_zeros(layer: nn.Module) -> bool:
+    """Whether a constant input is no longer constant at the borders."""
+    if isinstance(layer, nn.Linear) or layer.padding_mode != "zeros":
+        return False
+    if isinstance(layer.padding, str):
+        return layer.padding == "same" and max(layer.kernel_size) > 1
+    return any(layer.padding)
+
+
+def _fold(consumer: nn.Module, outputs: Tensor, removed: Tensor) -> None:
+    """Moves what `removed` inputs of constant value `outputs` contribute into the bias."""
+    weight, bias = consumer.weight, consumer.bias
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    columns = connections(weight, "in")[:, removed].to(wide).sum(2)
+    shift = columns @ outputs[removed].to(wide)
+    if bool(shift.any()):
+        whole = shift if bias is None else bias.to(wide) + shift
+        trained = (weight if bias is None else bias).requires_grad
+        consumer.bias = nn.Parameter(whole.to(weight.dtype), requires_grad=trained)
+
+
+def _keep_outputs(layer: nn.Module, kept: Tensor) -> None:
+    _keep(layer, "weight", kept)
+    _keep(layer, "bias", kept)
+    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(kept))
+
+
+def _keep_inputs(layer: nn.Module, kept: Tensor) -> None:
+    _keep(layer, "weight", kept, axis=1)
+    setattr(layer, "in_features" if isinstance(layer, nn.Linear) else "in_channels", len(kept))
+
+
+def _keep_channels(norm: _BatchNorm, kept: Tensor) -> None:
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        _keep(norm, name, kept)
+    norm.num_features = len(kept)
+
+
+def _keep(module: nn.Module, name: str, kept: Tensor, axis: int = 0) -> None:
+    """Shortens a parameter or buffer to the entries `kept` along an axis; its memory format stays."""
+    old = getattr(module, name)
+    if old is None:
+        return
+    new = old.detach().index_select(axis, kept).contiguous(memory_format=_memory_format(old))
+    setattr(module, name, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+
+
+def _memory_format(tensor: Tensor) -> torch.memory_format:
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if channels_last is None or tensor.is_contiguous():
+        return torch.contiguous_format
+    return channels_last
+
+
+def _make_semi_structured(model: nn.Module) -> str | None:
+    """Stores 2:4 weights in torch's format for them; returns why some, or all, stay dense."""
+    layers = [module for module in model.modules() if _is_two_of_four(module)]
+    if not layers:
+        return "no Linear layer has a 2:4 weight, at most 2 non-zeros in each 4 consecutive inputs; all stay dense"
+    obstacles: Counter[str] = Counter()
+    for layer in layers:
+        obstacle = _obstacle(layer.weight)
+        if obstacle is None:
+            sparse = to_sparse_semi_structured(layer.weight.detach().contiguous())
+            layer.weight = nn.Parameter(sparse, requires_grad=False)
+        else:
+            obstacles[obstacle] += 1
+    _avoid_fused_transformers(model)
+    if not obstacles:
+        return None
+    reasons = "; ".join(f"{count} because {reason}" for reason, count in obstacles.items())
+    return f"{obstacles.total()} of {len(layers)} Linear layers with 2:4 weights stay dense: {reasons}"
+
+
+def _is_two_of_four(module: nn.Module) -> bool:
+    """Whether `module` is a Linear, none of an attention's, that has at most 2 non-zeros in each 4 inputs."""
+    if not isinstance(module, nn.Linear) or isinstance(module, NonDynamicallyQuantizableLinear):
+        return False
+    weight = module._parameters.get("weight")
+    if weight is None or weight.shape[1] % 4:
+        return False
+    return bool(((weight.reshape(len(weight), -1, 4) != 0).sum(2) <= 2).all())
+
+
+def _obstacle(weight: Tensor) -> str | None:
+    """Why torch has no 2:4 format for a weight (torch.sparse.semi_structured)."""
+    if weight.device.type != "cuda":
+        return f"2:4 weights need a CUDA device, not {weight.device.type}"
+    capability = torch.cuda.get_device_capability(weight.device)
+    if capability < SEMI_STRUCTURED_CAPABILITY:
+        return "2:4 weights need a CUDA device of capability {}.{}, not {}.{}".format(
+            *SEMI_STRUCTURED_CAPABILITY, *capability
+        )
+    if weight.dtype not in SEMI_STRUCTURED_DTYPES:
+        allowed = ", ".join(map(str, SEMI_STRUCTURED_DTYPES))
+        return f"2:4 weights are {allowed}, not {weight.dtype}"
+    forced = SparseSemiStructuredTensor._FORCE_CUTLASS
+    if not forced and not torch.backends.cusparselt.is_available():
+        return "this build of torch has no cuSPARSELt"
+    backend = SparseSemiStructuredTensorCUTLASS if forced else SparseSemiStructuredTensorCUSPARSELT
+    limits = backend._DTYPE_SHAPE_CONSTRAINTS[weight.dtype]
+    if weight.shape[0] % limits.sparse_min_rows or weight.shape[1] % limits.sparse_min_cols:
+        return f"their outputs are no multiple of {limits.sparse_min_rows} or inputs of {limits.sparse_min_cols}"
+    return None
+
+
+def _avoid_fused_transformers(model: nn.Module) -> None:
+    """The fused kernel of an encoder layer, taken in evaluation mode, cannot read 2:4 weights."""
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoderLayer) and _holds_semi_structured(module):
+            module.activation_relu_or_gelu = 0
+        if isinstance(module, nn.TransformerEncoder) and _holds_semi_structured(module):
+            module.use_nested_tensor = False
+
+
+def _holds_semi_structured(module: nn.Module) -> bool:
+    return any(isinstance(parameter, SparseSemiStructuredTensor) for parameter in module.parameters())
