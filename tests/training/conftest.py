@@ -18,6 +18,9 @@ METHODS = {
     "sp_out": {"algorithm": "budgeted_broadcast", "side": "out"},
     "both": {"algorithm": "budgeted_broadcast", "side": "both"},
     "magnitude": {"algorithm": "magnitude", "side": "in"},
+    "rigl": {"algorithm": "rigl", "side": "in"},
+    "wanda": {"algorithm": "wanda", "side": "out"},
+    "topk": {"algorithm": "topk"},
 }
 TRAINING = {"epochs": 5, "warm_up_epochs": 1, "batch_size": 3, "learning_rate": 0.01, "weight_decay": 0.1}
 

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from bbnet.sparsity import algorithms
+from bbnet.sparsity.gate import Gates
 from bbnet.training.runs import check_masks_in_force, evaluate, train, warm_up
 
-SPARSE = ("sp_in", "sp_out", "both", "magnitude")
+SPARSE = ("sp_in", "sp_out", "both", "magnitude", "rigl", "wanda")
 ALL = ("dense", *SPARSE)
 BUDGET = Decimal("0.37")
 
@@ -57,6 +59,43 @@ def naive_on_rates(done, split: str) -> dict[str, np.ndarray]:
     return rates
 
 
+# A method that gates activations.
+
+
+def test_gates_are_in_force_when_a_run_is_scored(finished):
+    done = finished("topk")
+    model = model_of(done)
+    slabs, _ = done.job.slabs(model, "in")
+    algorithm = algorithms.make("topk")
+    images = torch.from_numpy(np.load(done.job.prepared / "test_images.npy")).float()
+    with torch.no_grad():
+        open_logits = model(images)
+        Gates(model, slabs, algorithm).let_pass(BUDGET)
+        gated_logits = model(images)
+    assert not torch.equal(open_logits, gated_logits)
+    predicted = np.unpackbits(evaluate(done.job, done.folder).predictions["changed"], axis=1)
+    assert np.array_equal(predicted, (gated_logits >= 0).flatten(1).numpy())
+
+
+def test_a_run_of_gates_keeps_all_weights_and_counts_what_passes(finished):
+    done = finished("topk")
+    evaluation = evaluate(done.job, done.folder)
+    assert (evaluation.densities["density"], evaluation.densities["net_density"]) == (1.0, 1.0)
+    assert all(bool(mask.all()) for mask in done.run.masks.values())
+    assert done.run.refreshes == []
+    flops = done.run.cost["flops"]
+    assert 0.37 * flops["dense"] < flops["sparse"] < flops["dense"]
+    # 3 of 8 units pass at each of at most as many positions as there are.
+    assert max(row["on_rate"] for row in evaluation.units if row["side"] == "in") > 0
+    by_slab = {row["slab"]: 0.0 for row in evaluation.units if row["side"] == "in"}
+    for row in evaluation.units:
+        if row["side"] == "in":
+            by_slab[row["slab"]] += row["on_rate"]
+    gated = [total for slab, total in by_slab.items() if slab not in done.run.left_dense]
+    assert gated
+    assert all(total <= 3 + 1e-9 for total in gated)
+
+
 # Masks.
 
 
@@ -79,11 +118,12 @@ def test_every_refresh_has_exactly_k_connections_of_its_budget(finished, method)
         assert row["connections"] == exact_count(Decimal(row["budget"]), mask), row
         assert row["density"] == row["connections"] / mask.numel()
     steps = sorted({row["step"] for row in done.run.refreshes})
-    # every second of 16 steps until the freeze at step 12, the ramp ending at step 6.4
-    assert steps == [2, 4, 6, 8, 10, 12]
+    # every second of 16 steps until the freeze at step 12, the ramp ending at step 6.4; RigL is sparse from the start
+    ramped = method != "rigl"
+    assert steps == [*([] if ramped else [0]), 2, 4, 6, 8, 10, 12]
     assert len(done.run.refreshes) == len(steps) * len(done.run.masks)
     assert {row["budget"] for row in done.run.refreshes if row["step"] >= 8} == {"0.37"}
-    assert min(float(row["budget"]) for row in done.run.refreshes if row["step"] < 6.4) > 0.37
+    assert (min(float(row["budget"]) for row in done.run.refreshes if row["step"] < 6.4) > 0.37) == ramped
 
 
 @pytest.mark.parametrize("method", SPARSE)
