@@ -85,7 +85,6 @@ def test_counting_flops_leaves_the_model_as_it_was(conv_net):
     assert {name: module.training for name, module in conv_net.named_modules()} == modes
 
 
-# DEFECT: 0 products of attention and of whole encoder layers are counted, and a model of nothing else is a KeyError.
 @pytest.mark.parametrize(
     "layer",
     [
