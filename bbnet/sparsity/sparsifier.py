@@ -177,7 +177,7 @@ class Sparsifier:
         self._origins: list[_Origin] = []
         try:
             self._attach(model, weights)
-        except ValueError:
+        except Exception:
             self.remove()
             raise
 
