@@ -71,6 +71,8 @@ def machine(device: torch.device) -> str:
 
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
     began = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -85,7 +87,7 @@ def fastest_quartile(times: list[float]) -> float:
 
 def cases(device: torch.device) -> list[Case]:
     return [
-        _change(device, "default study", [8, 16, 32, 64], 64, 8, steps=150, every=25, at_once=True),
+        _change(device, "default study", [8, 16, 32, 64], 64, 8, steps=125, every=25),
         _change(device, "paper", [32, 64, 128, 256], 128, 2, steps=15, every=5),
         _resnet(device, 4 if device.type == "cpu" else 64),
         _mlp(device, 512),
@@ -103,6 +105,7 @@ def _change(device: torch.device, name: str, widths: list[int], size: int, batch
         lambda: FCSiamConc(widths, [100.0] * 3, [50.0] * 3).to(device, memory_format=torch.channels_last),
         lambda model: task.loss(model, batch),
         lambda model, side: choose_slabs(model, task.slabs(model, "wide", side), Decimal("0.20"))[0],
+        at_once=True,
         **options,
     )
 
@@ -120,6 +123,7 @@ def _resnet(device: torch.device, batch_size: int) -> Case:
         bbnet.find_slabs,
         steps=15,
         every=5,
+        at_once=True,
     )
 
 
@@ -132,7 +136,7 @@ def _mlp(device: torch.device, batch_size: int) -> Case:
         lambda: nn.Sequential(nn.Linear(4096, 16384), nn.ReLU(), nn.Linear(16384, 4096)).to(device),
         lambda model: (model(inputs) - inputs).square().mean(),
         lambda model, side: sides[side],
-        steps=5,
+        steps=3,
         every=2,
         threads=os.cpu_count() or 1,
     )

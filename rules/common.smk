@@ -56,7 +56,15 @@ MODELS = sorted({(RUNS[folder].task, RUNS[folder].model) for folder in TAKEN})
 TASKS = sorted({task for task, _ in MODELS})
 PACKS = {RECIPES.raw_key(task): RECIPES.fetch(task) for task in TASKS}
 
-COLLECTED = ["record.json", "history.csv", "metrics.json", "cost.json", "units.csv", "items.parquet"]
+COLLECTED = [
+    "record.json",
+    "history.csv",
+    "refreshes.csv",
+    "metrics.json",
+    "cost.json",
+    "units.csv",
+    "items.parquet",
+]
 SUMMARY = [
     f"<results>/summary/{file}"
     for file in ("runs.csv", "cells.csv", "grid.csv", "timing.csv", "items.parquet", "units.parquet", "history.parquet")

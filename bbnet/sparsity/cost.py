@@ -39,15 +39,12 @@ def flops(
     A slab's layer saves 1 - density; a layer behind gates the share of its inputs that they close. A multiply and an
     add are two FLOPs, as torch's counter has it.
     """
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    with _without_fast_path(), FlopCounterMode(display=False) as counter:
-        model(*inputs)
     saved = {name: 1 - density({name: mask}) for name, mask in masks.items()}
-    if gates is not None:
-        saved |= _closed_inputs(model, inputs, gates)
-    for module in in_training:
-        module.training = True
+    with _in_evaluation(model):
+        with FlopCounterMode(display=False) as counter:
+            model(*inputs)
+        if gates is not None:
+            saved |= _closed_inputs(model, inputs, gates)
     root = type(model).__name__
     by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
     dense = by_module["Global"]
@@ -55,14 +52,18 @@ def flops(
 
 
 @contextmanager
-def _without_fast_path() -> Iterator[None]:
-    """The fused kernels of torch's transformer layers in evaluation mode are not counted."""
-    enabled = torch.backends.mha.get_fastpath_enabled()
+def _in_evaluation(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without the fused kernels of torch's transformer layers, which are not counted."""
+    in_training = [module for module in model.modules() if module.training]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(enabled)
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module in in_training:
+            module.training = True
 
 
 def _closed_inputs(model: nn.Module, inputs: tuple[Any, ...], gates: Gates) -> dict[str, float]:
@@ -74,9 +75,12 @@ def _closed_inputs(model: nn.Module, inputs: tuple[Any, ...], gates: Gates) -> d
     layers = {name: module for name, module in model.named_modules() if isinstance(module, PRODUCTS)}
     senders = [module for module in model.modules() if list(module.parameters(recurse=False))]
     share, live = gates.share, {}
-    for open_to in (Decimal(1), share):
-        gates.let_pass(open_to)
-        live[open_to] = _live_inputs(model, inputs, layers, senders)
+    try:
+        for open_to in (Decimal(1), share):
+            gates.let_pass(open_to)
+            live[open_to] = _live_inputs(model, inputs, layers, senders)
+    finally:
+        gates.let_pass(share)
     return {name: 1 - live[share][name] / live[Decimal(1)][name] for name in live[share] if live[Decimal(1)][name]}
 
 

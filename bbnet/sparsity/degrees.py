@@ -100,7 +100,8 @@ def allocate_degrees(
     """
     if law not in LAWS:
         raise ValueError(f"unknown law {law!r}, allowed: {', '.join(LAWS)}")
-    rates = on_rates.detach().double()
+    # On the CPU also for a GPU's slab: a few thousand numbers, and the same bits everywhere.
+    rates = on_rates.detach().double().cpu()
     if not bool(((rates >= 0) & (rates <= 1)).all()):
         raise ValueError("on-rates must be shares in [0, 1]; found NaN or values outside")
     units = rates.numel()
@@ -111,17 +112,18 @@ def allocate_degrees(
     total = connection_count(exact, units, fan)
 
     if silent is None or not bool(silent.any()):
-        return _law_degrees(law, rates, gain * fan, low, high, total, _permutation(law, units, generator))
-    heard = (~silent).nonzero().squeeze(1)
-    unheard = silent.nonzero().squeeze(1)
+        degrees = _law_degrees(law, rates, gain * fan, low, high, total, _permutation(law, units, generator))
+        return degrees.to(on_rates.device)
+    heard = (~silent).nonzero().squeeze(1).cpu()
+    unheard = silent.nonzero().squeeze(1).cpu()
     heard_total = min(total - len(unheard) * low, len(heard) * high)
 
-    degrees = torch.empty(units, dtype=torch.int64, device=rates.device)
+    degrees = torch.empty(units, dtype=torch.int64)
     permutation = _permutation(law, units, generator)
-    permutation = None if permutation is None else permutation[heard.cpu()].argsort().argsort()
+    permutation = None if permutation is None else permutation[heard].argsort().argsort()
     degrees[heard] = _law_degrees(law, rates[heard], gain * fan, low, high, heard_total, permutation)
     degrees[unheard] = _law_degrees("uniform", rates[unheard], 0.0, low, high, total - heard_total, None)
-    return degrees
+    return degrees.to(on_rates.device)
 
 
 def _permutation(law: str, units: int, generator: torch.Generator | None) -> Tensor | None:
@@ -139,7 +141,7 @@ def _law_degrees(
     """Degrees of units under one law, in [low, high], that sum to `total`."""
     offset, slope = _law_line(law, rates, scale)
     degrees = _meet_total(offset, slope, rates, low, high, total)
-    return degrees if permutation is None else degrees[permutation.to(degrees.device)]
+    return degrees if permutation is None else degrees[permutation]
 
 
 def check_feasible(budget: Decimal, fan: int, low: int, high: int) -> None:
@@ -198,4 +200,6 @@ def _solve_level(offset: Tensor, slope: Tensor, low: int, high: int, total: int)
     slopes = torch.cat([slope, -slope])[order].cumsum(0)
     sums = low * len(offset) + torch.cat([slopes.new_zeros(1), (slopes[:-1] * knots.diff()).cumsum(0)])
     before = (torch.searchsorted(sums, float(total)) - 1).clamp(0, len(knots) - 2)
-    return knots[before] + (total - sums[before]) / slopes[before]
+    level = knots[before] + (total - sums[before]) / slopes[before]
+    # Where some units are at `low` and all others at `high`, the slope is 0 but for rounding.
+    return level.clamp(knots[before], knots[before + 1])

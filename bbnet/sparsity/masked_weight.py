@@ -29,8 +29,10 @@ class MaskedWeight:
         self, slab: Slab, weight: nn.Parameter, rescale: Rescale, *, dormant: bool, watches_gradient: bool
     ) -> None:
         if weight in _masked:
-            raise ValueError(f"slab {slab.name}: its weight is sparsified already; call remove() of that sparsifier")
-        _masked[weight] = True
+            raise ValueError(
+                f"slab {slab.name}: its weight is sparsified already; call remove() of that sparsifier, or go on "
+                "with a copy.deepcopy of the model"
+            )
         self.slab = slab
         self.weight = weight
         self.rescale = "none" if slab.normalised else rescale
@@ -49,6 +51,7 @@ class MaskedWeight:
         self._hooks = [weight.register_post_accumulate_grad_hook(self._mask_gradient)]
         if watches_gradient:
             self._hooks.append(weight.register_hook(self._see_gradient))
+        _masked[weight] = True
 
     def remove(self) -> None:
         """Lets go of the weight; it keeps its values."""
@@ -66,14 +69,15 @@ class MaskedWeight:
     def gradient(self) -> Tensor | None:
         """Magnitude of the dense gradient per connection [units, fan], averaged over ranks.
 
-        None if it was not gathered or is not finite.
+        None if it was not gathered, is not finite, or is 0 everywhere, as where the layer was not used.
         """
         if not self.gathering:
             return None
         dense = torch.zeros_like(self.weight) if self._dense_gradient is None else self._dense_gradient
         mean_over_ranks(dense)
         norms = connection_norms(dense, self.slab.side)
-        return norms if bool(norms.isfinite().all()) else None
+        largest = float(norms.amax())
+        return norms if math.isfinite(largest) and largest > 0 else None
 
     def put(self, mask: Tensor, optimizer: Optimizer) -> None:
         """Puts `mask` in force: weight, dormant values, gradient and optimiser state follow."""

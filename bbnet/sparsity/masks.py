@@ -107,6 +107,6 @@ def unpack_masks(packed: dict[str, Tensor], shapes: dict[str, str]) -> dict[str,
     masks = {}
     for name, bits in packed.items():
         units, fan = (int(extent) for extent in shapes[name].strip("[]").split(","))
-        flat = np.unpackbits(bits.numpy(), count=units * fan)
+        flat = np.unpackbits(bits.cpu().numpy(), count=units * fan)
         masks[name] = torch.from_numpy(flat.astype(bool).reshape(units, fan))
     return masks

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -53,8 +54,8 @@ class Slab:
     def __post_init__(self) -> None:
         if self.side not in ("in", "out"):
             raise ValueError(f"slab {self.name}: side {self.side!r} is not 'in' or 'out'")
-        if isinstance(self.units, str):
-            object.__setattr__(self, "units", (self.units,))
+        units = (self.units,) if isinstance(self.units, str) else tuple(self.units)
+        object.__setattr__(self, "units", units)
 
 
 def connections(weight: Tensor, side: Side) -> Tensor:
@@ -64,8 +65,10 @@ def connections(weight: Tensor, side: Side) -> Tensor:
 
 
 def connection_norms(weight: Tensor, side: Side) -> Tensor:
-    """Magnitude of each connection [units, fan]: the l2 norm over its taps."""
+    """Magnitude of each connection [units, fan]: the l2 norm over its taps, in float32 or better."""
     taps = tuple(range(2, weight.dim()))
+    if weight.dtype in (torch.float16, torch.bfloat16):
+        weight = weight.float()
     norms = weight.square().sum(taps).sqrt_() if taps else weight.abs()
     return norms if side == "in" else norms.T
 
@@ -147,6 +150,8 @@ def check_slabs(model: nn.Module, slabs: Iterable[Slab], budget: Decimal) -> dic
     weights: dict[Slab, nn.Parameter] = {}
     owners: dict[int, Slab] = {}
     for slab in slabs:
+        if not isinstance(slab, Slab):
+            raise ValueError(f"slabs are bbnet.Slab, such as bbnet.find_slabs returns, got {slab!r}")
         weight = slab_weight(model, slab)
         if id(weight) in owners:
             other = owners[id(weight)]

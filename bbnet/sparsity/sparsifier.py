@@ -14,7 +14,7 @@ from bbnet.sparsity import algorithms
 from bbnet.sparsity.algorithms import Algorithm, SlabView, WeightMasking
 from bbnet.sparsity.degrees import as_budget, smallest_degree
 from bbnet.sparsity.forward_averages import ForwardAverages
-from bbnet.sparsity.gate import Gates
+from bbnet.sparsity.gate import Gates, is_gated
 from bbnet.sparsity.input_norm import InputNorms
 from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, weight_state, zero_state
 from bbnet.sparsity.masks import pack_masks, unpack_masks
@@ -79,7 +79,7 @@ def sparsify(
     Args:
         slabs: the weights to sparsify, all of the method's side; for a method that gates activations, of either side:
             the gates are at their units.
-        method: a label of `METHODS`, or `{"algorithm": name, **parameters}`.
+        method: a label of `METHODS`, an algorithm's name, or `{"algorithm": name, **parameters}`.
         budget: kept share of the slabs' connections at the end of the ramp; for a method that gates activations, of
             a layer's units at each position.
         total_steps: applied optimiser steps of the sparse phase.
@@ -91,9 +91,10 @@ def sparsify(
         `optimizer` does not train or another sparsifier holds.
     """
     if isinstance(method, str):
-        if method not in METHODS:
-            raise ValueError(f"unknown method {method!r}, allowed: {', '.join(METHODS)}")
-        method = METHODS[method]
+        by_name = {name: {"algorithm": name} for name in algorithms.names()} | METHODS
+        if method not in by_name:
+            raise ValueError(f"unknown method {method!r}, allowed: {', '.join(by_name)}")
+        method = by_name[method]
     parameters = dict(method)
     if "algorithm" not in parameters:
         raise ValueError(f"method {parameters} names no algorithm, allowed: {', '.join(algorithms.names())}")
@@ -236,8 +237,13 @@ class Sparsifier:
 
     @torch.no_grad()
     def apply_to(self, model: nn.Module) -> None:
-        """Masks a deepcopy or a weight average of the sparsified model, in place."""
+        """Masks a deepcopy or a weight average of the sparsified model, in place.
+
+        Raises: ValueError for a method that gates activations, unless the copy has the gates.
+        """
         model = unwrap(model)
+        if self.gates is not None and not any(is_gated(module) for module in model.modules()):
+            raise ValueError("this copy has no gates; make copies and averages after bbnet.sparsify")
         for masked in self.weights:
             weight = model.get_submodule(masked.slab.name).weight
             weight.mul_(masked.grad_mask.to(weight.device))
@@ -266,12 +272,12 @@ class Sparsifier:
         differences = _differences(state["identity"], self._identity())
         if differences:
             raise ValueError(f"the sparsifier's state is of another run: {'; '.join(differences)}")
+        masks = unpack_masks(state["masks"], state["shapes"])
         for origin in self._origins:
             origin.restore()
         self._origins = []
         self.step = state["step"]
         self.refreshes = [dict(row) for row in state["refreshes"]]
-        masks = unpack_masks(state["masks"], state["shapes"])
         for masked in self.weights:
             masked.load_state_dict(state["weights"][masked.slab.name], masks[masked.slab.name])
         self._zero_pruned_state(self.optimizer)
@@ -312,6 +318,8 @@ class Sparsifier:
         self.step += 1
         self._origins = []
         if self.step > self.schedule.freeze_step:
+            if self.step % self.schedule.interval == 0:
+                self._check_pruned()
             return
         for averages in self._averages():
             averages.fold()
@@ -336,6 +344,7 @@ class Sparsifier:
         budget = schedule.budget if algorithm.starts_sparse else schedule.budget_at(self.step)
         for averages in self._averages():
             averages.join_ranks()
+        self._check_pruned()
         views = [self._view(masked) for masked in self.weights]
         for masked, view, mask in zip(self.weights, views, algorithm.patterned_masks(views, budget), strict=True):
             self.refreshes.append(
@@ -345,9 +354,12 @@ class Sparsifier:
         for averages in self._averages():
             averages.forget()
 
+    def _check_pruned(self) -> None:
+        for masked in self.weights:
+            masked.check_pruned()
+
     def _view(self, masked: MaskedWeight) -> SlabView:
         slab = masked.slab
-        masked.check_pruned()
         scores = masked.scores()
         figures: dict[str, Any] = {"gradient": masked.gradient()}
         if self.on_rates is not None:

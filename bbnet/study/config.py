@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import tempfile
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
@@ -252,6 +253,14 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"key '{key_node.value}' given twice", problem_mark=mark)
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1 reads 2:4 as 124, a number to the base of 60.
+_UniqueKeyLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_UniqueKeyLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile("^[-+]?[0-9]+$"), list("-+0123456789"))
 
 
 def _describe(source: str, error: ValidationError, model: type[BaseModel]) -> str:

@@ -197,6 +197,24 @@ def test_degrees_meet_a_budget_on_the_plateau_between_smallest_and_full(law, low
         assert found == [1] * low_units + [fan] * (units - low_units)
 
 
+@pytest.mark.parametrize("law", LAWS)
+def test_degrees_meet_a_budget_on_a_wide_plateau_where_rounding_leaves_a_slope(law):
+    """Loud units at the smallest degree, rare ones at the full one: the slope there is a sum that should be 0."""
+    generator, fan = torch.Generator().manual_seed(0), 100
+
+    def uniform(count):
+        return torch.rand(count, generator=generator, dtype=torch.float64)
+
+    for case in range(1000 if law == "traffic" else 100):
+        units = int(torch.randint(20, 300, (), generator=generator))
+        loud = int(torch.randint(1, units, (), generator=generator))
+        rates = torch.cat([0.5 + 0.5 * uniform(loud), 0.02 * uniform(units - loud)])
+        total = 5 * loud + fan * (units - loud)
+        found = allocate_degrees(rates, fan, Decimal(total) / (units * fan), law=law, generator=torch.Generator())
+        assert int(found.sum()) == total, (case, units, loud)
+        assert 5 <= int(found.min()) <= int(found.max()) <= fan
+
+
 @pytest.mark.parametrize("law, cases", [(law, 3000 if law == "log_odds" else 500) for law in FALLING_LAWS])
 def test_rarer_units_never_get_fewer_connections(law, cases):
     generator = torch.Generator().manual_seed(1)

@@ -103,7 +103,8 @@ class WeightMasking(Algorithm):
     pattern: str | None = Field(
         None,
         pattern=r"^[1-9][0-9]*:[1-9][0-9]*$",
-        description="N:M, as 2:4: of each M connections along the fan N stay. The budget must be N/M.",
+        description="N:M, as 2:4: of each M connections along the fan N stay, so that all units have one degree. "
+        "The budget must be N/M.",
     )
 
     @abstractmethod
@@ -168,6 +169,14 @@ class DropAndGrow(SparseFromStart):
             drop_and_grow(slab.mask, slab.unscaled_scores(), self.growth(slab), count, self.drop_share(slab.progress))
             for slab, count in zip(slabs, self.counts(slabs, budget), strict=True)
         ]
+
+    def ranking(self, slab: SlabView) -> Tensor:
+        """Live connections by magnitude; behind them the pruned ones, by what would grow first."""
+        magnitudes, growth = slab.unscaled_scores(), self.growth(slab)
+        if growth is None:
+            return magnitudes
+        least = magnitudes[slab.mask].min()
+        return torch.where(slab.mask, magnitudes, growth / growth.amax() * least / 2)
 
     def drop_share(self, progress: float) -> float:
         """Evci et al. 2020, eq. 1."""

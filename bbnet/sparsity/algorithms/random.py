@@ -17,6 +17,8 @@ class Random(SparseFromStart):
     """Any K connections of each slab, drawn once."""
 
     def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
+        if self.starts_sparse and all(slab.step > 0 for slab in slabs):
+            return [slab.mask for slab in slabs]
         counts = self.counts(slabs, budget)
         return [keep_largest_of_all(slab.noise(), count) for slab, count in zip(slabs, counts, strict=True)]
 

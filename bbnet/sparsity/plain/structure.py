@@ -239,7 +239,16 @@ class _Structure:
         _, fan = slab_shape(module.weight, side)
         if fan < SMALLEST_FAN:
             return f"fan {fan} is below {SMALLEST_FAN}"
-        return Slab(layer, side, chain.units, normalised=side == "in" and chain.norm is not None)
+        return Slab(layer, side, chain.units, normalised=side == "in" and self._normalises_units(chain))
+
+    def _normalises_units(self, chain: Chain) -> bool:
+        """Whether each unit is normalised by itself, so that a factor on its weights is cancelled."""
+        norm = self.model.get_submodule(chain.norm) if chain.norm else None
+        if isinstance(norm, nn.GroupNorm):
+            return norm.num_groups == norm.num_channels
+        if isinstance(norm, nn.LayerNorm | nn.RMSNorm):
+            return len(norm.normalized_shape) <= _axes_of(self.model.get_submodule(chain.producer))
+        return norm is not None
 
     def _follow(self, module: nn.Module, in_part: bool) -> None:
         """Takes up the calls inside `module`; if it is not one flow, those inside its children, each by itself."""

@@ -169,8 +169,27 @@ def test_units_are_read_at_the_norm_before_the_activation():
         a=nn.Linear(16, 12), norm=nn.LayerNorm(12), on=nn.GELU(), drop=nn.Dropout(), b=nn.Linear(12, 9), last=nn.ReLU()
     )
     model = nn.Sequential(layers | {"c": nn.Linear(9, 3)})
-    assert find_slabs(model, "in") == [Slab("a", "in", "norm", normalised=True), Slab("b", "in", "b")]
+    # It normalises across units: a factor on one of them is not cancelled.
+    assert find_slabs(model, "in") == [Slab("a", "in", "norm", normalised=False), Slab("b", "in", "b")]
     assert find_slabs(model, "out") == [Slab("b", "out", "norm")]
+
+
+ACROSS_UNITS = (nn.GroupNorm(2, 8), nn.LayerNorm([8, 6, 6]), nn.RMSNorm([8, 6, 6]))
+PER_UNIT = (nn.BatchNorm2d(8), nn.SyncBatchNorm(8), nn.InstanceNorm2d(8), nn.LayerNorm([6, 6]), nn.GroupNorm(8, 8))
+
+
+@pytest.mark.parametrize("norm", [*ACROSS_UNITS, *PER_UNIT], ids=str)
+def test_a_factor_on_a_unit_is_cancelled_by_a_norm_of_that_unit_alone(norm):
+    model = nn.Sequential(nn.Conv2d(9, 8, 1, bias=False), norm, nn.ReLU(), nn.Conv2d(8, 9, 1))
+    (slab,) = find_slabs(nn.Sequential(*model, nn.ReLU(), nn.Conv2d(9, 2, 1)))[:1]
+    assert slab.normalised == any(norm is each for each in PER_UNIT)
+    if isinstance(norm, nn.SyncBatchNorm):
+        return
+    maps = torch.randn(5, 9, 6, 6)
+    before = model(maps)
+    with torch.no_grad():
+        model[0].weight[3] *= 7
+    assert torch.allclose(model(maps), before, atol=1e-3) == slab.normalised
 
 
 @pytest.mark.parametrize(
@@ -178,7 +197,7 @@ def test_units_are_read_at_the_norm_before_the_activation():
 )
 def test_norms_of_a_convolution(norm):
     model = nn.Sequential(nn.Conv2d(9, 8, 1), norm, nn.ReLU(), nn.Conv2d(8, 9, 1), nn.ReLU(), nn.Conv2d(9, 2, 1))
-    assert find_slabs(model)[0] == Slab("0", "in", "1", normalised=True)
+    assert find_slabs(model)[0] == Slab("0", "in", "1", normalised=not isinstance(norm, nn.GroupNorm))
     assert find_slabs(model, "out")[0] == Slab("3", "out", "1")
 
 
