@@ -12,12 +12,17 @@ from bbnet.plots.style import LINES, MARKERS, method_colours
 
 SEEDS_FOR_INTERVALS = 3
 LABEL_POINTS = (20, 8)
+LABELLED_METHODS = 8
 DODGE_POINTS = 3
+WIDEST_DODGE_POINTS = 24
+HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 3.8, 0.2
 AXES = {"net_density": "net density (kept share of all weights)", "flops": "FLOPs per sample (share of dense)"}
 
 
 def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
-    """Mean of `metric` over seeds for every method and budget; points are labelled by budget, dense is a band.
+    """Mean of `metric` over seeds for every method and budget; dense is a band.
+
+    Points are labelled by budget, unless there are too many methods: then the costs alone tell budgets apart.
 
     A method that keeps all weights has no place on the axis of net density.
 
@@ -28,12 +33,13 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
         cells: `cells.csv` of one task and model.
         runs: `runs.csv` of the same.
     """
-    figure, axes = plt.subplots(1, len(AXES), figsize=(9, 3.8), sharey=True)
     values = cells.pivot_table(index=["method", "side", "budget"], columns="metric", values="mean", sort=False)
     flops_of_dense = float(values.loc["dense", "flops"].iloc[0])
     bounds = cells[cells["metric"] == metric].set_index(["method", "side", "budget"])
     singles = runs[runs["metric"] == metric]
     colours = method_colours(list(values.index.get_level_values("method")))
+    height = max(HEIGHT, 1 + HEIGHT_OF_LEGEND_ENTRY * len(colours))
+    figure, axes = plt.subplots(1, len(AXES), figsize=(9, height), sharey=True)
     for axis, (cost, label) in zip(axes, AXES.items(), strict=True):
         costs = values[cost] / (flops_of_dense if cost == "flops" else 1.0)
         _draw_dense(axis, bounds.loc["dense"].iloc[0], singles[singles["method"] == "dense"]["value"])
@@ -47,6 +53,8 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
     axes[0].set_ylabel(f"test {metric} ({unit})")
     handles, labels = axes[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", title=_legend_title(bounds["n_seeds"]))
+    if len(colours) > LABELLED_METHODS:
+        return figure
     figure.draw_without_rendering()
     for axis, cost in zip(axes, AXES, strict=True):
         costs = values[cost] / (flops_of_dense if cost == "flops" else 1.0)
@@ -79,7 +87,7 @@ def _draw_dense(axis: Axes, dense: pd.Series, singles: pd.Series) -> None:
 
 def _dodge(axis: Axes, methods: list[str], method: str) -> Transform:
     """Data coordinates shifted by a few points, so that methods of equal cost stand side by side."""
-    points = DODGE_POINTS * (methods.index(method) - len(methods) / 2)
+    points = min(DODGE_POINTS, WIDEST_DODGE_POINTS / len(methods)) * (methods.index(method) - len(methods) / 2)
     return axis.transData + ScaledTranslation(points / 72, 0, axis.figure.dpi_scale_trans)
 
 
