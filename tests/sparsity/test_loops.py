@@ -27,6 +27,7 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_, parametrizations, 
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint
 
+from bbnet.sparsity import algorithms
 from bbnet.sparsity.slab import Slab
 from bbnet.sparsity.sparsifier import METHODS, sparsify
 
@@ -1383,3 +1384,53 @@ def test_removal_may_be_repeated(mlp, sparse):
 
 if __name__ == "__main__":
     be_rank(int(sys.argv[1]), Path(sys.argv[2]))
+
+
+# --- Found by a reader of the code -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in algorithms.names() if name != "dense"])
+def test_an_algorithm_may_be_given_by_its_name(name, mlp):
+    model = mlp.build()
+    sparsifier = sparsify(model, sgd_of(model), mlp.slabs("in"), name, "0.25", total_steps=40)
+    assert type(sparsifier.algorithm) is type(algorithms.make(name))
+
+
+def test_a_layer_that_a_refresh_step_did_not_use_keeps_its_connections_under_rigl():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"used": nn.Linear(20, 16), "rested": nn.Linear(20, 16)})
+    slabs = [Slab(name, "in", name) for name in model]
+    sparsifier = sparsify(model, sgd_of(model), slabs, "rigl", "0.25", total_steps=40, every=4)
+    optimizer = sparsifier.optimizer
+    before = copy_masks(sparsifier)
+    for _ in range(4):
+        model["used"](torch.randn(8, 20)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert torch.equal(sparsifier.masks()["rested"], before["rested"])
+    assert not torch.equal(sparsifier.masks()["used"], before["used"])
+
+
+def test_pruned_weights_that_are_overwritten_after_the_freeze_are_found_out(mlp, sparse, train):
+    model, optimizer, sparsifier = sparse(mlp, "sp_in", "0.25", every=3)
+    dense = copy.deepcopy(model.state_dict())
+    train(mlp, model, optimizer, 31)
+    model.load_state_dict(dense)
+    with pytest.raises(ValueError, match="slab first: a pruned weight is not 0"):
+        train(mlp, model, optimizer, range(32, 34))
+
+
+def test_gates_are_not_applied_to_a_copy_made_before(mlp):
+    model = mlp.build()
+    early = copy.deepcopy(model)
+    sparsifier = sparsify(model, sgd_of(model), mlp.slabs("in"), "topk", "0.25", total_steps=40)
+    with pytest.raises(ValueError, match="no gates; make copies and averages after"):
+        sparsifier.apply_to(early)
+    sparsifier.apply_to(copy.deepcopy(model))
+
+
+@pytest.mark.parametrize("slabs", [["first"], [None]])
+def test_what_is_no_slab_is_refused(slabs, mlp):
+    model = mlp.build()
+    with pytest.raises(ValueError, match=r"slabs are bbnet\.Slab, such as bbnet\.find_slabs returns, got"):
+        sparsify(model, sgd_of(model), slabs, "sp_in", "0.25", total_steps=40)

@@ -156,6 +156,15 @@ def test_a_pattern_that_does_not_fit_the_study_is_refused(with_key, refusal, met
     assert message in refusal(with_key("methods.magnitude", {"algorithm": "magnitude"} | method))
 
 
+def test_a_pattern_needs_no_quotes(base, write_study):
+    """YAML 1.1 takes 2:4 for the number 124, to the base of 60."""
+    text = yaml.safe_dump(base | {"budgets": [0.5]}).replace(
+        "algorithm: magnitude", "algorithm: magnitude\n    pattern: 2:4"
+    )
+    path = write_study(text)
+    assert read_study(path.stem, path.parent).methods["magnitude"].pattern == "2:4"
+
+
 def test_dense_has_no_side(with_key, refusal):
     message = refusal(with_key("methods.dense.side", "in"))
     assert message == "methods.dense.side: unknown key; allowed: algorithm"
