@@ -4,9 +4,11 @@ Writes one section per machine into docs/benchmarks.md; a second run on the same
 """
 
 import argparse
+import gc
 import json
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -180,6 +182,9 @@ def step_figures(case: Case, device: torch.device) -> dict[str, dict[str, float]
     names = ["dense", *ALGORITHMS]
     figures: dict[str, dict[str, float]] = {}
     for group in [names] if case.at_once else [[name] for name in names]:
+        # Hooks hold weights in cycles, and two of these networks do not fit beside each other everywhere.
+        gc.collect()
+        print(f"{case.title}: {', '.join(group)}", file=sys.stderr, flush=True)
         reference = Arm(case, "dense", device)
         arms = {name: Arm(case, name, device) for name in group}
         for step in range(1, case.steps + case.every):
@@ -197,6 +202,7 @@ def step_figures(case: Case, device: torch.device) -> dict[str, dict[str, float]
             if arm.refresh_times:
                 figures[name]["refresh_ms"] = 1e3 * fastest_quartile(arm.refresh_times)
         figures.setdefault("dense", {})["step_ms"] = 1e3 * dense
+        del reference, arms, arm
     torch.set_num_threads(1)
     return figures
 
