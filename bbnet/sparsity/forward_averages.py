@@ -1,7 +1,7 @@
 """Averages of what passes named modules in forward passes: sums over positions, folded once per optimiser step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -114,24 +114,24 @@ class ForwardAverages(ABC):
             self._joined["total_since"].zero_()
             self._joined["seen_since"].zero_()
 
-    def average(self, names: Iterable[str]) -> Tensor:
-        """Bias-corrected averages, float64, of the channels of several modules, in that order.
+    def places(self, names: Iterable[str]) -> list[tuple[Tensor, int]]:
+        """Where the figures of modules are: of each, bool over all channels, and its index.
 
         Raises: RuntimeError if a module was never seen.
         """
-        places, joined = self._places(names), self._joined
-        return torch.cat([joined["average"][mine] / joined["weight"][index] for mine, index in places])
-
-    def since(self, names: Iterable[str]) -> tuple[Tensor, Tensor]:
-        """Sums since the last `forget` and the positions seen since then, both [channels], like `average`."""
-        places, joined = self._places(names), self._joined
-        seen = [joined["seen_since"][index].expand(int(mine.sum())) for mine, index in places]
-        return torch.cat([joined["total_since"][mine] for mine, _ in places]), torch.cat(seen)
-
-    def _places(self, names: Iterable[str]) -> list[tuple[Tensor, int]]:
-        """Of each module, which of the joined channels are its own, and its index."""
         indices = [self._index(name) for name in names]
         return [(self._joined["owner"] == index, index) for index in indices]
+
+    def average(self, places: Iterable[tuple[Tensor, int]]) -> Tensor:
+        """Bias-corrected averages, float64, of the channels of several modules, in that order."""
+        joined = self._joined
+        return torch.cat([joined["average"][mine] / joined["weight"][index] for mine, index in places])
+
+    def since(self, places: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        """Sums since the last `forget` and the positions seen since then, both [channels], like `average`."""
+        joined = self._joined
+        seen = [joined["seen_since"][index].expand(int(mine.sum())) for mine, index in places]
+        return torch.cat([joined["total_since"][mine] for mine, _ in places]), torch.cat(seen)
 
     def _index(self, name: str) -> int:
         order = list(self.sums)
