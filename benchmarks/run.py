@@ -82,6 +82,14 @@ def seconds(work: Callable[[], None], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
+def time_refreshes(sparsifier: Sparsifier, device: torch.device) -> list[float]:
+    """A list that takes up the seconds of every refresh from now on."""
+    times: list[float] = []
+    refresh = sparsifier._refresh
+    sparsifier._refresh = lambda: times.append(seconds(refresh, device))
+    return times
+
+
 def fastest_quartile(times: list[float]) -> float:
     fastest = sorted(times)[: max(1, len(times) // 4)]
     return sum(fastest) / len(fastest)
@@ -163,8 +171,7 @@ class Arm:
         sparsifier = sparsify(
             self.model, self.optimizer, slabs, method, 0.5, total_steps=10**6, ramp_end=0.0, every=case.every
         )
-        refresh = sparsifier._refresh
-        sparsifier._refresh = lambda: self.refresh_times.append(seconds(refresh, device))
+        self.refresh_times = time_refreshes(sparsifier, device)
 
     def step(self) -> float:
         return seconds(self._step, self.device)
@@ -246,18 +253,9 @@ def _refresh_share(task, study: dict, prepared: Path, index: dict, method: str, 
     sparsifier = sparsify(
         trainer.model, trainer.optimizer, slabs, method, budget, total_steps=trainer.sparse_steps, **study["sparsity"]
     )
-    refreshing = []
-    refresh = Sparsifier._refresh
-
-    def timed(self: Sparsifier) -> None:
-        refreshing.append(seconds(lambda: refresh(self), device))
-
-    Sparsifier._refresh = timed
-    try:
-        epochs = range(trainer.epoch, trainer.training.epochs)
-        training = seconds(lambda: [trainer.run_epoch("sparse", sparsifier) for _ in epochs], device)
-    finally:
-        Sparsifier._refresh = refresh
+    refreshing = time_refreshes(sparsifier, device)
+    epochs = range(trainer.epoch, trainer.training.epochs)
+    training = seconds(lambda: [trainer.run_epoch("sparse", sparsifier) for _ in epochs], device)
     return sum(refreshing) / training
 
 

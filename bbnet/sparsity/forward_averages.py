@@ -210,4 +210,6 @@ class _Counter(WatchingHook):
             averages._join(self.name, positions.shape[-1], positions.device)
         sums = averages.sums[self.name]
         sums.seen.add_(positions[..., 0].numel() if valid is None else valid.sum())
-        sums.total.add_(averages._total(positions, valid))
+        # A forward pass that overflows in half precision, its step skipped, must not spoil the average for good.
+        total = averages._total(positions, valid).nan_to_num_(nan=0.0, posinf=0.0)
+        sums.total.add_(total.to(averages.exact))

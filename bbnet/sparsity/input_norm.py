@@ -31,7 +31,7 @@ class InputNorms(ForwardAverages):
         return module.register_forward_pre_hook(hook)
 
     def _total(self, positions: Tensor, valid: Tensor | None) -> Tensor:
-        squares = positions.float().square() if valid is None else positions.float().square() * valid[..., None]
-        total = squares.sum(tuple(range(squares.dim() - 1)), dtype=torch.float64)
-        # A forward pass that overflows in half precision, its step skipped, must not spoil the average for good.
-        return total.nan_to_num_(nan=0.0, posinf=0.0)
+        squares = positions.float().square()
+        if valid is not None:
+            squares *= valid[..., None]
+        return squares.sum(tuple(range(squares.dim() - 1)), dtype=torch.float64)

@@ -47,5 +47,4 @@ class OnRates(ForwardAverages):
         if valid is not None:
             on *= valid[..., None]
         exact = torch.float32 if on[..., 0].numel() <= EXACT_IN_FLOAT32 else torch.float64
-        # A forward pass that overflows in half precision, its step skipped, must not spoil the average for good.
-        return on.sum(tuple(range(on.dim() - 1)), dtype=exact).nan_to_num_(nan=0.0).long()
+        return on.sum(tuple(range(on.dim() - 1)), dtype=exact)
