@@ -29,7 +29,7 @@ from bbnet.sparsity.sparsifier import METHODS, Sparsifier, sparsify
 from bbnet.tasks import task as tasks
 from bbnet.tasks.change.data import Batch
 from bbnet.tasks.change.model import FCSiamConc
-from bbnet.tasks.settings import Training
+from bbnet.tasks.settings import FixedBatchTraining
 from bbnet.training.devices import choose_device
 from bbnet.training.trainer import Trainer, make_optimizer
 
@@ -160,7 +160,7 @@ class Arm:
         self.case = case
         self.device = device
         self.model = case.build()
-        training = Training(epochs=2, warm_up_epochs=1, batch_size=2, learning_rate=1e-3)
+        training = FixedBatchTraining(epochs=2, warm_up_epochs=1, batch_size=2, learning_rate=1e-3)
         self.optimizer = make_optimizer(self.model, training)
         self.step_times: list[float] = []
         self.refresh_times: list[float] = []

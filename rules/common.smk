@@ -8,16 +8,16 @@ from snakemake.exceptions import WorkflowError
 from bbnet.sparsity.schedule import Schedule
 from bbnet.study import grid, recipe
 from bbnet.study.config import ConfigError, check_sources, check_writable, read_knobs, read_study
-from bbnet.study.discover import has_panels
+from bbnet.study.discover import has_buckets, has_panels
 from bbnet.study.record import canonical_json, fingerprint, run_status
 
 
 def check_schedules(study, file):
     """Steps are known before any job where the data are made here."""
     for task, settings in study.task_settings().items():
-        if settings.training_samples() is None:
+        if settings.steps_per_epoch() is None:
             continue
-        steps = settings.training.sparse_steps(settings.training_samples())
+        steps = settings.training.sparse_epochs * settings.steps_per_epoch()
         try:
             Schedule(steps, Decimal(min(study.budgets)), **study.sparsity.schedule())
         except ValueError as error:
@@ -73,6 +73,10 @@ SUMMARY = [
 
 def run_of(wildcards):
     return RUNS[f"{wildcards.task}/{wildcards.model}/{wildcards.method}/b{wildcards.budget}/s{wildcards.seed}"]
+
+
+def buckets_of(wildcards):
+    return f"<results>/buckets/{wildcards.task}.json" if has_buckets(wildcards.task) else []
 
 
 def warm_up_recipe(wildcards):

@@ -31,6 +31,7 @@ rule prepare:
         "<results>/logs/prepare-{task}-{key}.log",
     wildcard_constraints:
         key="[0-9a-f]+",
+    threads: 8
     params:
         config=lambda wildcards: canonical_json(RECIPES.prepare(wildcards.task)),
         partial=f"{KNOBS.data_dir}/partial",
@@ -88,9 +89,26 @@ rule train:
         " --folder {params.folder:q} --log {log:q}"
 
 
+rule buckets:
+    input:
+        prepared=prepared_index,
+    output:
+        buckets="<results>/buckets/{task}.json",
+    log:
+        "<results>/logs/buckets-{task}.log",
+    params:
+        code=lambda wildcards: recipe.buckets_code(wildcards.task),
+    message:
+        "buckets {wildcards.task}: Head, Mid and Tail of the training data"
+    shell:
+        "python workflow_scripts/buckets.py --task {wildcards.task:q} --prepared {input.prepared:q}"
+        " --buckets {output.buckets:q} --log {log:q}"
+
+
 rule evaluate:
     input:
         prepared=prepared_index,
+        buckets=buckets_of,
         model="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/model.safetensors",
         masks="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/masks.safetensors",
         record="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/record.json",
@@ -110,4 +128,4 @@ rule evaluate:
         "evaluate {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}, seed {wildcards.seed}"
     shell:
         "python workflow_scripts/evaluate.py --config {params.config:q} --prepared {input.prepared:q}"
-        " --folder {params.folder:q} --log {log:q}"
+        " --buckets {input.buckets:q} --folder {params.folder:q} --log {log:q}"

@@ -13,7 +13,7 @@ rule collect:
         "<results>/logs/collect.log",
     params:
         grid=fingerprint({"grid": [RECIPES.run_fingerprint(run) for run in RUNS.values()], "cells": KNOBS.cells}),
-        code=recipe.summary_code("collect"),
+        code=[recipe.task_code("collect", task) for task in TASKS],
         knobs=canonical_json(KNOBS.model_dump()),
         results=subpath(output.runs, ancestor=2),
         summary=subpath(output.runs, parent=True),

@@ -10,6 +10,7 @@ from bbnet.study.config import Knobs, read_study
 from bbnet.study.grid import runs
 from bbnet.study.recipe import Recipes
 from bbnet.study.record import run_status
+from bbnet.tasks.task import relative_metrics
 
 
 def main(options) -> None:
@@ -26,7 +27,7 @@ def main(options) -> None:
         for task, model, seed in sorted(seeds)
     ]
     write_frame(options.summary / "grid.csv", collect.grid_table(cells))
-    write_frame(options.summary / "runs.csv", collect.runs_table(cells))
+    write_frame(options.summary / "runs.csv", collect.runs_table(cells, relative_metrics(study.task_settings())))
     write_frame(options.summary / "timing.csv", collect.timing_table(cells))
     write_frame(options.summary / "items.parquet", collect.items_table(cells))
     write_frame(options.summary / "units.parquet", collect.units_table(cells, warm_ups))

@@ -5,7 +5,7 @@ from common import arguments, run, write_frame
 
 from bbnet.analysis.collect import COST_METRICS
 from bbnet.analysis.statistics import cells_table
-from bbnet.tasks.task import load_metrics
+from bbnet.tasks.task import load_metrics, relative_metrics
 
 
 def main(options) -> None:
@@ -16,7 +16,8 @@ def main(options) -> None:
         name: {metric: kind.unit for metric, kind in task.METRICS.items()} | COST_METRICS
         for name, task in tasks.items()
     }
-    write_frame(options.cells, cells_table(runs, pd.read_parquet(options.items), metrics, units))
+    items = pd.read_parquet(options.items)
+    write_frame(options.cells, cells_table(runs, items, metrics, relative_metrics(tasks), units))
 
 
 run(main, arguments(__doc__, runs={}, items={}, cells={}))

@@ -11,7 +11,10 @@ def main(options) -> None:
     record = read_json(options.folder / "record.json")
     if record["fingerprint"] != options.config["train"]:
         raise ValueError(f"{options.folder}: its record is of another configuration or of other code")
-    job = Job(record["config"], options.prepared.with_suffix(""), read_json(options.prepared))
+    index = read_json(options.prepared)
+    if options.buckets is not None:
+        index["buckets"] = read_json(options.buckets)["words"]
+    job = Job(record["config"], options.prepared.with_suffix(""), index)
     evaluation = evaluate(job, options.folder)
     write_parquet(options.folder / "items.parquet", evaluation.items)
     with whole_file(options.folder / "predictions.npz") as partial:
@@ -23,4 +26,4 @@ def main(options) -> None:
     write_text(options.folder / "metrics.json", to_json(evaluation.metrics))
 
 
-run(main, arguments(__doc__, config=JSON, prepared={}, folder={}))
+run(main, arguments(__doc__, config=JSON, prepared={}, folder={}, buckets={"nargs": "?"}))

@@ -23,15 +23,11 @@ def main(options) -> None:
                 for name, folder in (("dense", dense), ("other", other))
             }
             _, _, method, budget, _ = other.split("/")
-            for rank, image in panels.choose(items[dense], items[other]).items():
+            for rank, item in panels.choose(items[dense], items[other]).items():
                 key = f"{model}/{method}/{budget}/{rank}"
-                for name, array in panels.case(prepared, index, image, predictions).items():
+                for name, array in panels.case(prepared, index, item, predictions).items():
                     arrays[f"{key}/{name}"] = array
-                described[key] = {
-                    "image": str(items[dense]["image"][image]),
-                    "delta_tp": int(items[other]["tp"][image] - items[dense]["tp"][image]),
-                    "delta_fp": int(items[other]["fp"][image] - items[dense]["fp"][image]),
-                }
+                described[key] = panels.describe(items[dense].loc[item], items[other].loc[item])
     with whole_file(options.panels) as partial:
         np.savez_compressed(partial, cases=np.array(to_json(described)), **arrays)
 

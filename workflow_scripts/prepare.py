@@ -9,7 +9,7 @@ from bbnet.tasks import task as tasks
 def main(options) -> None:
     task = tasks.load(options.config["task"])
     manifest = {"root": str(options.raw.with_suffix(""))} | read_json(options.raw)
-    with whole_folder(options.index.with_suffix(""), options.partial) as target:
+    with whole_folder(options.index.with_suffix(""), options.partial, resume=True) as target:
         index = task.prepare(manifest, options.config["settings"], target)
     with whole_file(options.index) as partial:
         partial.write_text(to_json(index))

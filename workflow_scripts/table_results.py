@@ -12,7 +12,7 @@ FEW_SEEDS = 3
 def main(options) -> None:
     cells = pd.read_csv(options.cells, dtype={"budget": str})
     cells = cells[(cells["task"] == options.task) & (cells["model"] == options.model)]
-    metrics = {name: metric.unit for name, metric in load_metrics(options.task).METRICS.items()}
+    metrics = {name: metric.unit for name, metric in load_metrics(options.task).METRICS.items() if metric.shown}
     table = results_table(cells, metrics)
     shown = shown_table(table, metrics)
     grid = pd.read_csv(options.grid, dtype={"budget": str})

@@ -1,7 +1,7 @@
 """From the folders of runs to the tidy tables of the summary."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,27 @@ def grid_table(cells: Sequence[Cell]) -> pd.DataFrame:
     return pd.DataFrame([cell.keys | {"status": cell.status, "why": cell.why} for cell in cells])
 
 
-def runs_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Tidy: run keys, metric, value; the task's metrics on test, then `COST_METRICS`.
+def runs_table(cells: Sequence[Cell], relative_metrics: Mapping[str, Callable]) -> pd.DataFrame:
+    """Tidy: run keys, metric, value; the task's metrics on test, those relative to dense, then `COST_METRICS`.
 
     `flops` are those of one sample; `churn` is that of `steady_churn`; `units_at_smallest` (degree k_min or less) and
     `silent_units` (on dev) are shares of the units of all slabs.
+
+    Args:
+        relative_metrics: by task, of the items of a run and of the dense run of the same seed; where that run is not
+            taken there are none.
     """
+    dense = {_comparable(cell): cell for cell in cells if cell.taken and cell.keys["method"] == "dense"}
     rows = []
     for cell in cells:
         if not cell.taken:
             continue
         cost = _read_json(cell.folder / "cost.json")
         values = _read_json(cell.folder / "metrics.json")
+        beside = dense.get(_comparable(cell))
+        if beside not in (None, cell) and cell.keys["task"] in relative_metrics:
+            relative = relative_metrics[cell.keys["task"]](_items(cell.folder), _items(beside.folder))
+            values |= {name: float(value) for name, value in relative.items()}
         values |= {"density": cost["density"], "net_density": cost["net_density"], "flops": cost["flops"]["sparse"]}
         units = pd.read_csv(cell.folder / "units.csv")
         values |= {
@@ -78,9 +87,17 @@ def steady_churn(refreshes: pd.DataFrame) -> float:
     return (pruned + regrown) / (2 * after + pruned - regrown)
 
 
+def _comparable(cell: Cell) -> tuple[str, str, int]:
+    return cell.keys["task"], cell.keys["model"], cell.keys["seed"]
+
+
 def items_table(cells: Sequence[Cell]) -> pd.DataFrame:
     """One row per run and item: run keys and the task's sufficient statistics."""
-    return _join(cells, lambda folder: pd.read_parquet(folder / "items.parquet"))
+    return _join(cells, _items)
+
+
+def _items(folder: Path) -> pd.DataFrame:
+    return pd.read_parquet(folder / "items.parquet")
 
 
 def history_table(cells: Sequence[Cell]) -> pd.DataFrame:

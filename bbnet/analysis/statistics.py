@@ -7,11 +7,12 @@ import pandas as pd
 from scipy import stats
 
 CELL_KEYS = ["task", "model", "method", "side", "budget"]
+DENSE = ("dense", "none", "1.00")  # method, side and budget
 CONFIDENCE = 0.95
 REPLICATES = 1000
 REPLICATES_AT_ONCE = 100
 
-Metrics = Callable[[Mapping[str, np.ndarray], np.ndarray], Mapping[str, np.ndarray]]
+Metrics = Callable[..., Mapping[str, np.ndarray]]  # of items, then the dense run's where they are relative; `weights`
 
 
 def half_width(seed_values: np.ndarray, item_variance: float) -> float:
@@ -30,26 +31,35 @@ def half_width(seed_values: np.ndarray, item_variance: float) -> float:
     return float(stats.t.ppf(upper, seeds - 1) * np.sqrt(np.var(seed_values, ddof=1) / seeds + item_variance))
 
 
-def item_variances(items: Mapping[str, np.ndarray], metrics: Metrics) -> dict[str, float]:
+def item_variances(metrics: Metrics, *items: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Variance of each metric's mean over seeds when the test items are drawn anew, by bootstrap; seeds keep theirs.
 
+    Replicates in which a metric is NaN, as the error rate of words that were not drawn, are left out of its variance.
+
     Args:
-        items: sufficient statistics, [seeds, items], the same items in the same order for every seed.
         metrics: the task's metrics of items and weights.
+        items: sufficient statistics, [seeds, items], the same items in the same order for every seed; those of a
+            method, then those of dense where the metrics are relative to it.
     """
-    count = next(iter(items.values())).shape[-1]
+    count = next(iter(items[0].values())).shape[-1]
     generator = np.random.default_rng(0)
     means: dict[str, list[np.ndarray]] = {}
-    by_seed = {name: values[:, None, :] for name, values in items.items()}
+    by_seed = [{name: values[:, None, :] for name, values in of_run.items()} for of_run in items]
     for _ in range(REPLICATES // REPLICATES_AT_ONCE):
         weights = generator.multinomial(count, np.full(count, 1 / count), size=REPLICATES_AT_ONCE)
-        for name, values in metrics(by_seed, weights[None]).items():
+        for name, values in metrics(*by_seed, weights=weights[None]).items():
             means.setdefault(name, []).append(values.mean(axis=0))
-    return {name: float(np.var(np.concatenate(values), ddof=1)) for name, values in means.items()}
+    drawn = {name: np.concatenate(values) for name, values in means.items()}
+    defined = {name: values[~np.isnan(values)] for name, values in drawn.items()}
+    return {name: float(np.var(values, ddof=1)) if len(values) > 1 else np.nan for name, values in defined.items()}
 
 
 def cells_table(
-    runs: pd.DataFrame, items: pd.DataFrame, metrics: Mapping[str, Metrics], units: Mapping[str, Mapping[str, str]]
+    runs: pd.DataFrame,
+    items: pd.DataFrame,
+    metrics: Mapping[str, Metrics],
+    relative_metrics: Mapping[str, Metrics],
+    units: Mapping[str, Mapping[str, str]],
 ) -> pd.DataFrame:
     """One row per cell and metric: mean, sd, n_seeds, and the bounds `low` and `high` of the 95 % interval of the mean.
 
@@ -57,20 +67,26 @@ def cells_table(
         runs: `collect.runs_table`; metrics without items (costs) have item variance 0.
         items: `collect.items_table`.
         metrics: by task.
+        relative_metrics: those that compare with the dense runs of the same seeds, of the tasks that have such.
         units: unit of each metric, by task.
     """
     items_of = dict(iter(items.groupby(CELL_KEYS, sort=False)))
     rows = []
     for keys, cell in runs.groupby(CELL_KEYS, sort=False):
-        variances = item_variances(_paired_items(items_of[keys], keys), metrics[keys[0]])
-        for metric, values in cell.groupby("metric", sort=False)["value"]:
+        task, model, *_ = keys
+        variances = item_variances(metrics[task], _paired_items(items_of[keys], keys))
+        if task in relative_metrics:
+            pair = _common_seeds(items_of[keys], items_of.get((task, model, *DENSE)))
+            if len(pair[0]):
+                variances |= item_variances(relative_metrics[task], *(_paired_items(part, keys) for part in pair))
+        for metric, values in cell.dropna(subset="value").groupby("metric", sort=False)["value"]:
             mean = values.mean()
             half = half_width(values.to_numpy(), variances.get(metric, 0.0))
             rows.append(
                 dict(zip(CELL_KEYS, keys, strict=True))
                 | {
                     "metric": metric,
-                    "unit": units[keys[0]][metric],
+                    "unit": units[task][metric],
                     "mean": mean,
                     "sd": values.std(ddof=1),
                     "n_seeds": len(values),
@@ -79,6 +95,13 @@ def cells_table(
                 }
             )
     return pd.DataFrame(rows, columns=[*CELL_KEYS, "metric", "unit", "mean", "sd", "n_seeds", "low", "high"])
+
+
+def _common_seeds(items: pd.DataFrame, dense: pd.DataFrame | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The items of the seeds that both have."""
+    if dense is None:
+        return items[:0], items[:0]
+    return items[items["seed"].isin(dense["seed"])], dense[dense["seed"].isin(items["seed"])]
 
 
 def _paired_items(items: pd.DataFrame, keys: tuple) -> dict[str, np.ndarray]:

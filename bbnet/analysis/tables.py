@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 COSTS = {
@@ -18,7 +19,8 @@ def results_table(cells: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFra
 
     Args:
         cells: `statistics.cells_table` of one task and model.
-        metrics: names and units, in the order of the columns.
+        metrics: names and units, in the order of the columns; NaN where a cell has none, as dense of what is relative
+            to dense.
     """
     rows = []
     for (method, side, budget), cell in cells.groupby(["method", "side", "budget"], sort=False):
@@ -26,7 +28,8 @@ def results_table(cells: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFra
         row = {"method": method, "side": side, "budget": budget, "seeds": int(by_metric["n_seeds"].iloc[0])}
         row |= {name: by_metric.loc[name, "mean"] for name in COSTS}
         for name in metrics:
-            row |= {f"{name}_{bound}": by_metric.loc[name, bound] for bound in ("mean", "sd", "low", "high")}
+            bounds = by_metric.loc[name] if name in by_metric.index else {}
+            row |= {f"{name}_{bound}": bounds.get(bound, np.nan) for bound in ("mean", "sd", "low", "high")}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -39,7 +42,8 @@ def shown_table(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame
     for name, unit in metrics.items():
         columns = (table[f"{name}_{bound}"] for bound in ("mean", "low", "high"))
         shown[f"{name} ({unit})"] = [
-            f"{mean:.3f} [{low:.3f}, {high:.3f}]" for mean, low, high in zip(*columns, strict=True)
+            "–" if np.isnan(mean) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+            for mean, low, high in zip(*columns, strict=True)
         ]
     return shown
 

@@ -13,12 +13,13 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 30
 
 
-def track(items: Iterable[Item], what: str) -> Iterator[Item]:
-    """Yields `items`, telling how far it is."""
+def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
+    """Yields `items`, telling how far it is; `total` is their number where they have no length."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
     if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, leave=False)
+        yield from tqdm(items, desc=what, leave=False, total=total)
         return
-    total = len(items) if isinstance(items, Sized) else None
     last = time.monotonic()
     for done, item in enumerate(items, start=1):
         yield item

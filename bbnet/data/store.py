@@ -22,18 +22,23 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def whole_folder(path: Path, partial_root: Path) -> Iterator[Path]:
-    """An empty folder below `partial_root`, renamed to `path` (which it replaces) if the block succeeds."""
+def whole_folder(path: Path, partial_root: Path, resume: bool = False) -> Iterator[Path]:
+    """An empty folder below `partial_root`, renamed to `path` (which it replaces) if the block succeeds.
+
+    With `resume` it stays if the block fails, and the next call finds in it what the last one left.
+    """
     partial = partial_root / path.name
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    if not resume:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
     try:
         yield partial
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(path, ignore_errors=True)
         os.replace(partial, path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not resume:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype | type) -> np.memmap:

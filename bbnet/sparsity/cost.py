@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bbnet.sparsity.gate import Gates
@@ -53,13 +54,14 @@ def flops(
 
 @contextmanager
 def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without the fused kernels of torch's transformer layers, which are not counted."""
+    """Evaluation mode, without the fused kernels of torch's attention and transformer layers, which are not counted."""
     in_training = [module for module in model.modules() if module.training]
     fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)
         for module in in_training:

@@ -52,7 +52,7 @@ class ForwardAverages(ABC):
         self.in_training = in_training
         self.counting = True
         self.sums: dict[str, Sums] = {}
-        self._valid: Tensor | None = None
+        self._valid: Mapping[str, Tensor] = {}
         # Of all modules seen so far, joined: `total`, `total_since`, `average` and `owner` (a channel's module) per
         # channel, the others per module. One set of operations then folds a step, however many modules there are.
         self._joined: dict[str, Tensor] = {}
@@ -76,13 +76,22 @@ class ForwardAverages(ABC):
             hook.remove()
 
     @contextmanager
-    def valid(self, positions: Tensor) -> Iterator[None]:
-        """Forward passes inside count only where `positions`, of the outputs' shape without channels, is true."""
-        self._valid = positions
+    def valid(self, positions: Tensor | Mapping[str, Tensor]) -> Iterator[None]:
+        """Forward passes inside count only where `positions`, of the outputs' shape without channels, is true.
+
+        Parts of a model with positions of their own, such as encoder and decoder, are given by name: a module has the
+        positions of the first part that it is or lies in, and where there is none all of its own are valid.
+        """
+        self._valid = {"": positions} if isinstance(positions, Tensor) else positions
         try:
             yield
         finally:
-            self._valid = None
+            self._valid = {}
+
+    def valid_of(self, name: str) -> Tensor | None:
+        """The valid positions of a module's outputs; None if all are."""
+        parts = (part for part in self._valid if part in ("", name) or name.startswith(f"{part}."))
+        return next((self._valid[part] for part in parts), None)
 
     def fold(self) -> None:
         """One optimiser step: the sums since the last one enter the averages, of modules that were seen."""
@@ -194,7 +203,7 @@ class _Counter(WatchingHook):
         averages = self.averages
         positions = passing.detach().movedim(1, -1) if self.channels_first else passing.detach()
         axis = 0 if positions.dim() == 2 else 1
-        valid = averages._valid
+        valid = averages.valid_of(self.name)
         if valid is not None and valid.shape != positions.shape[:-1]:
             raise ValueError(
                 f"valid positions of shape {list(valid.shape)} do not match what passes {self.name}, "

@@ -222,8 +222,13 @@ class Sparsifier:
         self._parts = []
 
     @contextmanager
-    def valid(self, positions: Tensor) -> Iterator[None]:
-        """Within it, forward passes count only where `positions` is true (padding is not a position)."""
+    def valid(self, positions: Tensor | Mapping[str, Tensor]) -> Iterator[None]:
+        """Within it, forward passes count only where `positions` is true (padding is not a position).
+
+        Args:
+            positions: bool, of the shape of the units' outputs without channels; or such by name of a part of the
+                model, as {"encoder": ..., "decoder": ...}. Where a part is not named all positions are valid.
+        """
         with ExitStack() as stack:
             for averages in self._averages():
                 stack.enter_context(averages.valid(positions))

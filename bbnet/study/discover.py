@@ -116,6 +116,11 @@ def tasks_type() -> type[BaseModel]:
     )
 
 
+def has_buckets(task: str) -> bool:
+    """Whether the task's scores are told apart by Head, Mid and Tail of the training data."""
+    return (TASKS / task / "buckets.py").exists()
+
+
 def has_panels(task: str) -> bool:
     """Whether the task shows chosen cases side by side."""
     return (TASKS / task / "panels.py").exists()

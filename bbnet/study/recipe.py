@@ -29,13 +29,13 @@ class Recipes:
     def fetch(self, task: str) -> dict[str, Any]:
         data = self.tasks[task].data
         generator = PACKAGE / "data" / "synthetic" / f"{data.pack}.py"
-        files = [SCRIPTS / "fetch.py", PACKAGE / "tasks" / task / "data.py", PACKAGE / "data" / "store.py"]
+        files = [SCRIPTS / "fetch.py", *_data_code(task)]
         files += [generator] if generator.exists() else []
         return {"task": task, "data": data.model_dump(), "code": _code(files)}
 
     def prepare(self, task: str) -> dict[str, Any]:
         settings = self.tasks[task].model_dump(exclude={"models", "training", "slabs"})
-        files = [SCRIPTS / "prepare.py", PACKAGE / "tasks" / task / "data.py", PACKAGE / "data" / "store.py"]
+        files = [SCRIPTS / "prepare.py", *_data_code(task)]
         return {"task": task, "settings": settings, "raw": self.raw_key(task), "code": _code(files)}
 
     def raw_key(self, task: str) -> str:
@@ -91,9 +91,20 @@ def summary_code(script: str) -> str:
     return _code([SCRIPTS / f"{script}.py", *(file for folder in folders for file in _python_files(folder))])
 
 
+def buckets_code(task: str) -> str:
+    """Fingerprint of what makes Head, Mid and Tail of a task."""
+    return _code([SCRIPTS / "buckets.py", PACKAGE / "tasks" / task / "buckets.py"])
+
+
 def task_code(script: str, task: str) -> str:
     """`summary_code`, and the task's own folder."""
     return fingerprint({"summary": summary_code(script), "task": _code(_python_files(PACKAGE / "tasks" / task))})
+
+
+def _data_code(task: str) -> list[Path]:
+    """The task's module or package `data`."""
+    folder = PACKAGE / "tasks" / task
+    return [*folder.glob("data.py"), *folder.glob("data/*.py"), PACKAGE / "data" / "store.py"]
 
 
 def _training_code(task: str, algorithm: str) -> list[Path]:

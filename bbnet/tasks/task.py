@@ -1,7 +1,7 @@
 """What a task provides. A task is the module `bbnet.tasks.{name}.task`, found by name; its functions are these."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 from pydantic import BaseModel
+
+from bbnet.tasks.settings import Training
 
 if TYPE_CHECKING:
     import torch
@@ -21,10 +23,11 @@ Items = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Metric:
-    """Unit as printed ("share", "%"), and which direction is better."""
+    """Unit as printed ("share", "%"), which direction is better, and whether the table of results has a column of it."""
 
     unit: str
     better: Literal["higher", "lower"]
+    shown: bool = True
 
 
 class Split(Protocol):
@@ -35,6 +38,15 @@ class Split(Protocol):
     def batch(self, indices: "Tensor", device: "torch.device") -> Any:
         """The samples at `indices` (int64 [batch], on the CPU), on the device."""
 
+    def steps_per_epoch(self, training: Training) -> int:
+        """How many batches an epoch has, the same in each."""
+
+    def batches(self, training: Training, generator: "torch.Generator") -> list["Tensor"]:
+        """The indices of each batch of an epoch, drawn with `generator`."""
+
+    def in_order(self) -> list["Tensor"]:
+        """Every sample once, as indices of batches for evaluation."""
+
 
 class Task(Protocol):
     """The functions and constants of `bbnet.tasks.{name}.task`."""
@@ -42,6 +54,7 @@ class Task(Protocol):
     METRICS: Mapping[str, Metric]
     SELECTION: str  # the dev metric that selects weights, one of METRICS
     ModelSettings: type[BaseModel]  # of one entry of `models`
+    TrainingSettings: type[Training]
 
     def fetch(self, data: Mapping[str, Any], target: Path) -> dict[str, Any]:
         """Makes the pack of the settings' `data` in `target`, or finds it; checks it and returns its manifest."""
@@ -50,7 +63,7 @@ class Task(Protocol):
         """Decodes the pack once into arrays in `target`, and returns their index."""
 
     def open_split(self, prepared: Path, index: Mapping[str, Any], split: str) -> Split:
-        """`train`, `val` or `test`."""
+        """`train`, `val` or `test`; for scoring on test, `index` has `buckets` where the task makes such."""
 
     def build_model(self, settings: BaseModel, index: Mapping[str, Any]) -> "nn.Module":
         """The network, with weights drawn from torch's global generator."""
@@ -61,8 +74,11 @@ class Task(Protocol):
     def slabs(self, model: "nn.Module", which: str, side: str) -> list["Slab"]:
         """The candidates for sparsification on a side (`in`, `out` or `both`)."""
 
-    def augment(self, batch: Any, generator: "torch.Generator") -> Any:
+    def augment(self, batch: Any, training: Training, generator: "torch.Generator") -> Any:
         """Random variants of a training batch, on its device; `generator` is of that device."""
+
+    def valid_positions(self, batch: Any) -> Mapping[str, "Tensor"]:
+        """By name of a part of the model, which positions of its layers' outputs are no padding; all, where unnamed."""
 
     def loss(self, model: "nn.Module", batch: Any) -> "Tensor":
         """Mean loss of a batch."""
@@ -74,9 +90,20 @@ class Task(Protocol):
         """Metrics of items [..., n]; `weights` [..., n], such as bootstrap counts, broadcast against them."""
 
 
+# A task may have more: `metrics.relative_metrics(items, dense, weights)`, those of METRICS that compare with the dense
+# run of the same seed; `buckets.make_buckets(index)`, Head, Mid and Tail of the training data, written as JSON before
+# anything is scored on test; `panels`, cases to look at, with `bbnet.plots.panels_{task}`.
+
+
 def load(name: str) -> ModuleType:
     """The task of that name."""
     return importlib.import_module(f"bbnet.tasks.{name}.task")
+
+
+def relative_metrics(names: Iterable[str]) -> dict[str, Callable[..., dict[str, np.ndarray]]]:
+    """The functions of that name of the tasks that have one."""
+    found = {name: getattr(load_metrics(name), "relative_metrics", None) for name in names}
+    return {name: function for name, function in found.items() if function is not None}
 
 
 def load_metrics(name: str) -> ModuleType:

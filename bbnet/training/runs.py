@@ -16,7 +16,6 @@ from bbnet.sparsity.gate import Gates
 from bbnet.sparsity.slab import Slab, choose_slabs, connections
 from bbnet.sparsity.sparsifier import Sparsifier, sparsify
 from bbnet.tasks import task as tasks
-from bbnet.tasks.settings import Training
 from bbnet.training.checkpoint import load_masks, load_weights
 from bbnet.training.devices import choose_device
 from bbnet.training.trainer import Trainer
@@ -46,7 +45,7 @@ class Job:
         self.model_settings = self.task.ModelSettings(**config["model"])
 
     def trainer(self) -> Trainer:
-        training = Training(**self.config["training"])
+        training = self.task.TrainingSettings(**self.config["training"])
         return Trainer(
             self.task, self.model_settings, training, self.prepared, self.index, self.config["seed"], self.device
         )

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -49,22 +50,18 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, training)
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
-        self.steps_per_epoch = len(self.train_split) // training.batch_size
-        if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"training.batch_size {training.batch_size} exceeds the {len(self.train_split)} training samples"
-            )
+        self.steps_per_epoch = self.train_split.steps_per_epoch(training)
 
     @property
     def sparse_steps(self) -> int:
         """Optimiser steps of the sparse phase."""
-        return self.training.sparse_steps(len(self.train_split))
+        return self.training.sparse_epochs * self.steps_per_epoch
 
     def run_epoch(self, phase: str, sparsifier: Sparsifier | None = None) -> dict[str, Any]:
         """One pass over the training data and one over dev; returns the epoch's row of the history."""
         began = time.monotonic()
         self.epoch += 1
-        loss, learning_rate = self._train()
+        loss, learning_rate = self._train(sparsifier)
         self.model.eval()
         items, _ = self.task.evaluate(self.model, self.dev_split, self.device)
         row = {
@@ -108,19 +105,23 @@ class Trainer:
         self.epoch = state["epoch"]
         self.history = [dict(row) for row in state["history"]]
 
-    def _train(self) -> tuple[float, float]:
+    def _train(self, sparsifier: Sparsifier | None) -> tuple[float, float]:
         self.model.train()
-        order = torch.randperm(len(self.train_split), generator=stream("order", self.seed, self.epoch))
+        batches = self.train_split.batches(self.training, stream("order", self.seed, self.epoch))
         augmentation = stream("augmentation", self.seed, self.epoch, device=self.device)
+        torch.manual_seed(stream("dropout", self.seed, self.epoch).initial_seed())
         first_step = (self.epoch - 1) * self.steps_per_epoch
         total = torch.zeros((), device=self.device)
-        for step, indices in enumerate(order.split(self.training.batch_size)[: self.steps_per_epoch], start=first_step):
+        for step, indices in enumerate(batches, start=first_step):
             learning_rate = self.learning_rate_at(step)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
-            batch = self.task.augment(self.train_split.batch(indices, self.device), augmentation)
-            loss = self.task.loss(self.model, batch)
+            batch = self.task.augment(self.train_split.batch(indices, self.device), self.training, augmentation)
+            with sparsifier.valid(self.task.valid_positions(batch)) if sparsifier else nullcontext():
+                loss = self.task.loss(self.model, batch)
             loss.backward()
+            if self.training.clip_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
             self._step()
             self.optimizer.zero_grad()
             total += loss.detach()
@@ -156,4 +157,4 @@ def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimize
     ]
     if training.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=training.learning_rate, momentum=0.9, fused=True)
-    return torch.optim.AdamW(groups, lr=training.learning_rate, fused=True)
+    return torch.optim.AdamW(groups, lr=training.learning_rate, betas=training.betas, fused=True)

@@ -20,7 +20,7 @@ def measure_units(
     slabs: Iterable[Slab],
     masks: Mapping[str, Tensor],
 ) -> list[dict[str, Any]]:
-    """One row per slab and unit: on-rate over all positions of `split`, degree, fan, and traffic = on-rate * degree.
+    """One row per slab and unit: on-rate over all valid positions of `split`, degree, fan, and traffic = on-rate * degree.
 
     A unit is `silent` if it was on at none of at least 1,000 positions, and `at_smallest` with degree k_min or less.
 
@@ -30,7 +30,10 @@ def measure_units(
     slabs = list(slabs)
     on_rates = OnRates.of_slabs(model, slabs, stride=1, in_training=False)
     model.eval()
-    task.evaluate(model, split, device)
+    for indices in split.in_order():
+        batch = split.batch(indices, device)
+        with torch.no_grad(), on_rates.valid(task.valid_positions(batch)):
+            task.loss(model, batch)
     on_rates.remove()
     on_rates.fold()
     rows = []

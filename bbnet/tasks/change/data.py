@@ -14,10 +14,12 @@ from torch import Tensor
 from bbnet.data.progress import track
 from bbnet.data.store import create_array, open_array
 from bbnet.tasks.change.settings import Data, LevirFolder
+from bbnet.tasks.settings import FixedBatchTraining
 
 SPLITS = ("train", "val", "test")
 PARTS = ("A", "B", "label")
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+EVALUATION_PIXELS = 2**16
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 
@@ -191,3 +193,17 @@ class Tiles:
 
     def batch(self, indices: Tensor, device: torch.device) -> Batch:
         return Batch(self.images[indices].to(device), self.labels[indices].to(device))
+
+    def steps_per_epoch(self, training: FixedBatchTraining) -> int:
+        if len(self) < training.batch_size:
+            raise ValueError(f"training.batch_size {training.batch_size} exceeds the {len(self)} training samples")
+        return len(self) // training.batch_size
+
+    def batches(self, training: FixedBatchTraining, generator: torch.Generator) -> list[Tensor]:
+        """Tiles in random order; an incomplete last batch is left out."""
+        order = torch.randperm(len(self), generator=generator)
+        return list(order.split(training.batch_size))[: self.steps_per_epoch(training)]
+
+    def in_order(self) -> list[Tensor]:
+        """Every tile once, in batches for evaluation."""
+        return list(torch.arange(len(self)).split(max(1, EVALUATION_PIXELS // self.labels.shape[-1] ** 2)))

@@ -27,6 +27,13 @@ def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> 
     return {"best": int(ranked[0]), "median": int(ranked[(len(ranked) - 1) // 2]), "worst": int(ranked[-1])}
 
 
+def describe(dense: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written beside a case; its items of both runs."""
+    return {"image": str(dense["image"])} | {
+        f"delta_{name}": int(other[name] - dense[name]) for name in ("tp", "fp")
+    }
+
+
 def case(
     prepared: Path, index: Mapping[str, Any], image: int, predictions: Mapping[str, Mapping[str, np.ndarray]]
 ) -> dict:

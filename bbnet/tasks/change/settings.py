@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bbnet.tasks.settings import ModelLabel, Section, Training
+from bbnet.tasks.settings import FixedBatchTraining, ModelLabel, Section
 
 
 class AerialScenes(Section):
@@ -44,13 +44,13 @@ class Settings(Section):
     tile: int = Field(ge=16, le=4096, description="Images are cut into tiles of this height and width.")
     slabs: Literal["paper", "wide"] = Field("wide", description="First convolutions of the encoder, or all 3x3 ones.")
     models: dict[ModelLabel, FCSiamConc] = Field(min_length=1, description="Label: its widths.")
-    training: Training
+    training: FixedBatchTraining
 
-    def training_samples(self) -> int | None:
-        """Training tiles, where they are known before the data are prepared."""
+    def steps_per_epoch(self) -> int | None:
+        """Optimiser steps of an epoch, where they are known before the data are prepared."""
         if not isinstance(self.data, AerialScenes):
             return None
-        return self.data.train * (self.data.size // self.tile) ** 2
+        return self.data.train * (self.data.size // self.tile) ** 2 // self.training.batch_size
 
     def fans(self) -> dict[str, set[int]]:
         """Fans of the slabs of each model, on either side."""
@@ -69,7 +69,7 @@ class Settings(Section):
         if isinstance(self.data, AerialScenes):
             if self.data.size % self.tile:
                 raise ValueError(f"data.size {self.data.size} must be a multiple of tile {self.tile}")
-            samples = self.training_samples()
-            if samples < self.training.batch_size:
-                raise ValueError(f"training.batch_size {self.training.batch_size} exceeds the {samples} training tiles")
+            if not self.steps_per_epoch():
+                tiles = self.data.train * (self.data.size // self.tile) ** 2
+                raise ValueError(f"training.batch_size {self.training.batch_size} exceeds the {tiles} training tiles")
         return self

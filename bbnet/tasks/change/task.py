@@ -14,12 +14,14 @@ from bbnet.tasks.change.data import Batch, Tiles, fetch, prepare
 from bbnet.tasks.change.metrics import METRICS, SELECTION, metrics
 from bbnet.tasks.change.model import slabs
 from bbnet.tasks.change.settings import FCSiamConc as ModelSettings
+from bbnet.tasks.settings import FixedBatchTraining as TrainingSettings
 from bbnet.tasks.task import Items
 
 __all__ = [
     "METRICS",
     "SELECTION",
     "ModelSettings",
+    "TrainingSettings",
     "augment",
     "build_model",
     "evaluate",
@@ -30,9 +32,8 @@ __all__ = [
     "open_split",
     "prepare",
     "slabs",
+    "valid_positions",
 ]
-
-EVALUATION_PIXELS = 2**20
 
 
 def open_split(prepared: Path, index: Mapping[str, Any], split: str) -> Tiles:
@@ -48,7 +49,7 @@ def example_inputs(index: Mapping[str, Any], device: torch.device) -> tuple[Tens
     return (torch.zeros(1, 2, 3, index["tile"], index["tile"], device=device),)
 
 
-def augment(batch: Batch, generator: torch.Generator) -> Batch:
+def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator) -> Batch:
     """Each pair may be mirrored, turned by quarters, and have its dates swapped."""
     images, labels = batch.images, batch.labels
     coins = torch.rand(4, len(labels), generator=generator, device=labels.device) < 0.5
@@ -62,6 +63,11 @@ def augment(batch: Batch, generator: torch.Generator) -> Batch:
 
     images = torch.where(swap.reshape(-1, 1, 1, 1, 1), images.flip(1), images)
     return Batch(turn(images, 1, 1), turn(labels))
+
+
+def valid_positions(batch: Batch) -> dict[str, Tensor]:
+    """All are."""
+    return {}
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -79,9 +85,8 @@ def evaluate(model: nn.Module, split: Tiles, device: torch.device) -> tuple[Item
 
     A pixel is predicted changed where its share is at least 1/2.
     """
-    size = split.labels.shape[-1]
     counts, packed = [], []
-    for indices in torch.arange(len(split)).split(max(1, EVALUATION_PIXELS // size**2 // 16)):
+    for indices in split.in_order():
         batch = split.batch(indices, device)
         predicted = model(batch.images.float()) >= 0
         true = batch.labels.bool()

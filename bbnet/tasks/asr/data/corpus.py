@@ -1,0 +1,111 @@
+"""A corpus in LibriSpeech's layout: {split}/{speaker}/{chapter}/{utterance}.flac and {speaker}-{chapter}.trans.txt."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from bbnet.tasks.asr.settings import Data, LibriSpeechFolder, SpokenWords
+
+SPLITS = {"train": ("train-clean-100",), "val": ("dev-clean",), "test": ("test-clean", "test-other")}
+FOLDERS = tuple(folder for folders in SPLITS.values() for folder in folders)
+ROOT_OF_ARCHIVES = "LibriSpeech"
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """`key` is speaker-chapter-number, `audio` its file, `text` its transcript."""
+
+    key: str
+    audio: Path
+    text: str
+
+
+def fetch(data: Mapping[str, Any], target: Path) -> dict[str, Any]:
+    """Speaks the embedded pack into `target`, or takes the folder named; checks the layout.
+
+    Returns the manifest: the number of audio files of each split, and `root` where the pack lies elsewhere.
+    Raises: ValueError naming a split that is missing or holds no audio.
+    """
+    pack = TypeAdapter(Data).validate_python(data)
+    if isinstance(pack, LibriSpeechFolder):
+        root = Path(pack.path).expanduser().absolute()
+        if (root / ROOT_OF_ARCHIVES).is_dir():
+            root = root / ROOT_OF_ARCHIVES
+        return {"pack": pack.pack, "root": str(root), "audio_files": _count_audio(root)}
+    _speak(pack, target)
+    return {"pack": pack.pack, "audio_files": _count_audio(target)}
+
+
+def _speak(pack: SpokenWords, target: Path) -> None:
+    from bbnet.data.synthetic.spoken_words import Section, write_spoken_words  # late: no training job speaks
+
+    def other(utterances: int, lowest_db: float) -> Section:
+        return Section(utterances, pack.speakers, (lowest_db, lowest_db + 15), pack.unseen)
+
+    write_spoken_words(
+        target,
+        seed=pack.seed,
+        sections={
+            "train-clean-100": Section(pack.train, pack.train_speakers, (pack.noise - 5, pack.noise + 15)),
+            "dev-clean": other(pack.val, pack.noise),
+            "test-clean": other(pack.test, pack.noise),
+            "test-other": other(pack.test, pack.noise - 10),
+        },
+        words=pack.words,
+        unseen_words=pack.unseen_words,
+        words_per_utterance=(pack.shortest, pack.longest),
+        zipf=pack.zipf,
+    )
+
+
+def _count_audio(root: Path) -> dict[str, int]:
+    counts = {}
+    for folder in FOLDERS:
+        if not (root / folder).is_dir():
+            raise ValueError(f"{root / folder}: no such folder; a corpus holds {', '.join(FOLDERS)}")
+        counts[folder] = sum(1 for _ in (root / folder).glob("*/*/*.flac"))
+        if not counts[folder]:
+            raise ValueError(f"{root / folder}: holds no audio; allowed is {{speaker}}/{{chapter}}/*.flac")
+    return counts
+
+
+def read_folder(root: Path, folder: str) -> tuple[list[Utterance], dict[str, str]]:
+    """The utterances of a split in the order of their keys, and why each unpaired one is none.
+
+    Raises: ValueError naming a transcript that cannot be read.
+    """
+    audio = {path.stem: path for path in (root / folder).glob("*/*/*.flac")}
+    texts: dict[str, str] = {}
+    for path in sorted((root / folder).glob("*/*/*.trans.txt")):
+        for key, text in _read_transcript(path):
+            if key in texts:
+                raise ValueError(f"{path}: utterance {key} has two transcripts")
+            texts[key] = text
+            if key not in audio:
+                audio[key] = path.parent / f"{key}.flac"
+    utterances, unpaired = [], {}
+    for key in sorted(audio, key=_by_numbers):
+        if key not in texts:
+            unpaired[key] = f"{audio[key]}: has no transcript"
+        elif not audio[key].is_file():
+            unpaired[key] = f"{audio[key]}: there is a transcript but no such audio"
+        else:
+            utterances.append(Utterance(key, audio[key], texts[key]))
+    return utterances, unpaired
+
+
+def _read_transcript(path: Path) -> list[tuple[str, str]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not a transcript in UTF-8 ({error.reason})") from None
+    pairs = (line.strip().partition(" ") for line in lines if line.strip())
+    return [(key, text.strip()) for key, _, text in pairs]
+
+
+def _by_numbers(key: str) -> list[tuple[int, str]]:
+    """1-2-10 comes after 1-2-9."""
+    return [(int(part) if part.isdigit() else -1, part) for part in key.split("-")]

@@ -1,0 +1,62 @@
+"""Log-mel filterbanks as Kaldi computes them, from FLAC files."""
+
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+SAMPLE_RATE = 16_000
+BINS = 80
+FRAME_MS, SHIFT_MS = 25.0, 10.0
+FRAMES_PER_SECOND = 1000 / SHIFT_MS
+FULL_SCALE = 2**15
+
+
+class Undecodable(ValueError):
+    """Audio that cannot be decoded; the message names the file."""
+
+
+def read_audio(path: Path) -> tuple[np.ndarray, int]:
+    """Float32 [samples] in [-1, 1], the mean of all channels, and the sample rate; raises Undecodable."""
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise Undecodable(f"{path}: cannot be decoded ({_last_sentence(error)})") from None
+    if not np.isfinite(samples).all():
+        raise Undecodable(f"{path}: holds samples that are not finite")
+    return samples.mean(axis=1), rate
+
+
+def log_mel(samples: np.ndarray, rate: int) -> Tensor:
+    """80-bin log-mel filterbank float32 [frames, 80] of 25 ms every 10 ms, resampled to 16 kHz where needed.
+
+    As torchaudio.compliance.kaldi.fbank with samples of 16-bit scale, which is what Kaldi's energy floor is made for,
+    and no dither. [0, 80] if the audio is shorter than a frame.
+    """
+    from torchaudio.compliance.kaldi import fbank  # late: training reads arrays
+    from torchaudio.functional import resample
+
+    wave = torch.from_numpy(samples)[None]
+    if rate != SAMPLE_RATE:
+        wave = resample(wave, rate, SAMPLE_RATE)
+    if wave.shape[1] < SAMPLE_RATE * FRAME_MS / 1000:
+        return torch.empty(0, BINS)
+    return fbank(
+        wave * FULL_SCALE,
+        num_mel_bins=BINS,
+        frame_length=FRAME_MS,
+        frame_shift=SHIFT_MS,
+        dither=0.0,
+        sample_frequency=SAMPLE_RATE,
+    )
+
+
+def positions(frames: Tensor | int) -> Tensor | int:
+    """Encoder positions of so many frames: two convolutions of kernel 3 and stride 2 without padding."""
+    return ((frames - 3) // 2 + 1 - 3) // 2 + 1
+
+
+def _last_sentence(error: Exception) -> str:
+    return str(error).split(": ")[-1].rstrip(".")

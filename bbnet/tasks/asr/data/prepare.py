@@ -1,0 +1,254 @@
+"""From audio and transcripts to one mapped array of features, tokens, and an index."""
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from bbnet.data.progress import track
+from bbnet.data.store import create_array, whole_file
+from bbnet.tasks.asr.data.corpus import FOLDERS, SPLITS, Utterance, read_folder
+from bbnet.tasks.asr.data.features import BINS, SAMPLE_RATE, Undecodable, log_mel, positions, read_audio
+from bbnet.tasks.asr.data.tokens import normalise, train_tokeniser
+from bbnet.tasks.asr.settings import Faults, Tokens
+
+logger = logging.getLogger(__name__)
+UTTERANCES_PER_SHARD = 128
+NAMED_IN_ERRORS = 3
+SMALLEST_SD = 1e-3
+
+
+@dataclass
+class FaultyUtterances:
+    """What cannot be used, and why: refused or skipped as the rule of its kind says."""
+
+    rules: Faults
+    skipped: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+
+    def judge(self, folder: str, kind: str, found: Mapping[str, str]) -> None:
+        """Raises ValueError naming the first utterances of a kind that is refused; counts those that are skipped.
+
+        Args:
+            found: by key, what is wrong with the utterance.
+        """
+        if not found:
+            return
+        reasons = [found[key] for key in sorted(found)]
+        named = "; ".join(reasons[:NAMED_IN_ERRORS])
+        if getattr(self.rules, kind) != "skip":
+            others = f"; and {len(reasons) - NAMED_IN_ERRORS} more" if len(reasons) > NAMED_IN_ERRORS else ""
+            raise ValueError(f"{named}{others} ({len(reasons)} of {folder}; faults.{kind}: skip leaves such out)")
+        for reason in reasons:
+            logger.info("skipped (faults.%s): %s", kind, reason)
+        logger.info("%s: %d skipped (faults.%s)", folder, len(reasons), kind)
+        self.skipped.setdefault(folder, {})[kind] = sorted(found)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Some utterances of a split, whose features are computed together into one file."""
+
+    folder: str
+    utterances: Sequence[Utterance]
+    path: Path
+    low_rate: str
+
+
+def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
+    """Features and tokens of every utterance, train, val, test-clean and test-other behind each other.
+
+    `features.npy` float32 [frames, 80], normalised per bin by the statistics of the training split; `starts.npy` int64
+    [utterances + 1], the first frame of each; `tokens.npy` int32 and `token_starts.npy` int64 likewise. Shards that an
+    interrupted call left in `target` are not computed again.
+
+    Returns the index: per split the utterances and normalised texts, of `test` how many are of which folder.
+    Raises: ValueError naming the utterances that a rule of `faults` refuses, or a split without any left.
+    """
+    faulty = FaultyUtterances(Faults(**settings["faults"]))
+    found: dict[str, list[Utterance]] = {}
+    for folder in FOLDERS:
+        found[folder], unpaired = read_folder(Path(manifest["root"]), folder)
+        faulty.judge(folder, "unpaired", unpaired)
+    shards = list(_shards(found, target / "shards", faulty.rules.low_rate))
+    _compute(shards)
+    kept = {folder: _usable(folder, shards, faulty) for folder in FOLDERS}
+    tokens: Tokens = TypeAdapter(Tokens).validate_python(settings["tokens"])
+    texts = {folder: [normalise(text) for _, text, _ in rows] for folder, rows in kept.items()}
+    tokeniser = train_tokeniser(tokens, texts[FOLDERS[0]], target)
+    encoded = {folder: [tokeniser.encode(text) for text in texts[folder]] for folder in FOLDERS}
+    _drop_too_many_tokens(FOLDERS[0], kept, texts, encoded, faulty)
+    for folder in FOLDERS:
+        if not kept[folder]:
+            raise ValueError(f"{Path(manifest['root']) / folder}: no utterance is left")
+    mean, sd = _write_features(shards, kept, target)
+    all_tokens = [tokens for folder in FOLDERS for tokens in encoded[folder]]
+    np.save(target / "tokens.npy", np.array([token for tokens in all_tokens for token in tokens], dtype=np.int32))
+    np.save(target / "token_starts.npy", np.cumsum([0, *map(len, all_tokens)], dtype=np.int64))
+    shutil.rmtree(target / "shards")
+    train = kept[FOLDERS[0]]
+    return {
+        "tokens": settings["tokens"] | {"vocabulary": tokeniser.size},
+        "mean": mean,
+        "sd": sd,
+        "mean_frames": round(sum(frames for *_, frames in train) / len(train)),
+        "mean_tokens": max(1, round(sum(map(len, encoded[FOLDERS[0]])) / len(train))),
+        "skipped": faulty.skipped,
+        "splits": {
+            split: {
+                "utterances": [key for folder in folders for key, *_ in kept[folder]],
+                "texts": [text for folder in folders for text in texts[folder]],
+                "folders": [[folder, len(kept[folder])] for folder in folders],
+            }
+            for split, folders in SPLITS.items()
+        },
+    }
+
+
+def _shards(found: Mapping[str, list[Utterance]], home: Path, low_rate: str) -> Iterator[Shard]:
+    for folder, utterances in found.items():
+        for first in range(0, len(utterances), UTTERANCES_PER_SHARD):
+            path = home / f"{folder}-{first:07d}.npz"
+            yield Shard(folder, utterances[first : first + UTTERANCES_PER_SHARD], path, low_rate)
+
+
+def _compute(shards: Sequence[Shard]) -> None:
+    """Those that are not there yet, one process per core that this job may use."""
+    missing = [shard for shard in shards if not _is_current(shard)]
+    if len(missing) < len(shards):
+        logger.info("prepare: %d of %d shards are there already", len(shards) - len(missing), len(shards))
+    workers = min(len(missing), int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    if workers <= 1:
+        for shard in track(missing, "prepare: shards"):
+            compute_shard(shard)
+        return
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        jobs = [pool.submit(compute_shard, shard) for shard in missing]
+        try:
+            for job in track(as_completed(jobs), "prepare: shards", total=len(jobs)):
+                job.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _is_current(shard: Shard) -> bool:
+    """Whether its file is there, made from the audio as it lies there now."""
+    if not shard.path.exists():
+        return False
+    with np.load(shard.path) as file:
+        return str(file["sources"]) == _sources(shard)
+
+
+def _sources(shard: Shard) -> str:
+    stats = [(utterance.key, utterance.audio.stat()) for utterance in shard.utterances]
+    return json.dumps([[key, stat.st_size, stat.st_mtime_ns] for key, stat in stats])
+
+
+def compute_shard(shard: Shard) -> None:
+    """Features of all utterances behind each other; those with a fault have none, and a reason."""
+    torch.set_num_threads(1)
+    features, faults = [], {}
+    for utterance in shard.utterances:
+        try:
+            samples, rate = read_audio(utterance.audio)
+        except Undecodable as error:
+            faults[utterance.key] = ["undecodable", str(error)]
+            features.append(torch.empty(0, BINS))
+            continue
+        own = log_mel(samples, rate)
+        if rate < SAMPLE_RATE and shard.low_rate != "resample":
+            faults[utterance.key] = ["low_rate", f"{utterance.audio}: sampled at {rate} Hz, below {SAMPLE_RATE} Hz"]
+        elif positions(len(own)) < 1:
+            seconds = f"{len(samples) / rate:.3f} s"
+            faults[utterance.key] = ["too_short", f"{utterance.audio}: {seconds} are too short for the convolutions"]
+        features.append(torch.empty(0, BINS) if utterance.key in faults else own)
+    with whole_file(shard.path) as partial:
+        np.savez(
+            partial,
+            features=torch.cat(features).numpy(),
+            frames=np.array([len(own) for own in features], dtype=np.int64),
+            faults=np.array(json.dumps(faults)),
+            sources=np.array(_sources(shard)),
+        )
+
+
+def _usable(folder: str, shards: Sequence[Shard], faulty: FaultyUtterances) -> list[tuple[str, str, int]]:
+    """Key, transcript and frames of the utterances without a fault."""
+    rows, by_kind = [], {}
+    for shard in shards:
+        if shard.folder != folder:
+            continue
+        with np.load(shard.path) as file:
+            frames, faults = file["frames"].tolist(), json.loads(str(file["faults"]))
+        for key, (kind, reason) in faults.items():
+            by_kind.setdefault(kind, {})[key] = reason
+        rows += [
+            (utterance.key, utterance.text, count)
+            for utterance, count in zip(shard.utterances, frames, strict=True)
+            if utterance.key not in faults
+        ]
+    for kind, found in by_kind.items():
+        faulty.judge(folder, kind, found)
+    return rows
+
+
+def _drop_too_many_tokens(
+    folder: str,
+    kept: dict[str, list[tuple[str, str, int]]],
+    texts: dict[str, list[str]],
+    encoded: dict[str, list[list[int]]],
+    faulty: FaultyUtterances,
+) -> None:
+    """CTC needs a position for every token, and a blank between equal neighbours."""
+    found = {}
+    for (key, _, frames), tokens in zip(kept[folder], encoded[folder], strict=True):
+        needed = len(tokens) + sum(one == next_ for one, next_ in zip(tokens, tokens[1:], strict=False))
+        if needed > positions(frames):
+            found[key] = f"{key}: CTC needs {needed} positions for its {len(tokens)} tokens, it has {positions(frames)}"
+    faulty.judge(folder, "too_many_tokens", found)
+    usable = [key not in found for key, *_ in kept[folder]]
+    for rows in (kept, texts, encoded):
+        rows[folder] = [row for row, use in zip(rows[folder], usable, strict=True) if use]
+
+
+def _write_features(
+    shards: Sequence[Shard], kept: Mapping[str, list[tuple[str, str, int]]], target: Path
+) -> tuple[list[float], list[float]]:
+    """Writes `features.npy` and `starts.npy`; returns mean and sd per bin of the training split."""
+    keys = {folder: {key for key, *_ in rows} for folder, rows in kept.items()}
+    count, total, squares = 0, np.zeros(BINS), np.zeros(BINS)
+    for shard in shards:
+        if shard.folder == FOLDERS[0]:
+            features = _kept_features(shard, keys[shard.folder]).astype(np.float64)
+            count += len(features)
+            total += features.sum(0)
+            squares += np.square(features).sum(0)
+    mean = total / count
+    sd = np.maximum(np.sqrt(np.maximum(squares / count - mean**2, 0)), SMALLEST_SD)
+    starts = np.cumsum([0, *(frames for folder in FOLDERS for *_, frames in kept[folder])], dtype=np.int64)
+    np.save(target / "starts.npy", starts)
+    array = create_array(target / "features.npy", (int(starts[-1]), BINS), np.float32)
+    filled = 0
+    for shard in track(shards, "prepare: normalise"):
+        features = _kept_features(shard, keys[shard.folder])
+        array[filled : filled + len(features)] = (features - mean) / sd
+        filled += len(features)
+    array.flush()
+    return mean.tolist(), sd.tolist()
+
+
+def _kept_features(shard: Shard, keys: set[str]) -> np.ndarray:
+    """Features [frames, 80] of the utterances of a shard that are used."""
+    with np.load(shard.path) as file:
+        frames, features = file["frames"], file["features"]
+    return features[np.repeat([utterance.key in keys for utterance in shard.utterances], frames)]

@@ -1,0 +1,96 @@
+"""From text to tokens and back: characters, or pieces of words learned from the training text."""
+
+import re
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from bbnet.tasks.asr.settings import SentencePiece, Tokens
+
+PAD = 0  # also CTC's blank
+EOS = 1  # also what the decoder starts from
+SPECIALS = 2
+ALPHABET = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+MODEL_FILE = "tokeniser.model"
+
+
+def normalise(text: str) -> str:
+    """Upper case; everything but A to Z and apostrophe separates words; single spaces."""
+    return " ".join(re.sub("[^A-Z']+", " ", text.upper()).split())
+
+
+class Tokeniser(Protocol):
+    """Tokens are integers from `SPECIALS` to below `size`; `PAD` and `EOS` are never among those of a text."""
+
+    size: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, tokens: Sequence[int]) -> str: ...
+
+
+class CharacterTokeniser:
+    """One token per character of the alphabet."""
+
+    size = SPECIALS + len(ALPHABET)
+
+    def encode(self, text: str) -> list[int]:
+        return [SPECIALS + ALPHABET.index(character) for character in text]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(ALPHABET[token - SPECIALS] for token in tokens)
+
+
+class PieceTokeniser:
+    """A sentencepiece model; raises ValueError naming a file that is none."""
+
+    def __init__(self, path: Path) -> None:
+        from sentencepiece import SentencePieceProcessor  # late: characters need none
+
+        try:
+            self._model = SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            raise ValueError(f"{path}: not a sentencepiece model ({error})") from None
+        self.size: int = self._model.get_piece_size()
+
+    def encode(self, text: str) -> list[int]:
+        return self._model.encode(text)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return self._model.decode(list(tokens))
+
+
+def train_tokeniser(tokens: Tokens, texts: Iterable[str], folder: Path) -> Tokeniser:
+    """The tokeniser of the settings, trained on normalised texts; raises ValueError if they do not allow its size."""
+    if not isinstance(tokens, SentencePiece):
+        return CharacterTokeniser()
+    from sentencepiece import SentencePieceTrainer
+
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        prefix = Path(scratch, "tokeniser")
+        try:
+            SentencePieceTrainer.train(
+                sentence_iterator=iter([text for text in texts if text]),
+                model_prefix=str(prefix),
+                model_type=tokens.kind,
+                vocab_size=tokens.size,
+                pad_id=PAD,
+                eos_id=EOS,
+                unk_id=SPECIALS,
+                bos_id=-1,
+                required_chars=ALPHABET.strip(),
+                character_coverage=1.0,
+                normalization_rule_name="identity",
+                num_threads=1,
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"tokens: the training text allows no {tokens.kind} of size {tokens.size} ({reason})") from None
+        prefix.with_suffix(".model").rename(folder / MODEL_FILE)
+    return PieceTokeniser(folder / MODEL_FILE)
+
+
+def load_tokeniser(prepared: Path, index: Mapping[str, Any]) -> Tokeniser:
+    return CharacterTokeniser() if index["tokens"]["kind"] == "characters" else PieceTokeniser(prepared / MODEL_FILE)

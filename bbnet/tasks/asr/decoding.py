@@ -1,0 +1,93 @@
+"""From speech to tokens: greedy or by beam search, in batches, with cached keys and values."""
+
+import torch
+from torch import Tensor
+
+from bbnet.tasks.asr.data.tokens import EOS, PAD
+from bbnet.tasks.asr.model import Cache, Memory, SpeechTransformer
+
+
+@torch.no_grad()
+def transcribe(model: SpeechTransformer, features: Tensor, frames: Tensor, limits: Tensor) -> list[list[int]]:
+    """Tokens of each utterance, without `EOS`, at most `limits` [batch]; by beam search if the model's settings say so.
+
+    Args:
+        features: [batch, time, 80]; `frames` [batch] of them are each utterance's own.
+    """
+    memory = model.encode(features, frames)
+    settings = model.settings
+    if settings.beam == 1:
+        return greedy(model, memory, limits)
+    return beam_search(model, memory, limits, settings.beam, settings.length_normalisation)
+
+
+def greedy(model: SpeechTransformer, memory: Memory, limits: Tensor) -> list[list[int]]:
+    """The likeliest token at each step."""
+    batch, device = len(limits), limits.device
+    caches = [Cache() for _ in model.decoder]
+    written = torch.full((batch, int(limits.max()) + 1), EOS, device=device)
+    lengths = limits.clone()
+    done = torch.zeros(batch, dtype=torch.bool, device=device)
+    for step in range(int(limits.max())):
+        logits = model.decode(written[:, step : step + 1], memory, caches)[:, -1]
+        logits[:, PAD] = -torch.inf
+        token = logits.argmax(1)
+        ends = ~done & (token == EOS)
+        lengths = torch.where(ends, step, lengths)
+        done |= ends | (step + 1 >= limits)
+        written[:, step + 1] = token
+        if bool(done.all()):
+            break
+    return [row[1 : 1 + length] for row, length in zip(written.tolist(), lengths.tolist(), strict=True)]
+
+
+def beam_search(
+    model: SpeechTransformer, memory: Memory, limits: Tensor, beam: int, length_normalisation: float
+) -> list[list[int]]:
+    """The hypothesis of the largest log-probability / length ** `length_normalisation`, `EOS` counted in the length.
+
+    At each step every live hypothesis may end; of those that go on the `beam` likeliest live. One that reaches its
+    limit ends there as it is.
+    """
+    batch, device, longest = len(limits), limits.device, int(limits.max())
+    memory = Memory(*(part.repeat_interleave(beam, dim=0) for part in memory))
+    caches = [Cache() for _ in model.decoder]
+    rows = torch.arange(batch, device=device)[:, None]
+    # All hypotheses of an utterance start alike: all but one are impossible.
+    live = torch.full((batch, beam), -torch.inf, device=device)
+    live[:, 0] = 0.0
+    written = torch.full((batch, beam, longest + 1), EOS, device=device)
+    best = torch.full((batch,), -torch.inf, device=device)
+    best_tokens = torch.full((batch, longest), EOS, device=device)
+    best_lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+
+    def keep_best(scores: Tensor, length: int) -> None:
+        nonlocal best, best_tokens, best_lengths
+        score, which = scores.max(1)
+        better = score > best
+        best = torch.where(better, score, best)
+        best_lengths = torch.where(better, length, best_lengths)
+        best_tokens = torch.where(better[:, None], written[rows[:, 0], which, 1:], best_tokens)
+
+    for step in range(longest):
+        logits = model.decode(written[:, :, step].reshape(-1, 1), memory, caches)[:, -1]
+        logits[:, PAD] = -torch.inf
+        scores = live[:, :, None] + logits.log_softmax(-1).unflatten(0, (batch, beam))
+        norm = (step + 1) ** length_normalisation
+        open_ = limits > step
+        keep_best((scores[:, :, EOS] / norm).masked_fill(~open_[:, None], -torch.inf), step)
+        scores[:, :, EOS] = -torch.inf
+        vocabulary = scores.shape[2]
+        live, which = scores.flatten(1).topk(min(beam, scores[0].numel()), dim=1)
+        origin, token = which // vocabulary, which % vocabulary
+        written = written[rows, origin]
+        written[:, :, step + 1] = token
+        for cache in caches:
+            cache.select((rows * beam + origin).flatten())
+        full = limits == step + 1
+        keep_best((live / norm).masked_fill(~full[:, None], -torch.inf), step + 1)
+        live = live.masked_fill(~(limits > step + 1)[:, None], -torch.inf)
+        # A score only falls, and divided by the largest length it is as good as it can become.
+        if bool((best >= live.amax(1) / limits**length_normalisation).all()):
+            break
+    return [row[:length] for row, length in zip(best_tokens.tolist(), best_lengths.tolist(), strict=True)]

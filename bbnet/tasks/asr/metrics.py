@@ -1,0 +1,79 @@
+"""Metrics of speech recognition from per-utterance error counts. Imports no torch: `compare` resamples with it."""
+
+import numpy as np
+
+from bbnet.tasks.task import Items, Metric
+
+SELECTION = "wer"
+BUCKETS = ("head", "mid", "tail")
+OTHER = "_other"  # suffix of metrics on test-other; those without are on test-clean
+
+_SHOWN = {name: Metric("%", "lower") for name in ("wer", "cer")}
+_SHOWN |= {"werr": Metric("%", "higher")} | {f"dwer_{bucket}": Metric("points", "lower") for bucket in BUCKETS}
+_DETAILS = {f"wer_{bucket}": Metric("%", "lower", shown=False) for bucket in (*BUCKETS, "oov")}
+_DETAILS |= {"insertion_rate": Metric("%", "lower", shown=False)}
+_CLEAN = _SHOWN | _DETAILS
+METRICS = _CLEAN | {
+    f"{name}{OTHER}": Metric(metric.unit, metric.better, shown=name in ("wer", "werr"))
+    for name, metric in _CLEAN.items()
+}
+
+
+def metrics(items: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Rates of the whole corpus in %, of test-clean (or dev) and, with the suffix `_other`, of test-other.
+
+    `wer` = 100 (S + D + I) / N over words, `cer` the same over characters; `wer_{bucket}` = 100 (S + D) / N of the
+    bucket's reference words; `insertion_rate` = 100 I / N. NaN where N is 0.
+
+    Args:
+        items: counts as `scoring.count_errors` has them, and `other` (1 of test-other), [..., utterances].
+        weights: [..., utterances], how often each utterance counts; broadcast against the counts.
+    Returns: arrays of the broadcast shape without its last axis.
+    """
+    found = {}
+    for suffix, other in (("", 0), (OTHER, 1)):
+        of_set = np.asarray(items["other"]) == other
+        if of_set.any():
+            rates = _rates(items, of_set if weights is None else weights * of_set)
+            found |= {f"{name}{suffix}": rate for name, rate in rates.items()}
+    return found
+
+
+def relative_metrics(items: Items, dense: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    """Metrics beside the dense run of the same seed, `dense` being its items.
+
+    `werr` = 100 (WER_dense - WER) / WER_dense in %, `dwer_{bucket}` = WER_bucket - WER_bucket of dense in points.
+    """
+    own, theirs = metrics(items, weights), metrics(dense, weights)
+    found = {}
+    for suffix in ("", OTHER):
+        if f"wer{suffix}" in own:
+            gain = theirs[f"wer{suffix}"] - own[f"wer{suffix}"]
+            found[f"werr{suffix}"] = 100 * _ratio(gain, theirs[f"wer{suffix}"])
+            for bucket in BUCKETS:
+                name = f"wer_{bucket}{suffix}"
+                found[f"d{name}"] = own[name] - theirs[name]
+    return found
+
+
+def _rates(items: Items, weights: np.ndarray) -> dict[str, np.ndarray]:
+    def total(*names: str) -> np.ndarray:
+        return sum((np.asarray(items[name]) * weights).sum(-1) for name in names)
+
+    words = total("words")
+    rates = {
+        "wer": 100 * _ratio(total("substitutions", "deletions", "insertions"), words),
+        "cer": 100 * _ratio(total("character_errors"), total("characters")),
+    }
+    if "head_words" in items:
+        rates["insertion_rate"] = 100 * _ratio(total("insertions"), words)
+        for bucket in (*BUCKETS, "oov"):
+            errors = total(f"{bucket}_substitutions", f"{bucket}_deletions")
+            rates[f"wer_{bucket}"] = 100 * _ratio(errors, total(f"{bucket}_words"))
+    return rates
+
+
+def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """part / whole, NaN where the whole is 0."""
+    whole = np.asarray(whole, dtype=float)
+    return np.where(whole == 0, np.nan, part / np.where(whole == 0, 1, whole))

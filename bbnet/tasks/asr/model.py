@@ -1,0 +1,206 @@
+"""A pre-LN encoder-decoder Transformer for speech, with a CTC head on its encoder."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bbnet.sparsity.slab import Slab
+from bbnet.tasks.asr.data.features import BINS, positions
+from bbnet.tasks.asr.settings import Transformer
+
+
+class Output(NamedTuple):
+    """`tokens`: logits [batch, length, vocabulary] of the next token; `ctc`: [batch, positions, vocabulary] or None."""
+
+    tokens: Tensor
+    ctc: Tensor | None
+
+
+class Memory(NamedTuple):
+    """What the decoder reads: `states` [batch, positions, width], `valid` bool [batch, 1, 1, positions]."""
+
+    states: Tensor
+    valid: Tensor
+
+
+class Cache:
+    """Keys and values [batch, heads, time, head width] of a decoder layer: of its own past, and of the memory."""
+
+    def __init__(self) -> None:
+        self.own: tuple[Tensor, Tensor] | None = None
+        self.memory: tuple[Tensor, Tensor] | None = None
+
+    def select(self, rows: Tensor) -> None:
+        """Keeps these rows of the own past; those of the memory stay."""
+        keys, values = self.own
+        self.own = (keys[rows], values[rows])
+
+
+class Attention(nn.Module):
+    """Multi-head scaled dot-product attention (Vaswani et al. 2017)."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.output = nn.Linear(width, width)
+
+    def keys_and_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        keys, values = self.key_value(states).chunk(2, dim=-1)
+        return self._split(keys), self._split(values)
+
+    def forward(
+        self, states: Tensor, keys_and_values: tuple[Tensor, Tensor], valid: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """States [batch, length, width] attend to keys where `valid`, bool [batch, 1, 1, keys]."""
+        mixed = functional.scaled_dot_product_attention(
+            self._split(self.query(states)),
+            *keys_and_values,
+            attn_mask=valid,
+            is_causal=causal,
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def _split(self, states: Tensor) -> Tensor:
+        return states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """Its hidden units are those of the slabs."""
+
+    def __init__(self, settings: Transformer) -> None:
+        super().__init__()
+        self.expand = nn.Linear(settings.width, settings.hidden)
+        self.activation = nn.ReLU() if settings.activation == "relu" else nn.GELU()
+        self.dropout = nn.Dropout(settings.dropout)
+        self.contract = nn.Linear(settings.hidden, settings.width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.contract(self.dropout(self.activation(self.expand(states))))
+
+
+class EncoderLayer(nn.Module):
+    def __init__(self, settings: Transformer) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(settings.width)
+        self.attention = Attention(settings.width, settings.heads, settings.dropout)
+        self.norm2 = nn.LayerNorm(settings.width)
+        self.ffn = FeedForward(settings)
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def forward(self, states: Tensor, valid: Tensor) -> Tensor:
+        normed = self.norm1(states)
+        states = states + self.dropout(self.attention(normed, self.attention.keys_and_values(normed), valid))
+        return states + self.dropout(self.ffn(self.norm2(states)))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, settings: Transformer) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(settings.width)
+        self.attention = Attention(settings.width, settings.heads, settings.dropout)
+        self.norm2 = nn.LayerNorm(settings.width)
+        self.cross_attention = Attention(settings.width, settings.heads, settings.dropout)
+        self.norm3 = nn.LayerNorm(settings.width)
+        self.ffn = FeedForward(settings)
+        self.dropout = nn.Dropout(settings.dropout)
+
+    def forward(self, states: Tensor, memory: Memory, cache: Cache | None = None) -> Tensor:
+        """All tokens at once, or with a cache those behind the ones that it holds, one at a time."""
+        normed = self.norm1(states)
+        own = self.attention.keys_and_values(normed)
+        if cache is not None:
+            if cache.own is not None:
+                own = tuple(torch.cat(pair, dim=2) for pair in zip(cache.own, own, strict=True))
+            cache.own = own
+        states = states + self.dropout(self.attention(normed, own, causal=cache is None))
+        if cache is None or cache.memory is None:
+            read = self.cross_attention.keys_and_values(memory.states)
+        else:
+            read = cache.memory
+        if cache is not None:
+            cache.memory = read
+        states = states + self.dropout(self.cross_attention(self.norm2(states), read, memory.valid))
+        return states + self.dropout(self.ffn(self.norm3(states)))
+
+
+class SpeechTransformer(nn.Module):
+    """Writes tokens from log-mel features.
+
+    Args:
+        vocabulary: number of tokens, the padding (CTC's blank) and the end of the sequence among them.
+    """
+
+    def __init__(self, settings: Transformer, vocabulary: int) -> None:
+        super().__init__()
+        self.settings = settings
+        channels, width = settings.stem_channels, settings.width
+        bins = (BINS - 3) // 2 + 1 - 2
+        self.conv1 = nn.Conv2d(1, channels, 3, stride=2)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride=(2, 1))
+        self.project = nn.Linear(channels * bins, width)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.encoder = nn.ModuleList(EncoderLayer(settings) for _ in range(settings.encoder_layers))
+        self.encoder_norm = nn.LayerNorm(width)
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.decoder = nn.ModuleList(DecoderLayer(settings) for _ in range(settings.decoder_layers))
+        self.decoder_norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, vocabulary)
+        self.ctc_head = nn.Linear(width, vocabulary) if settings.ctc_weight > 0 else None
+
+    def forward(self, features: Tensor, frames: Tensor, tokens: Tensor) -> Output:
+        """Features [batch, time, 80] of so many `frames` [batch], and decoder inputs [batch, length]."""
+        memory = self.encode(features, frames)
+        logits = self.decode(tokens, memory)
+        return Output(logits, None if self.ctc_head is None else self.ctc_head(memory.states))
+
+    def encode(self, features: Tensor, frames: Tensor) -> Memory:
+        maps = functional.relu(self.conv1(features[:, None]))
+        maps = functional.relu(self.conv2(maps))
+        states = self.project(maps.transpose(1, 2).flatten(2))
+        states = self.dropout(states + sinusoids(0, states.shape[1], states))
+        valid = torch.arange(states.shape[1], device=frames.device) < positions(frames)[:, None]
+        valid = valid[:, None, None, :]
+        for layer in self.encoder:
+            states = layer(states, valid)
+        return Memory(self.encoder_norm(states), valid)
+
+    def decode(self, tokens: Tensor, memory: Memory, caches: list[Cache] | None = None) -> Tensor:
+        """Logits [batch, length, vocabulary] of what follows each of `tokens` [batch, length].
+
+        With caches, one per layer, `tokens` are those behind the ones that the caches hold.
+        """
+        past = 0 if caches is None or caches[0].own is None else caches[0].own[0].shape[2]
+        embedded = self.embedding(tokens)
+        states = self.dropout(embedded + sinusoids(past, tokens.shape[1], embedded))
+        for number, layer in enumerate(self.decoder):
+            states = layer(states, memory, None if caches is None else caches[number])
+        return self.head(self.decoder_norm(states))
+
+
+def sinusoids(first: int, count: int, like: Tensor) -> Tensor:
+    """Positions [count, width] from `first` on (Vaswani et al. 2017, section 3.5), sines before cosines."""
+    width = like.shape[-1]
+    place = torch.arange(first, first + count, device=like.device, dtype=torch.float32)[:, None]
+    rates = torch.exp(torch.arange(width // 2, device=like.device) * (-2 * math.log(10_000) / width))
+    angles = place * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1).to(like.dtype)
+
+
+def slabs(model: SpeechTransformer, which: str, side: str) -> list[Slab]:
+    """The feed-forward layers, of the decoder (`paper`) or of both (`wide`).
+
+    Units are the hidden ones: on side `in` they keep some of what they read, on side `out` some of whom they tell; on
+    side `both` the first layer is masked by `in`, the second by `out`.
+    """
+    stacks = {"decoder": model.decoder} | ({"encoder": model.encoder} if which == "wide" else {})
+    layers = [f"{stack}.{number}.ffn" for stack in sorted(stacks, reverse=True) for number in range(len(stacks[stack]))]
+    into = [Slab(f"{layer}.expand", "in", f"{layer}.expand") for layer in layers]
+    out_of = [Slab(f"{layer}.contract", "out", f"{layer}.expand") for layer in layers]
+    return into + out_of if side == "both" else into if side == "in" else out_of

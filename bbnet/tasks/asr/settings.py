@@ -1,0 +1,137 @@
+"""Settings of the speech-recognition task."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from bbnet.tasks.settings import ModelLabel, Section, Training
+
+
+class SpokenWords(Section):
+    """The embedded pack: English words spoken by espeak-ng, in LibriSpeech's layout."""
+
+    pack: Literal["spoken_words"] = Field(description="Spoken here, nothing is fetched.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Of the generator; not a seed of the study.")
+    train: int = Field(ge=1, le=1_000_000, description="Utterances of train-clean-100.")
+    val: int = Field(ge=1, le=1_000_000, description="Utterances of dev-clean.")
+    test: int = Field(ge=1, le=1_000_000, description="Utterances of test-clean, and as many of test-other.")
+    train_speakers: int = Field(16, ge=1, le=40, description="Speakers of the training split.")
+    speakers: int = Field(4, ge=1, le=6, description="Speakers of each other split, who speak in no other.")
+    words: int = Field(160, ge=10, description="Size of the lexicon of the training split.")
+    unseen_words: int = Field(20, ge=0, description="Further words, in dev and test alone.")
+    unseen: float = Field(0.03, ge=0, le=1, description="Share of the words of dev and test that are such.")
+    shortest: int = Field(2, ge=1, le=20, description="Fewest words of an utterance.")
+    longest: int = Field(4, ge=1, le=20, description="Most words of an utterance.")
+    zipf: float = Field(1.0, ge=0, le=3, description="The word of rank r is drawn with probability ~ r^-zipf.")
+    noise: float = Field(20.0, ge=-10, le=60, description="Lowest signal-to-noise ratio in dB; test-other has 10 less.")
+
+    @model_validator(mode="after")
+    def _some_length(self) -> "SpokenWords":
+        if self.shortest > self.longest:
+            raise ValueError(f"shortest {self.shortest} must not exceed longest {self.longest}")
+        return self
+
+
+class LibriSpeechFolder(Section):
+    """LibriSpeech, or any corpus of its layout, on disk: {split}/{speaker}/{chapter}/*.flac and *.trans.txt."""
+
+    pack: Literal["librispeech"] = Field(description="Read in place, nothing is copied.")
+    path: str = Field(
+        min_length=1, description="Folder that holds train-clean-100, dev-clean, test-clean and test-other."
+    )
+
+
+Data = Annotated[SpokenWords | LibriSpeechFolder, Field(discriminator="pack")]
+
+
+class Characters(Section):
+    """One token per character: A to Z, apostrophe, space."""
+
+    kind: Literal["characters"]
+
+
+class SentencePiece(Section):
+    """Pieces of words, trained on the training text."""
+
+    kind: Literal["unigram", "bpe"]
+    size: int = Field(ge=32, le=100_000, description="Tokens of the vocabulary.")
+
+
+Tokens = Annotated[Characters | SentencePiece, Field(discriminator="kind")]
+
+Rule = Literal["refuse", "skip"]
+
+
+class Faults(Section):
+    """What happens to an utterance that cannot be used: `refuse` stops with its name, `skip` leaves it out, counted."""
+
+    undecodable: Rule = Field("refuse", description="Its audio cannot be decoded.")
+    unpaired: Rule = Field("refuse", description="Audio without a transcript, or a transcript without audio.")
+    low_rate: Literal["refuse", "skip", "resample"] = Field(
+        "refuse", description="Sampled below 16 kHz, so that the upper bins are empty; higher rates are resampled."
+    )
+    too_short: Rule = Field("refuse", description="Shorter than the receptive field of the model's two convolutions.")
+    too_many_tokens: Rule = Field(
+        "skip", description="Of the training split alone: more tokens than CTC can align with the encoder's positions."
+    )
+
+
+class Transformer(Section):
+    """A pre-LN encoder-decoder Transformer with joint CTC and attention, behind two convolutions (time / 4)."""
+
+    width: int = Field(ge=8, le=4096, description="d_model; 384 in the released notebook.")
+    hidden: int = Field(ge=8, le=65_536, description="Units of each feed-forward layer; 1536 in the notebook.")
+    encoder_layers: int = Field(ge=1, le=64, description="4 in the notebook.")
+    decoder_layers: int = Field(ge=1, le=64, description="4 in the notebook.")
+    heads: int = Field(ge=1, le=64, description="Of every attention; 8 in the notebook.")
+    stem_channels: int = Field(ge=1, le=4096, description="Of both convolutions; 384 in the notebook.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="After embeddings, sublayers and FFN activations.")
+    activation: Literal["relu", "gelu"] = Field("gelu", description="Of the feed-forward layers.")
+    ctc_weight: float = Field(0.3, ge=0, lt=1, description="Share of the CTC loss; at 0 there is no CTC head.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Of the attention loss.")
+    beam: int = Field(1, ge=1, le=64, description="Hypotheses kept when decoding; 1 is greedy.")
+    length_normalisation: float = Field(
+        1.0, ge=0, le=2, description="Beam scores are log-probabilities / tokens ** this."
+    )
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "Transformer":
+        if self.width % (2 * self.heads):
+            raise ValueError(f"width {self.width} must be a multiple of twice the {self.heads} heads")
+        return self
+
+
+class SpecAugment(Section):
+    """Masks over features (Park et al. 2019), drawn over each utterance's own length; what they cover is 0."""
+
+    frequency_masks: int = Field(0, ge=0, le=40, description="4 in the notebook.")
+    frequency_width: int = Field(4, ge=1, le=80, description="Bins: widths are drawn from 0 to below this.")
+    time_masks: int = Field(0, ge=0, le=100, description="8 in the notebook.")
+    time_width: int = Field(50, ge=1, le=10_000, description="Frames: widths are drawn from 0 to below this.")
+    time_share: float = Field(0.3, ge=0, le=1, description="Cap: all time masks together cover no more of the frames.")
+
+
+class SpeechTraining(Training):
+    """Batches by duration, of utterances of like length."""
+
+    batch_seconds: float = Field(ge=1, le=100_000, description="Audio per step, padding included.")
+    spec_augment: SpecAugment = Field(default_factory=SpecAugment, description=SpecAugment.__doc__)
+
+
+class Settings(Section):
+    """Speech recognition."""
+
+    data: Data = Field(description="Where utterances come from.")
+    tokens: Tokens = Field(Characters(kind="characters"), description="What the model writes.")
+    faults: Faults = Field(default_factory=Faults, description=Faults.__doc__)
+    slabs: Literal["paper", "wide"] = Field("paper", description="Feed-forward layers of the decoder, or all.")
+    models: dict[ModelLabel, Transformer] = Field(min_length=1, description="Label: its sizes.")
+    training: SpeechTraining
+
+    def steps_per_epoch(self) -> int | None:
+        """Not known before the durations are."""
+        return None
+
+    def fans(self) -> dict[str, set[int]]:
+        """Fans of the slabs of each model, on either side."""
+        return {label: {model.width} for label, model in self.models.items()}

@@ -1,0 +1,110 @@
+"""Speech recognition: LibriSpeech's layout, a Transformer with joint CTC, WER by Head, Mid and Tail."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bbnet.tasks.asr.data.batches import Batch, Utterances, spec_augment
+from bbnet.tasks.asr.data.corpus import fetch
+from bbnet.tasks.asr.data.features import BINS, positions
+from bbnet.tasks.asr.data.prepare import prepare
+from bbnet.tasks.asr.data.tokens import EOS, PAD, normalise
+from bbnet.tasks.asr.decoding import transcribe
+from bbnet.tasks.asr.metrics import METRICS, SELECTION, metrics
+from bbnet.tasks.asr.model import SpeechTransformer, slabs
+from bbnet.tasks.asr.scoring import count_errors
+from bbnet.tasks.asr.settings import SpeechTraining as TrainingSettings
+from bbnet.tasks.asr.settings import Transformer as ModelSettings
+from bbnet.tasks.task import Items
+
+__all__ = [
+    "METRICS",
+    "SELECTION",
+    "ModelSettings",
+    "TrainingSettings",
+    "augment",
+    "build_model",
+    "evaluate",
+    "example_inputs",
+    "fetch",
+    "loss",
+    "metrics",
+    "open_split",
+    "prepare",
+    "slabs",
+    "valid_positions",
+]
+
+
+def open_split(prepared: Path, index: Mapping[str, Any], split: str) -> Utterances:
+    return Utterances(prepared, index, split)
+
+
+def build_model(settings: ModelSettings, index: Mapping[str, Any]) -> nn.Module:
+    return SpeechTransformer(settings, index["tokens"]["vocabulary"])
+
+
+def example_inputs(index: Mapping[str, Any], device: torch.device) -> tuple[Tensor, ...]:
+    """An utterance of mean length."""
+    frames, tokens = index["mean_frames"], index["mean_tokens"]
+    return (
+        torch.zeros(1, frames, BINS, device=device),
+        torch.tensor([frames], device=device),
+        torch.full((1, tokens + 1), EOS, device=device),
+    )
+
+
+def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator) -> Batch:
+    """SpecAugment."""
+    return spec_augment(batch, training.spec_augment, generator)
+
+
+def valid_positions(batch: Batch) -> dict[str, Tensor]:
+    return batch.valid()
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    """(1 - w) * cross-entropy + w * CTC, both per token of the batch; w is the model's `ctc_weight`."""
+    settings = model.settings
+    output = model(batch.features, batch.frames, batch.decoder_inputs())
+    attention = functional.cross_entropy(
+        output.tokens.flatten(0, 1),
+        batch.labels().flatten(),
+        ignore_index=PAD,
+        label_smoothing=settings.label_smoothing,
+    )
+    if output.ctc is None:
+        return attention
+    ctc = functional.ctc_loss(
+        output.ctc.log_softmax(-1).transpose(0, 1),
+        batch.tokens,
+        positions(batch.frames),
+        batch.counts,
+        blank=PAD,
+        reduction="sum",
+        zero_infinity=True,
+    )
+    return (1 - settings.ctc_weight) * attention + settings.ctc_weight * ctc / batch.counts.sum().clamp(min=1)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Utterances, device: torch.device) -> tuple[Items, Items]:
+    """Error counts per utterance (`utterance`, `other`, those of `scoring`), and predictions `hypothesis`, texts.
+
+    A hypothesis has at most as many tokens as the encoder has positions, or as the longest reference of the split.
+    """
+    hypotheses = [""] * len(split)
+    for indices in split.in_order():
+        batch = split.batch(indices, device)
+        limits = positions(batch.frames).clamp(min=split.longest + 1)
+        written = transcribe(model, batch.features, batch.frames, limits)
+        for index, tokens in zip(indices.tolist(), written, strict=True):
+            hypotheses[index] = normalise(split.tokeniser.decode(tokens))
+    items = {"utterance": np.array(split.keys), "other": split.other}
+    items |= count_errors(split.texts, hypotheses, split.buckets)
+    return items, {"hypothesis": np.array(hypotheses)}
