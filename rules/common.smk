@@ -108,11 +108,14 @@ def panel_inputs(task):
 
 
 def figures_of(task, model):
-    """The Pareto plot and the panels compare with dense: without it there are none."""
+    """The Pareto plot, the buckets and the panels compare with dense: without it there are none."""
     taken = [RUNS[folder] for folder in TAKEN if folder.startswith(f"{task}/{model}/")]
     panels = [RUNS[folder] for folder in panel_folders(task, model)[1:]]
-    pareto = ["pareto"] if any(run.method == "dense" for run in taken) else []
-    return [*pareto, "learning_curves", *(f"panels-{run.method}-b{run.budget}" for run in panels)]
+    dense_seeds = {run.seed for run in taken if run.method == "dense"}
+    beside_dense = [run for run in taken if run.method != "dense" and run.seed in dense_seeds]
+    pareto = ["pareto"] if dense_seeds else []
+    by_bucket = ["by_bucket"] if beside_dense and has_buckets(task) else []
+    return [*pareto, *by_bucket, "learning_curves", *(f"panels-{run.method}-b{run.budget}" for run in panels)]
 
 
 FIGURES = [

@@ -36,6 +36,27 @@ rule learning_curves:
         " --history {input.history:q} --grid {input.grid:q} --figures {output:q} --log {log:q}"
 
 
+rule by_bucket:
+    input:
+        cells="<results>/summary/cells.csv",
+        runs="<results>/summary/runs.csv",
+        items="<results>/summary/items.parquet",
+        grid="<results>/summary/grid.csv",
+    output:
+        pdf="<results>/figures/{task}-{model}-by_bucket.pdf",
+        png="<results>/figures/{task}-{model}-by_bucket.png",
+    log:
+        "<results>/logs/figures/{task}-{model}-by_bucket.log",
+    params:
+        code=lambda wildcards: recipe.task_code("figure_by_bucket", wildcards.task),
+    message:
+        "figure: Head, Mid and Tail of {wildcards.task} {wildcards.model}"
+    shell:
+        "python workflow_scripts/figure_by_bucket.py --task {wildcards.task:q} --model {wildcards.model:q}"
+        " --cells {input.cells:q} --runs {input.runs:q} --items {input.items:q} --grid {input.grid:q}"
+        " --figures {output:q} --log {log:q}"
+
+
 rule panel_figure:
     input:
         panels="<results>/summary/panels/{task}.npz",

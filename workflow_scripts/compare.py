@@ -17,7 +17,7 @@ def main(options) -> None:
         for name, task in tasks.items()
     }
     items = pd.read_parquet(options.items)
-    write_frame(options.cells, cells_table(runs, items, metrics, relative_metrics(tasks), units))
+    write_frame(options.cells, cells_table(runs, items, metrics, units, relative_metrics(tasks)))
 
 
 run(main, arguments(__doc__, runs={}, items={}, cells={}))

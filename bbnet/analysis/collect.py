@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -42,7 +43,7 @@ def grid_table(cells: Sequence[Cell]) -> pd.DataFrame:
     return pd.DataFrame([cell.keys | {"status": cell.status, "why": cell.why} for cell in cells])
 
 
-def runs_table(cells: Sequence[Cell], relative_metrics: Mapping[str, Callable]) -> pd.DataFrame:
+def runs_table(cells: Sequence[Cell], relative_metrics: Mapping[str, Callable] = MappingProxyType({})) -> pd.DataFrame:
     """Tidy: run keys, metric, value; the task's metrics on test, those relative to dense, then `COST_METRICS`.
 
     `flops` are those of one sample; `churn` is that of `steady_churn`; `units_at_smallest` (degree k_min or less) and

@@ -1,6 +1,7 @@
 """Mean, sd and interval of every cell, with items crossed with seeds: all seeds are scored on the same test set."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ CONFIDENCE = 0.95
 REPLICATES = 1000
 REPLICATES_AT_ONCE = 100
 
-Metrics = Callable[..., Mapping[str, np.ndarray]]  # of items, then the dense run's where they are relative; `weights`
+Metrics = Callable[..., Mapping[str, np.ndarray]]
 
 
 def half_width(seed_values: np.ndarray, item_variance: float) -> float:
@@ -31,23 +32,26 @@ def half_width(seed_values: np.ndarray, item_variance: float) -> float:
     return float(stats.t.ppf(upper, seeds - 1) * np.sqrt(np.var(seed_values, ddof=1) / seeds + item_variance))
 
 
-def item_variances(metrics: Metrics, *items: Mapping[str, np.ndarray]) -> dict[str, float]:
+def item_variances(
+    items: Mapping[str, np.ndarray], metrics: Metrics, dense: Mapping[str, np.ndarray] | None = None
+) -> dict[str, float]:
     """Variance of each metric's mean over seeds when the test items are drawn anew, by bootstrap; seeds keep theirs.
 
     Replicates in which a metric is NaN, as the error rate of words that were not drawn, are left out of its variance.
 
     Args:
-        metrics: the task's metrics of items and weights.
-        items: sufficient statistics, [seeds, items], the same items in the same order for every seed; those of a
-            method, then those of dense where the metrics are relative to it.
+        items: sufficient statistics, [seeds, items], the same items in the same order for every seed.
+        metrics: the task's metrics of items and weights; with `dense`, items like these, of items, `dense` and weights.
     """
-    count = next(iter(items[0].values())).shape[-1]
+    count = next(iter(items.values())).shape[-1]
     generator = np.random.default_rng(0)
     means: dict[str, list[np.ndarray]] = {}
-    by_seed = [{name: values[:, None, :] for name, values in of_run.items()} for of_run in items]
+    by_seed = [
+        {name: values[:, None, :] for name, values in of_run.items()} for of_run in (items, dense) if of_run is not None
+    ]
     for _ in range(REPLICATES // REPLICATES_AT_ONCE):
         weights = generator.multinomial(count, np.full(count, 1 / count), size=REPLICATES_AT_ONCE)
-        for name, values in metrics(*by_seed, weights=weights[None]).items():
+        for name, values in metrics(*by_seed, weights[None]).items():
             means.setdefault(name, []).append(values.mean(axis=0))
     drawn = {name: np.concatenate(values) for name, values in means.items()}
     defined = {name: values[~np.isnan(values)] for name, values in drawn.items()}
@@ -58,8 +62,8 @@ def cells_table(
     runs: pd.DataFrame,
     items: pd.DataFrame,
     metrics: Mapping[str, Metrics],
-    relative_metrics: Mapping[str, Metrics],
     units: Mapping[str, Mapping[str, str]],
+    relative_metrics: Mapping[str, Metrics] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """One row per cell and metric: mean, sd, n_seeds, and the bounds `low` and `high` of the 95 % interval of the mean.
 
@@ -67,18 +71,19 @@ def cells_table(
         runs: `collect.runs_table`; metrics without items (costs) have item variance 0.
         items: `collect.items_table`.
         metrics: by task.
-        relative_metrics: those that compare with the dense runs of the same seeds, of the tasks that have such.
         units: unit of each metric, by task.
+        relative_metrics: those that compare with the dense runs of the same seeds, of the tasks that have such.
     """
     items_of = dict(iter(items.groupby(CELL_KEYS, sort=False)))
     rows = []
     for keys, cell in runs.groupby(CELL_KEYS, sort=False):
         task, model, *_ = keys
-        variances = item_variances(metrics[task], _paired_items(items_of[keys], keys))
+        variances = item_variances(_paired_items(items_of[keys], keys), metrics[task])
         if task in relative_metrics:
-            pair = _common_seeds(items_of[keys], items_of.get((task, model, *DENSE)))
-            if len(pair[0]):
-                variances |= item_variances(relative_metrics[task], *(_paired_items(part, keys) for part in pair))
+            own, dense = _common_seeds(items_of[keys], items_of.get((task, model, *DENSE)))
+            if len(own):
+                own, dense = _paired_items(own, keys), _paired_items(dense, keys)
+                variances |= item_variances(own, relative_metrics[task], dense)
         for metric, values in cell.dropna(subset="value").groupby("metric", sort=False)["value"]:
             mean = values.mean()
             half = half_width(values.to_numpy(), variances.get(metric, 0.0))

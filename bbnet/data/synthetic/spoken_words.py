@@ -13,14 +13,14 @@ from pathlib import Path
 import espeakng_loader
 import numpy as np
 import soundfile
-from scipy.signal import resample_poly
+from scipy.signal import firwin, resample_poly
 
 from bbnet.data.progress import track
 
 SAMPLE_RATE = 16_000
 LANGUAGES = ("en", "en-US", "en-GB-scotland", "en-GB-x-rp", "en-GB-x-gbclan", "en-US-nyc")
 VARIANTS = ("m1", "m2", "m3", "m4", "m7", "f1", "f2", "f3", "f4", "f5")
-WORDS_PER_MINUTE = (165, 215)
+WORDS_PER_MINUTE = (140, 185)
 PITCH_OF_VARIANT = {"m": (25, 50), "f": (45, 65)}
 LOUDNESS_DB = (-6.0, 0.0)
 UTTERANCES_PER_CHAPTER = 25
@@ -175,6 +175,9 @@ class Synthesiser:
         self._rate = self._library.espeak_Initialize(self._RETRIEVAL_SYNCHRONOUS, 0, data, 0)
         if self._rate <= 0:
             raise RuntimeError(f"espeak-ng does not start with the data in {data.decode()}")
+        divisor = int(np.gcd(SAMPLE_RATE, self._rate))
+        self._ratio = (SAMPLE_RATE // divisor, self._rate // divisor)
+        self._filter = firwin(20 * max(self._ratio) + 1, 1 / max(self._ratio), window=("kaiser", 5.0))
         self._library.espeak_ng_SetRandSeed(ctypes.c_long(seed))
         self._blocks: list[np.ndarray] = []
         self._speaker: Speaker | None = None
@@ -199,8 +202,7 @@ class Synthesiser:
         if status != 0 or library.espeak_Synchronize() != 0 or not self._blocks:
             raise RuntimeError(f"espeak-ng did not speak {text!r} (status {status})")
         wave = np.concatenate(self._blocks) / 2**15
-        divisor = int(np.gcd(SAMPLE_RATE, self._rate))
-        return resample_poly(wave, SAMPLE_RATE // divisor, self._rate // divisor)
+        return resample_poly(wave, *self._ratio, window=self._filter)
 
     def _take(self, samples: Sequence[int], count: int, events: int) -> int:
         if count > 0:

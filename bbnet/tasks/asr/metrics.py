@@ -17,6 +17,10 @@ METRICS = _CLEAN | {
     f"{name}{OTHER}": Metric(metric.unit, metric.better, shown=name in ("wer", "werr"))
     for name, metric in _CLEAN.items()
 }
+BY_BUCKET = {
+    test_set: {bucket: f"dwer_{bucket}{suffix}" for bucket in BUCKETS}
+    for test_set, suffix in (("test-clean", ""), ("test-other", OTHER))
+}
 
 
 def metrics(items: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -54,6 +58,14 @@ def relative_metrics(items: Items, dense: Items, weights: np.ndarray | None = No
                 name = f"wer_{bucket}{suffix}"
                 found[f"d{name}"] = own[name] - theirs[name]
     return found
+
+
+def bucket_sizes(items: Items) -> dict[str, dict[str, int]]:
+    """How many words of the references each bucket has, by test set; of one run's items."""
+    return {
+        test_set: {bucket: int(items[f"{bucket}_words"][items["other"] == other].sum()) for bucket in BUCKETS}
+        for other, test_set in enumerate(BY_BUCKET)
+    }
 
 
 def _rates(items: Items, weights: np.ndarray) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from bbnet.tasks.change import task
+from bbnet.tasks.change import data, task
 from bbnet.tasks.change.data import Batch
 
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def numbered_batch(samples: int, size: int = 4) -> Batch:
 
 
 def augmented(batch: Batch, seed: int = 0) -> Batch:
-    return task.augment(batch, torch.Generator().manual_seed(seed))
+    return task.augment(batch, None, torch.Generator().manual_seed(seed))
 
 
 # Augmentation.
@@ -178,7 +178,7 @@ def test_packed_predictions_unpack_to_the_predictions(scored):
 def test_the_result_does_not_depend_on_how_many_tiles_go_at_once(scored, monkeypatch, tiles_at_once):
     _, _, split = scored
     expected = task.evaluate(Difference(4.0), split, CPU)
-    monkeypatch.setattr(task, "EVALUATION_PIXELS", tiles_at_once * 16 * 32 * 32)
+    monkeypatch.setattr(data, "EVALUATION_PIXELS", tiles_at_once * 32 * 32)
     found = task.evaluate(Difference(4.0), split, CPU)
     for one, other in zip(expected, found, strict=True):
         assert {name: value.tolist() for name, value in one.items()} == {

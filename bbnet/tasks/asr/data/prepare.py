@@ -45,12 +45,10 @@ class FaultyUtterances:
             return
         reasons = [found[key] for key in sorted(found)]
         named = "; ".join(reasons[:NAMED_IN_ERRORS])
+        others = f"; and {len(reasons) - NAMED_IN_ERRORS} more" if len(reasons) > NAMED_IN_ERRORS else ""
         if getattr(self.rules, kind) != "skip":
-            others = f"; and {len(reasons) - NAMED_IN_ERRORS} more" if len(reasons) > NAMED_IN_ERRORS else ""
             raise ValueError(f"{named}{others} ({len(reasons)} of {folder}; faults.{kind}: skip leaves such out)")
-        for reason in reasons:
-            logger.info("skipped (faults.%s): %s", kind, reason)
-        logger.info("%s: %d skipped (faults.%s)", folder, len(reasons), kind)
+        logger.info("%s: %d utterances skipped (faults.%s): %s%s", folder, len(reasons), kind, named, others)
         self.skipped.setdefault(folder, {})[kind] = sorted(found)
 
 

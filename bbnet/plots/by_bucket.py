@@ -1,0 +1,103 @@
+"""A metric relative to dense by bucket, such as Head, Mid and Tail: who gains and who loses on what is rare."""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Literal
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bbnet.plots.pareto import SEEDS_FOR_INTERVALS
+from bbnet.plots.style import DENSE_COLOUR, MARKERS, method_colours
+
+DODGE, WIDEST_DODGE = 0.13, 0.76
+WIDTH_OF_BUDGET, WIDTH_OF_LEGEND = 3.0, 2.0
+HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 2.5, 0.2
+DENSE_LINE = {"color": DENSE_COLOUR, "linewidth": 1.2, "linestyle": "--", "label": "dense"}
+
+
+def plot_by_bucket(
+    cells: pd.DataFrame,
+    runs: pd.DataFrame,
+    metrics: Mapping[str, Mapping[str, str]],
+    sizes: Mapping[str, Mapping[str, int]],
+    name: str,
+    better: Literal["higher", "lower"],
+    counted: str = "words",
+) -> Figure:
+    """One column of axes per budget, one row per test set: in each bucket the methods side by side, dense at 0.
+
+    With at least 3 seeds the mean and its 95 % interval; below, single seeds as small points beside the mean.
+
+    Args:
+        cells: `cells.csv` of one task and model.
+        runs: `runs.csv` of the same.
+        metrics: by test set and bucket, the metric relative to dense; all of one unit.
+        sizes: likewise, how many of `counted` the test set has in the bucket.
+        name: what the metrics have in common, such as ΔWER.
+        better: which direction is.
+    """
+    relative = cells[cells["metric"].isin([metric for row in metrics.values() for metric in row.values()])]
+    budgets = sorted(set(relative["budget"]))
+    colours = method_colours(list(cells["method"]))
+    methods = list(dict.fromkeys(zip(relative["method"], relative["side"], strict=True)))
+    height = max(HEIGHT * len(metrics), HEIGHT_OF_LEGEND_ENTRY * (len(methods) + 1)) + 0.6
+    width = WIDTH_OF_BUDGET * len(budgets) + WIDTH_OF_LEGEND
+    figure, axes = plt.subplots(len(metrics), len(budgets), figsize=(width, height), sharey="row", squeeze=False)
+    for row, (test_set, of_buckets) in zip(axes, metrics.items(), strict=True):
+        row[0].set_ylabel(test_set)
+        for axis, budget in zip(row, budgets, strict=True):
+            axis.axhline(0, **DENSE_LINE)
+            _draw_buckets(axis, {bucket: sizes[test_set][bucket] for bucket in of_buckets}, counted)
+            of_budget = relative[relative["budget"] == budget]
+            present = [key for key in methods if key in set(zip(of_budget["method"], of_budget["side"], strict=True))]
+            for (method, side), place in zip(present, _places(len(present)), strict=True):
+                of_method = of_budget[(of_budget["method"] == method) & (of_budget["side"] == side)]
+                singles = runs[(runs["method"] == method) & (runs["budget"] == budget)]
+                for x, metric in enumerate(of_buckets.values()):
+                    values = singles[singles["metric"] == metric]["value"].dropna()
+                    for _, cell in of_method[of_method["metric"] == metric].iterrows():
+                        _draw_cell(axis, x + place, cell, values, colours[method], MARKERS[side])
+    for axis, budget in zip(axes[0], budgets, strict=True):
+        axis.set_title(f"budget {budget}")
+    figure.supylabel(f"{name} to dense ({relative['unit'].iloc[0]}; {better} is better)", fontsize="medium")
+    handles = [plt.Line2D([], [], **DENSE_LINE)] + [
+        plt.Line2D([], [], color=colours[method], marker=MARKERS[side], markersize=5, linestyle="none", label=label)
+        for method, side in methods
+        for label in [method if side == "none" else f"{method} ({side})"]
+    ]
+    figure.legend(handles=handles, loc="outside right center", title=_legend_title(relative["n_seeds"]))
+    return figure
+
+
+def _places(count: int) -> np.ndarray:
+    """Where the methods stand beside the middle of a bucket; buckets are 1 apart."""
+    return (np.arange(count) - (count - 1) / 2) * min(DODGE, WIDEST_DODGE / count)
+
+
+def _draw_buckets(axis: Axes, sizes: Mapping[str, int], counted: str) -> None:
+    """Names and sizes of the buckets below the axis, and lines between them."""
+    places = range(len(sizes))
+    axis.set_xticks(places, [f"{bucket}\n{size:,} {counted}" for bucket, size in sizes.items()])
+    axis.set_xlim(-0.5, len(sizes) - 0.5)
+    axis.tick_params(axis="x", length=0)
+    axis.grid(visible=False, axis="x")
+    for left, right in pairwise(places):
+        axis.axvline((left + right) / 2, color="0.85", linewidth=0.8, zorder=0)
+
+
+def _draw_cell(axis: Axes, x: float, cell: pd.Series, singles: pd.Series, colour: str, marker: str) -> None:
+    if cell["n_seeds"] >= SEEDS_FOR_INTERVALS:
+        axis.plot([x] * 2, [cell["low"], cell["high"]], color=colour, linewidth=1.0)
+    else:
+        axis.plot([x] * len(singles), singles, ".", color=colour, markersize=4, alpha=0.6)
+    axis.plot([x], [cell["mean"]], color=colour, marker=marker, markersize=5, linestyle="none")
+
+
+def _legend_title(n_seeds: pd.Series) -> str:
+    fewest = n_seeds.min()
+    shown = "mean, 95 % interval" if fewest >= SEEDS_FOR_INTERVALS else "mean and single seeds"
+    return f"{shown}\n({fewest} seed{'s' if fewest > 1 else ''})"
