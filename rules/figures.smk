@@ -40,7 +40,7 @@ rule by_bucket:
     input:
         cells="<results>/summary/cells.csv",
         runs="<results>/summary/runs.csv",
-        items="<results>/summary/items.parquet",
+        per_item="<results>/summary/items.parquet",
         grid="<results>/summary/grid.csv",
     output:
         pdf="<results>/figures/{task}-{model}-by_bucket.pdf",
@@ -53,7 +53,7 @@ rule by_bucket:
         "figure: Head, Mid and Tail of {wildcards.task} {wildcards.model}"
     shell:
         "python workflow_scripts/figure_by_bucket.py --task {wildcards.task:q} --model {wildcards.model:q}"
-        " --cells {input.cells:q} --runs {input.runs:q} --items {input.items:q} --grid {input.grid:q}"
+        " --cells {input.cells:q} --runs {input.runs:q} --items {input.per_item:q} --grid {input.grid:q}"
         " --figures {output:q} --log {log:q}"
 
 

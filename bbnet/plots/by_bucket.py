@@ -14,7 +14,7 @@ from bbnet.plots.pareto import SEEDS_FOR_INTERVALS
 from bbnet.plots.style import DENSE_COLOUR, MARKERS, method_colours
 
 DODGE, WIDEST_DODGE = 0.13, 0.76
-WIDTH_OF_BUDGET, WIDTH_OF_LEGEND = 3.0, 2.0
+WIDTH_OF_BUDGET, WIDTH_OF_REST = 3.2, 2.7
 HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 2.5, 0.2
 DENSE_LINE = {"color": DENSE_COLOUR, "linewidth": 1.2, "linestyle": "--", "label": "dense"}
 
@@ -45,7 +45,7 @@ def plot_by_bucket(
     colours = method_colours(list(cells["method"]))
     methods = list(dict.fromkeys(zip(relative["method"], relative["side"], strict=True)))
     height = max(HEIGHT * len(metrics), HEIGHT_OF_LEGEND_ENTRY * (len(methods) + 1)) + 0.6
-    width = WIDTH_OF_BUDGET * len(budgets) + WIDTH_OF_LEGEND
+    width = WIDTH_OF_BUDGET * len(budgets) + WIDTH_OF_REST
     figure, axes = plt.subplots(len(metrics), len(budgets), figsize=(width, height), sharey="row", squeeze=False)
     for row, (test_set, of_buckets) in zip(axes, metrics.items(), strict=True):
         row[0].set_ylabel(test_set)
@@ -100,4 +100,4 @@ def _draw_cell(axis: Axes, x: float, cell: pd.Series, singles: pd.Series, colour
 def _legend_title(n_seeds: pd.Series) -> str:
     fewest = n_seeds.min()
     shown = "mean, 95 % interval" if fewest >= SEEDS_FOR_INTERVALS else "mean and single seeds"
-    return f"{shown}\n({fewest} seed{'s' if fewest > 1 else ''})"
+    return f"{shown}\n({fewest} seed{'s' if fewest > 1 else ''}; from left to\nright in this order)"

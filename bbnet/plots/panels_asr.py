@@ -11,15 +11,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 
-FONT, FONT_SIZE = "DejaVu Sans Mono", 7.5
-CHARACTER_POINTS = 0.602 * FONT_SIZE
-LINE_POINTS, LINES_BETWEEN = 12.5, 0.8
-WIDTH, MARGIN_POINTS = 7.5, 20
-TITLE_LINES, LEGEND_LINES = 3.0, 2.0
+FONT, FONT_SIZE, TITLE_SIZE = "DejaVu Sans Mono", 7.5, 8.5
+CHARACTER_POINTS, LINE_POINTS = 0.602 * FONT_SIZE, 12.5
+WIDTH, MARGIN_POINTS, NOTE_POINTS = 7.5, 20, 30
+GAP_OF_NAMES, GAP_OF_WORDS, GAP_OF_LEGEND = 2, 1.4, 4  # in characters
+GAP_OF_TITLE, GAP_OF_BLOCKS, GAP_OF_CASES = 1.4, 0.7, 0.6  # in lines
 LONGEST_WORD = 24
-ERRORS = {"substitutions": "S", "deletions": "D", "insertions": "I"}
 STYLES = {
     "equal": {"color": "0.15"},
     "substituted": {
@@ -35,7 +33,6 @@ STYLES = {
     },
 }
 SAMPLES = {"substituted": "WORD", "deleted": "––––", "inserted": "+WORD"}
-GAP_IN_LEGEND = 4
 
 
 @dataclass(frozen=True)
@@ -61,26 +58,24 @@ def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budge
     """
     described = json.loads(str(panels["cases"]))
     names = ("reference", "dense", method)
-    margin = max(map(len, names)) + 2
-    room = int((72 * WIDTH - MARGIN_POINTS) / CHARACTER_POINTS) - margin
-    cases = {}
+    margin = max(map(len, names)) + GAP_OF_NAMES
+    room = (72 * WIDTH - MARGIN_POINTS) / CHARACTER_POINTS - margin
+    figure, axis = plt.subplots()
+    axis.set_axis_off()
+    line = 0.0
     for rank in ("best", "median", "worst"):
         key = f"{model}/{method}/b{budget}/{rank}"
-        if key in described:
-            reference, *hypotheses = (str(panels[f"{key}/{name}"]) for name in ("reference", "dense", "other"))
-            cases[_title(rank, described[key], method)] = list(wrap(align(reference, hypotheses), room))
-    lines = [len(blocks) * (len(names) + LINES_BETWEEN) + TITLE_LINES for blocks in cases.values()]
-    rows = [*lines, LEGEND_LINES]
-    figure, axes = plt.subplots(
-        len(rows), 1, figsize=(WIDTH, sum(rows) * LINE_POINTS / 72), squeeze=False, height_ratios=rows
-    )
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, (title, blocks) in zip(axes.flat, cases.items(), strict=False):
-        axis.set_title(title, loc="left", fontsize="medium")
-        for number, block in enumerate(blocks):
-            _write_block(axis, block, names, margin, number * (len(names) + LINES_BETWEEN))
-    _write_legend(axes[-1, 0], f"{method}, budget {budget}")
+        if key not in described:
+            continue
+        _write(axis, _title(rank, described[key], method), 0, line, family="sans-serif", fontsize=TITLE_SIZE)
+        line += GAP_OF_TITLE
+        reference, *hypotheses = (str(panels[f"{key}/{name}"]) for name in ("reference", "dense", "other"))
+        for block in wrap(align(reference, hypotheses), room):
+            _write_block(axis, block, names, margin, line)
+            line += len(names) + GAP_OF_BLOCKS
+        line += GAP_OF_CASES
+    _write_legend(axis, f"{method}, budget {budget}", line)
+    figure.set_size_inches(WIDTH, ((line + 1) * LINE_POINTS + NOTE_POINTS) / 72)
     return figure
 
 
@@ -116,8 +111,8 @@ def _align_one(reference: str, hypothesis: str) -> tuple[list[Word], list[list[W
     return aligned, inserted
 
 
-def wrap(columns: Sequence[Column], room: int) -> Iterator[list[Column]]:
-    """Blocks of columns, each at most `room` characters wide with a space behind every column."""
+def wrap(columns: Sequence[Column], room: float) -> Iterator[list[Column]]:
+    """Blocks of columns, each at most `room` characters wide with the gap behind every column."""
     block: list[Column] = []
     for column in columns:
         if block and sum(map(_width, [*block, column])) > room:
@@ -127,22 +122,20 @@ def wrap(columns: Sequence[Column], room: int) -> Iterator[list[Column]]:
     yield block
 
 
-def _width(column: Column) -> int:
-    return max(len(word.shown()) for word in column) + 1
+def _width(column: Column) -> float:
+    return max(len(word.shown()) for word in column) + GAP_OF_WORDS
 
 
 def _title(rank: str, about: Mapping[str, Any], method: str) -> str:
-    errors = []
-    for name, counts in (("dense", about["dense"]), (method, about["other"])):
-        parts = " + ".join(f"{counts[kind]} {letter}" for kind, letter in ERRORS.items())
-        errors.append(f"{name} {sum(counts.values())} = {parts}")
-    return f"{rank}: {about['utterance']} ({about['test_set']}), {about['words']} words; errors: {', '.join(errors)}"
+    dense, other = (sum(about[name].values()) for name in ("dense", "other"))
+    utterance = f"{about['utterance']} ({about['test_set']}), {about['words']} words"
+    return f"{rank}: {utterance}; errors: dense {dense}, {method} {other}"
 
 
 def _write_block(axis: Axes, block: Sequence[Column], names: Sequence[str], margin: int, line: float) -> None:
     for row, name in enumerate(names):
         _write(axis, name, 0, line + row, color="0.5")
-    character = margin
+    character: float = margin
     for column in block:
         for row, word in enumerate(column):
             if word.text:
@@ -150,17 +143,17 @@ def _write_block(axis: Axes, block: Sequence[Column], names: Sequence[str], marg
         character += _width(column)
 
 
-def _write_legend(axis: Axes, about: str) -> None:
-    _write(axis, about, 0, 0, color="0.5")
-    character = len(about) + GAP_IN_LEGEND
+def _write_legend(axis: Axes, about: str, line: float) -> None:
+    _write(axis, about, 0, line, color="0.5")
+    character = len(about) + GAP_OF_LEGEND
     for kind, sample in SAMPLES.items():
-        _write(axis, sample, character, 0, **STYLES[kind])
-        _write(axis, kind, character + len(sample) + 1, 0, color="0.5")
-        character += len(f"{sample} {kind}") + GAP_IN_LEGEND
+        _write(axis, sample, character, line, **STYLES[kind])
+        _write(axis, kind, character + len(sample) + 1, line, color="0.5")
+        character += len(f"{sample} {kind}") + GAP_OF_LEGEND
 
 
-def _write(axis: Axes, text: str, character: int, line: float, **style: Any) -> Text:
+def _write(axis: Axes, text: str, character: float, line: float, **style: Any) -> None:
     """Text at a place counted in characters and lines from the upper left corner of the axes."""
     place = (character * CHARACTER_POINTS, -(line + 0.7) * LINE_POINTS)
     corner = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": place, "textcoords": "offset points"}
-    return axis.annotate(text, **corner, family=FONT, fontsize=FONT_SIZE, va="center_baseline", **style)
+    axis.annotate(text, **corner, **{"family": FONT, "fontsize": FONT_SIZE, "va": "center_baseline"} | style)

@@ -182,3 +182,72 @@ def test_seeds_scored_on_different_items_are_refused_by_cell(tables, cells, valu
     runs, items = tables(values)
     with pytest.raises(ValueError, match=r"change/small/sp_in/in/0\.20: seeds were scored on different items"):
         cells(runs, damage(items))
+
+
+# Metrics relative to dense.
+
+
+def gain(items, dense, weights=1.0):
+    """A ratio of sums, relative to dense, NaN where dense has nothing."""
+    own, theirs = ((part["value"] * weights).sum(-1) for part in (items, dense))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return {"gain": 1 - own / np.where(theirs == 0, np.nan, theirs)}
+
+
+@pytest.fixture
+def relative_cells(tables):
+    """The row of `gain` of sp_in beside dense, from values [seeds, items] of both."""
+
+    def make(own, dense, dense_seeds=None):
+        parts = [tables(own), tables(dense, method="dense", side="none", budget="1.00")]
+        if dense_seeds is not None:
+            parts[1] = tuple(table[table["seed"].isin(dense_seeds)] for table in parts[1])
+        runs, items = (pd.concat(tables_of) for tables_of in zip(*parts, strict=True))
+        for seed, (one, other) in enumerate(zip(own, dense, strict=True)):
+            if dense_seeds is None or seed in dense_seeds:
+                value = gain({"value": one}, {"value": other})["gain"]
+                runs.loc[len(runs) + 1000 + seed] = KEYS | {"seed": seed, "metric": "gain", "value": float(value)}
+        units = {"change": UNITS["change"] | {"gain": "%"}}
+        table = cells_table(runs, items, {"change": mean_score}, units, {"change": gain})
+        assert not ((table["method"] == "dense") & (table["metric"] == "gain")).any()
+        return table[table["metric"] == "gain"].set_index("metric").loc["gain"]
+
+    return make
+
+
+def test_a_relative_metric_draws_the_same_items_of_both_runs(relative_cells, values):
+    """Where a run is dense times a constant, no choice of items changes the gain, however the items vary."""
+    row = relative_cells(0.75 * values, values)
+    assert row["mean"] == pytest.approx(0.25)
+    assert row["high"] - row["low"] < 1e-9
+
+
+def test_a_relative_metric_has_the_variance_of_the_delta_method(relative_cells):
+    generator = np.random.default_rng(1)
+    dense = generator.uniform(1, 2, (1, 400))
+    own = 0.8 * dense + generator.normal(0, 0.3, (1, 400))
+    row = relative_cells(own, dense)
+    ratio = own.sum() / dense.sum()
+    sd = np.std(own[0] - ratio * dense[0], ddof=1) / np.sqrt(400) / dense.mean()
+    assert (row["high"] - row["low"]) / 2 == pytest.approx(1.96 * sd, rel=0.08)
+
+
+def test_seeds_without_a_dense_run_have_no_relative_metric(relative_cells, values):
+    row = relative_cells(0.75 * values, values, dense_seeds=[0, 2])
+    assert row["n_seeds"] == 2
+
+
+def test_replicates_without_the_metric_are_left_out():
+    """Three of 40 items carry what dense has: a replicate in which none is drawn says nothing."""
+    dense = np.zeros((2, 40))
+    dense[:, :3] = 1.0
+    own = dense * np.array([1.0, 0.5, 0.25] + 37 * [0])
+    variance = item_variances({"value": own}, gain, {"value": dense})["gain"]
+    assert 0 < variance < 1
+
+
+def test_a_metric_that_a_seed_lacks_is_not_a_mean_of_fewer_in_silence(tables):
+    runs, items = tables(np.ones((3, 5)))
+    runs.loc[(runs["seed"] == 1) & (runs["metric"] == "score"), "value"] = np.nan
+    table = cells_table(runs, items, {"change": mean_score}, UNITS).set_index("metric")
+    assert (table.loc["score", "n_seeds"], table.loc["flops", "n_seeds"]) == (2, 3)

@@ -121,3 +121,11 @@ def test_nothing_is_noted_of_a_whole_grid():
 )
 def test_an_incomplete_grid_says_what_became_of_the_others(statuses, note):
     assert incomplete_note(pd.DataFrame({"status": statuses})) == note
+
+
+def test_what_a_cell_does_not_have_is_a_dash(cells):
+    relative = pd.DataFrame(rows_of("sp_in", "in", "0.20", gain=0.5))
+    metrics = METRICS | {"gain": "%"}
+    table = results_table(pd.concat([cells, relative]), metrics)
+    assert table["gain_mean"].isna().tolist() == [True, False, True]
+    assert shown_table(table, metrics)["gain (%)"].tolist() == ["–", "0.500 [0.400, 0.600]", "–"]

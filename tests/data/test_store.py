@@ -121,3 +121,18 @@ def test_writing_to_an_opened_array_does_not_reach_the_disk(tmp_path):
     assert isinstance(opened, np.memmap)
     assert opened.tolist() == [1, 2, 3, 4, 5, 6]
     assert np.load(tmp_path / "a.npy").tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_resumed_folder_keeps_what_a_failed_call_left_and_is_whole_or_absent(tmp_path):
+    for attempt in range(2):
+        with (
+            pytest.raises(ValueError, match="stop"),
+            whole_folder(tmp_path / "pack", tmp_path / "partial", resume=True) as partial,
+        ):
+            assert len(list(partial.iterdir())) == attempt
+            (partial / f"{attempt}.txt").write_text("done")
+            raise ValueError("stop")
+        assert not (tmp_path / "pack").exists()
+    with whole_folder(tmp_path / "pack", tmp_path / "partial", resume=True) as partial:
+        (partial / "2.txt").write_text("done")
+    assert tree(tmp_path) == {f"pack/{number}.txt": b"done" for number in range(3)}

@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bbnet.sparsity import algorithms
@@ -95,7 +96,7 @@ def test_counting_flops_leaves_the_model_as_it_was(conv_net):
 )
 def test_layers_that_torch_computes_on_a_fast_path_are_counted_too(layer):
     inputs = (torch.randn(2, 5, 16),) * (3 if isinstance(layer, nn.MultiheadAttention) else 1)
-    with FlopCounterMode(display=False) as with_gradients:
+    with FlopCounterMode(display=False) as with_gradients, sdpa_kernel(SDPBackend.MATH):
         layer.eval()(*inputs)
     assert flops(layer, inputs, {})["dense"] == with_gradients.get_total_flops() > 0
 
@@ -201,3 +202,19 @@ def test_counting_behind_gates_leaves_model_gates_and_generator_as_they_were():
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert torch.equal(model(x), out)
     assert flops(model, (x,), {}, gates) == counted == {"dense": 1568, "sparse": 1568 - 224}
+
+
+class SelfAttention(nn.Module):
+    """One head, by the function of torch that has fused kernels."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return nn.functional.scaled_dot_product_attention(x, x, self.mix(x))
+
+
+def test_scaled_dot_product_attention_is_counted():
+    counted = flops(SelfAttention(), (torch.randn(1, 1, 5, 8),), {})
+    assert counted["dense"] == 2 * (5 * 8 * 8) + 2 * (5 * 5 * 8) + 2 * (5 * 5 * 8)

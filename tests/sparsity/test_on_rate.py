@@ -301,3 +301,23 @@ def test_units_of_a_convolution_are_channels_also_when_read_at_the_activation():
     rates = at_layer.of(("0",))[0]
     assert len(rates) == 8
     assert torch.equal(rates, at_activation.of(("1",))[0])
+
+
+def test_parts_of_a_model_have_valid_positions_of_their_own():
+    model = nn.ModuleDict(
+        {"encoder": nn.Sequential(nn.Linear(3, 4)), "decoder": nn.Linear(3, 4), "head": nn.Linear(3, 2)}
+    )
+    on_rates = OnRates({name: model.get_submodule(name) for name in ("encoder.0", "decoder", "head")}, stride=1)
+    long, short = torch.randn(2, 6, 3), torch.randn(2, 5, 3)
+    valid = {"encoder": torch.rand(2, 6) < 0.5, "decoder": torch.rand(2, 5) < 0.5, "enc": torch.zeros(1)}
+    with on_rates.valid(valid):
+        outputs = {
+            "encoder.0": model["encoder"](long),
+            "decoder": model["decoder"](short),
+            "head": model["head"](short),
+        }
+    on_rates.fold()
+    kept = {"encoder.0": valid["encoder"], "decoder": valid["decoder"], "head": torch.ones(2, 5, dtype=torch.bool)}
+    for name, output in outputs.items():
+        expected = (output[kept[name]] > 0).double().mean(0)
+        assert torch.allclose(on_rates.of((name,))[0], expected, rtol=0, atol=1e-15)

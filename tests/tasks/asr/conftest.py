@@ -17,14 +17,14 @@ from bbnet.tasks.asr.settings import Transformer
 
 FOLDERS = ("train-clean-100", "dev-clean", "test-clean", "test-other")
 LETTERS = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-STRICT = {kind: "refuse" for kind in ("undecodable", "unpaired", "low_rate", "too_short", "too_many_tokens")}
+STRICT = dict.fromkeys(("undecodable", "unpaired", "low_rate", "too_short", "too_many_tokens"), "refuse")
 
 
 @pytest.fixture
 def noise():
     """Int16 [samples]: noise below half of full scale."""
 
-    def make(seed: int, samples: int = 4000, channels: int | None = None) -> np.ndarray:
+    def make(seed: int, samples: int = 9000, channels: int | None = None) -> np.ndarray:
         shape = (samples,) if channels is None else (samples, channels)
         return np.random.default_rng(seed).integers(-9000, 9000, shape, dtype=np.int16)
 
@@ -35,10 +35,11 @@ def noise():
 def write_corpus(tmp_path, noise):
     """Writes utterances {key: (wave or None, transcript or None)} of splits; a split that is not given gets one."""
 
-    def write(splits: Mapping[str, Mapping[str, tuple]] | None = None, rate: int = 16_000) -> Path:
+    def write(splits: Mapping[str, Mapping[str, tuple]] | None = None, given_rate: int = 16_000) -> Path:
         root = tmp_path / "corpus"
         for number, folder in enumerate(FOLDERS):
             only = {f"{900 + number}-1-0000": (noise(900 + number), "SOLE TEXT")}
+            rate = given_rate if folder in (splits or {}) else 16_000
             for key, (wave, text) in (splits or {}).get(folder, only).items():
                 speaker, chapter, _ = key.split("-")
                 home = root / folder / speaker / chapter
@@ -82,7 +83,7 @@ def split_of(tmp_path):
         frames = [count for own in sizes.values() for count in own]
         tokens = [[2 + LETTERS.index(letter) for letter in text] for own in words.values() for text in own]
         generator = np.random.default_rng(3)
-        np.save(tmp_path / "features.npy", generator.standard_normal((sum(frames), 80)).astype(np.float32))
+        np.save(tmp_path / "features.npy", generator.random((sum(frames), 80), dtype=np.float32))
         np.save(tmp_path / "starts.npy", np.cumsum([0, *frames], dtype=np.int64))
         np.save(tmp_path / "tokens.npy", np.array([token for own in tokens for token in own], dtype=np.int32))
         np.save(tmp_path / "token_starts.npy", np.cumsum([0, *map(len, tokens)], dtype=np.int64))

@@ -48,7 +48,7 @@ def files_of(folder) -> dict[str, bytes]:
 def utterances(noise):
     """Of several lengths, speakers and chapters: {key: (wave, text)}."""
 
-    def make(first_speaker: int, count: int = 5, shortest: int = 3000) -> dict[str, tuple[np.ndarray, str]]:
+    def make(first_speaker: int, count: int = 5, shortest: int = 9000) -> dict[str, tuple[np.ndarray, str]]:
         keys = [f"{first_speaker + number // 3}-{70 + number % 2}-{number:04d}" for number in range(count)]
         return {
             key: (noise(first_speaker + number, shortest + 777 * number), TEXTS[number % len(TEXTS)])
@@ -134,8 +134,8 @@ def test_bins_of_the_training_split_have_mean_0_and_sd_1(write_corpus, prepare, 
 
 
 def test_stereo_at_44100_hz_is_mixed_and_resampled(write_corpus, prepare, noise):
-    wave = noise(5, 20_000, channels=2)
-    target, index = prepare(write_corpus({"dev-clean": {"1-1-0000": (wave, "A")}}, rate=44_100))
+    wave = noise(5, 40_000, channels=2)
+    target, index = prepare(write_corpus({"dev-clean": {"1-1-0000": (wave, "A")}}, given_rate=44_100))
     mono = torch.from_numpy(wave.astype(np.float64).mean(1).astype(np.float32))[None]
     resampled = torchaudio.functional.resample(mono, 44_100, 16_000)[0].numpy()
     found = raw_features(target, index, "val")["1-1-0000"]
@@ -189,7 +189,7 @@ def test_fewer_frames_than_the_receptive_field_have_no_position(length):
 
 def test_the_index_is_in_the_order_of_the_keys_as_numbers(write_corpus, prepare, noise):
     keys = ["10-2-0001", "9-2-0000", "9-10-0000", "10-2-0000"]
-    written = {key: (noise(number, 3000 + 400 * number), "A") for number, key in enumerate(keys)}
+    written = {key: (noise(number, 9000 + 400 * number), "A") for number, key in enumerate(keys)}
     _, index = prepare(write_corpus({"dev-clean": written}))
     assert index["splits"]["val"]["utterances"] == ["9-2-0000", "9-10-0000", "10-2-0000", "10-2-0001"]
 
@@ -217,7 +217,7 @@ def test_a_folder_of_the_archives_is_found_and_nothing_is_copied(write_corpus, t
     raw.mkdir()
     manifest = task.fetch({"pack": "librispeech", "path": str(archive)}, raw)
     assert manifest["root"] == str(archive / "LibriSpeech")
-    assert manifest["audio_files"] == {folder: 1 for folder in FOLDERS}
+    assert manifest["audio_files"] == dict.fromkeys(FOLDERS, 1)
     assert list(raw.iterdir()) == []
     assert files_of(archive) == before
 
@@ -484,16 +484,19 @@ def test_a_missing_split_and_an_empty_one_are_named(write_corpus, prepare, folde
     assert str(root / folder) in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    "tokens", [{"kind": "characters"}, {"kind": "unigram", "size": 40}, {"kind": "bpe", "size": 40}]
-)
+@pytest.mark.parametrize("kind", ["characters", "unigram", "bpe"])
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_a_split_of_which_nothing_is_left_is_named(write_corpus, prepare, folder, tokens):
-    root = write_corpus(
-        {folder: {"1-1-0000": (np.zeros(300, np.int16), "A"), "1-1-0001": (np.zeros(0, np.int16), "B")}}
-    )
+def test_a_split_of_which_nothing_is_left_is_named(write_corpus, prepare, noise, folder, kind):
+    train = {"5-5-0000": (noise(1, 40_000), "THE HORSE AND THE HARBOR AND THE HORSES OF THE HARBOR")}
+    short = {"1-1-0000": (np.zeros(300, np.int16), "A"), "1-1-0001": (np.zeros(0, np.int16), "B")}
+    tokens = {"kind": kind} if kind == "characters" else {"kind": kind, "size": 33}
     with pytest.raises(ValueError, match=folder):
-        prepare(root, tokens=tokens, too_short="skip", undecodable="skip")
+        prepare(
+            write_corpus({"train-clean-100": train} | {folder: short}),
+            tokens=tokens,
+            too_short="skip",
+            undecodable="skip",
+        )
 
 
 def low_rate_corpus(write_corpus, several, noise):
@@ -600,7 +603,7 @@ def test_several_faults_at_once_leave_the_others_as_they_are(write_corpus, prepa
     root = write_corpus(several | {"train-clean-100": bad | several["train-clean-100"]})
     damage(root / "train-clean-100" / "7" / "7" / "7-7-0004.flac", "0.5")
     kinds = ("undecodable", "unpaired", "too_short", "too_many_tokens")
-    target, index = prepare(root, **{kind: "skip" for kind in kinds})
+    target, index = prepare(root, **dict.fromkeys(kinds, "skip"))
     check_alignment(target, index, several)
     assert len(index["splits"]["train"]["utterances"]) == 5
     assert index["skipped"]["train-clean-100"] == {
