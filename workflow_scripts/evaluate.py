@@ -11,7 +11,7 @@ def main(options) -> None:
     record = read_json(options.folder / "record.json")
     if record["fingerprint"] != options.config["train"]:
         raise ValueError(f"{options.folder}: its record is of another configuration or of other code")
-    index = read_json(options.prepared)
+    index = read_json(options.prepared) | options.config["scoring"]
     if options.buckets is not None:
         index["buckets"] = read_json(options.buckets)["words"]
     job = Job(record["config"], options.prepared.with_suffix(""), index)

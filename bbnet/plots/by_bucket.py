@@ -10,8 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bbnet.plots.pareto import SEEDS_FOR_INTERVALS
-from bbnet.plots.style import DENSE_COLOUR, MARKERS, method_colours
+from bbnet.plots.style import DENSE_COLOUR, MARKERS, SEEDS_FOR_INTERVALS, method_colours, method_label
 
 DODGE, WIDEST_DODGE = 0.13, 0.76
 WIDTH_OF_BUDGET, WIDTH_OF_REST = 3.2, 2.7
@@ -64,11 +63,10 @@ def plot_by_bucket(
     for axis, budget in zip(axes[0], budgets, strict=True):
         axis.set_title(f"budget {budget}")
     figure.supylabel(f"{name} to dense ({relative['unit'].iloc[0]}; {better} is better)", fontsize="medium")
-    handles = [plt.Line2D([], [], **DENSE_LINE)] + [
-        plt.Line2D([], [], color=colours[method], marker=MARKERS[side], markersize=5, linestyle="none", label=label)
-        for method, side in methods
-        for label in [method if side == "none" else f"{method} ({side})"]
-    ]
+    handles = [plt.Line2D([], [], **DENSE_LINE)]
+    for method, side in methods:
+        marker = {"color": colours[method], "marker": MARKERS[side], "markersize": 5, "linestyle": "none"}
+        handles.append(plt.Line2D([], [], **marker, label=method_label(method, side)))
     figure.legend(handles=handles, loc="outside right center", title=_legend_title(relative["n_seeds"]))
     return figure
 

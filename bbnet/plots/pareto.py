@@ -8,9 +8,8 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
-from bbnet.plots.style import LINES, MARKERS, method_colours
+from bbnet.plots.style import LINES, MARKERS, SEEDS_FOR_INTERVALS, method_colours, method_label
 
-SEEDS_FOR_INTERVALS = 3
 LABEL_POINTS = (20, 8)
 LABELLED_METHODS = 8
 DODGE_POINTS = 3
@@ -112,7 +111,7 @@ def _draw_method(
         linestyle=LINES[side],
         markersize=5,
         linewidth=1.0,
-        label=_label(method, side),
+        label=method_label(method, side),
     )
     for cost, budget in zip(x, budgets, strict=True):
         bound = bounds.loc[(method, side, budget)]
@@ -140,7 +139,3 @@ def _label_points(axis: Axes, x: pd.Series, y: pd.Series, colours: dict[str, str
         white_edge = [withStroke(linewidth=2, foreground="white")]
         style = {"color": colours[method], "fontsize": 7, "va": "center", "path_effects": white_edge}
         axis.annotate(budget.lstrip("0"), (x[key], y[key]), xytext=offset, textcoords="offset points", **style)
-
-
-def _label(method: str, side: str) -> str:
-    return method if side == "none" else f"{method} ({side})"

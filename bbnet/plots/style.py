@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 MARKERS = {"none": "s", "in": "o", "out": "^", "both": "D"}
 LINES = {"none": "-", "in": "-", "out": "--", "both": "-."}
 DENSE_COLOUR = "0.25"
+SEEDS_FOR_INTERVALS = 3
 COLOURBLIND_COLOURS = 10
 SIDE_SUFFIX = re.compile("_(in|out|both)$")
 FILE_METADATA = {".pdf": {"CreationDate": None}, ".png": {}}
@@ -47,6 +48,10 @@ def method_colours(methods: Sequence[str]) -> dict[str, str]:
     palette = seaborn.color_palette("colorblind" if len(names) <= COLOURBLIND_COLOURS else "husl", max(len(names), 1))
     colours = dict(zip(names, palette.as_hex(), strict=True)) if names else {}
     return {"dense": DENSE_COLOUR} | {method: colours[family] for method, family in families.items()}
+
+
+def method_label(method: str, side: str) -> str:
+    return method if side == "none" else f"{method} ({side})"
 
 
 def read_table(path: Path, task: str, model: str) -> pd.DataFrame:

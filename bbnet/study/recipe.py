@@ -34,7 +34,8 @@ class Recipes:
         return {"task": task, "data": data.model_dump(), "code": _code(files)}
 
     def prepare(self, task: str) -> dict[str, Any]:
-        settings = self.tasks[task].model_dump(exclude={"models", "training", "slabs"})
+        later = {"models", "training", "slabs", *self.tasks[task].scoring()}
+        settings = self.tasks[task].model_dump(exclude=later)
         files = [SCRIPTS / "prepare.py", *_data_code(task)]
         return {"task": task, "settings": settings, "raw": self.raw_key(task), "code": _code(files)}
 
@@ -77,6 +78,7 @@ class Recipes:
         train = self.train(run)
         return {
             "train": fingerprint(train),
+            "scoring": self.tasks[run.task].scoring(),
             "code": _code([SCRIPTS / "evaluate.py", *_training_code(run.task, train["method"]["algorithm"])]),
         }
 

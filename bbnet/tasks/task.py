@@ -23,7 +23,7 @@ Items = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Metric:
-    """Unit as printed ("share", "%"), which direction is better, and whether the table of results has a column of it."""
+    """Unit as printed ("share", "%"), which direction is better, and whether the table of results shows it."""
 
     unit: str
     better: Literal["higher", "lower"]
@@ -63,7 +63,10 @@ class Task(Protocol):
         """Decodes the pack once into arrays in `target`, and returns their index."""
 
     def open_split(self, prepared: Path, index: Mapping[str, Any], split: str) -> Split:
-        """`train`, `val` or `test`; for scoring on test, `index` has `buckets` where the task makes such."""
+        """`train`, `val` or `test`.
+
+        For scoring on test `index` has also what `Settings.scoring` says, and `buckets` where the task makes such.
+        """
 
     def build_model(self, settings: BaseModel, index: Mapping[str, Any]) -> "nn.Module":
         """The network, with weights drawn from torch's global generator."""
@@ -92,7 +95,8 @@ class Task(Protocol):
 
 # A task may have more: `metrics.relative_metrics(items, dense, weights)`, those of METRICS that compare with the dense
 # run of the same seed; `buckets.make_buckets(index)`, Head, Mid and Tail of the training data, written as JSON before
-# anything is scored on test; `panels`, cases to look at, with `bbnet.plots.panels_{task}`.
+# anything is scored on test, with `metrics.BY_BUCKET` (test set -> bucket -> relative metric) and
+# `metrics.bucket_sizes(items)`; `panels`, cases to look at, with `bbnet.plots.panels_{task}`.
 
 
 def load(name: str) -> ModuleType:

@@ -20,7 +20,7 @@ def measure_units(
     slabs: Iterable[Slab],
     masks: Mapping[str, Tensor],
 ) -> list[dict[str, Any]]:
-    """One row per slab and unit: on-rate over all valid positions of `split`, degree, fan, and traffic = on-rate * degree.
+    """One row per slab and unit: on-rate over the valid positions of `split`, degree, fan, traffic = on-rate * degree.
 
     A unit is `silent` if it was on at none of at least 1,000 positions, and `at_smallest` with degree k_min or less.
 

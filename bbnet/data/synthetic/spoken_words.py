@@ -27,8 +27,7 @@ UTTERANCES_PER_CHAPTER = 25
 FIRST_SPEAKER, FIRST_CHAPTER = 1001, 200_001
 
 # By falling frequency in everyday English, so that the Zipf law gives the short words what is theirs.
-LEXICON = tuple(
-    """
+WORDS = """
     the and that have with this from they say her she will one all would there their what out about
     who get which when make can like time just him know take people into year your good some could them see
     other than then now look only come over think also back after use two how our work first well way even
@@ -47,9 +46,8 @@ LEXICON = tuple(
     philosopher astronomer blacksmith carpenter shepherd merchant emperor ambassador lieutenant passenger
     cinnamon chocolate marmalade cucumber mushroom strawberry vinegar porridge sandwich lemonade
     alphabet grammar dictionary calendar chronicle parchment manuscript encyclopedia
-    """.split()
-)
-LEXICON = tuple(dict.fromkeys(LEXICON))
+"""
+LEXICON = tuple(dict.fromkeys(WORDS.split()))
 
 
 @dataclass(frozen=True)

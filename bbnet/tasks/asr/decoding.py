@@ -5,24 +5,27 @@ from torch import Tensor
 
 from bbnet.tasks.asr.data.tokens import EOS, PAD
 from bbnet.tasks.asr.model import Cache, Memory, SpeechTransformer
+from bbnet.tasks.asr.settings import Decoding
 
 
 @torch.no_grad()
-def transcribe(model: SpeechTransformer, features: Tensor, frames: Tensor, limits: Tensor) -> list[list[int]]:
-    """Tokens of each utterance, without `EOS`, at most `limits` [batch]; by beam search if the model's settings say so.
+def transcribe(
+    model: SpeechTransformer, features: Tensor, frames: Tensor, limits: Tensor, how: Decoding
+) -> list[list[int]]:
+    """Tokens of each utterance, without `EOS`, at most `limits` [batch].
 
     Args:
         features: [batch, time, 80]; `frames` [batch] of them are each utterance's own.
     """
     memory = model.encode(features, frames)
-    settings = model.settings
-    if settings.beam == 1:
+    if how.beam == 1:
         return greedy(model, memory, limits)
-    return beam_search(model, memory, limits, settings.beam, settings.length_normalisation)
+    return beam_search(model, memory, limits, how.beam, how.length_normalisation)
 
 
+@torch.no_grad()
 def greedy(model: SpeechTransformer, memory: Memory, limits: Tensor) -> list[list[int]]:
-    """The likeliest token at each step."""
+    """The likeliest token at each step, until `EOS`, which is left out, or `limits` [batch] tokens."""
     batch, device = len(limits), limits.device
     caches = [Cache() for _ in model.decoder]
     written = torch.full((batch, int(limits.max()) + 1), EOS, device=device)
@@ -41,6 +44,7 @@ def greedy(model: SpeechTransformer, memory: Memory, limits: Tensor) -> list[lis
     return [row[1 : 1 + length] for row, length in zip(written.tolist(), lengths.tolist(), strict=True)]
 
 
+@torch.no_grad()
 def beam_search(
     model: SpeechTransformer, memory: Memory, limits: Tensor, beam: int, length_normalisation: float
 ) -> list[list[int]]:

@@ -1,10 +1,12 @@
 """Settings of the speech-recognition task."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from bbnet.tasks.settings import ModelLabel, Section, Training
+
+LEXICON_SIZE = 273  # of bbnet/data/synthetic/spoken_words.py, which the study must not import
 
 
 class SpokenWords(Section):
@@ -24,6 +26,14 @@ class SpokenWords(Section):
     longest: int = Field(4, ge=1, le=20, description="Most words of an utterance.")
     zipf: float = Field(1.0, ge=0, le=3, description="The word of rank r is drawn with probability ~ r^-zipf.")
     noise: float = Field(20.0, ge=-10, le=60, description="Lowest signal-to-noise ratio in dB; test-other has 10 less.")
+
+    @model_validator(mode="after")
+    def _words_suffice(self) -> "SpokenWords":
+        if self.words + self.unseen_words > LEXICON_SIZE:
+            raise ValueError(
+                f"words {self.words} and unseen_words {self.unseen_words} exceed the lexicon of {LEXICON_SIZE}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _some_length(self) -> "SpokenWords":
@@ -89,16 +99,21 @@ class Transformer(Section):
     activation: Literal["relu", "gelu"] = Field("gelu", description="Of the feed-forward layers.")
     ctc_weight: float = Field(0.3, ge=0, lt=1, description="Share of the CTC loss; at 0 there is no CTC head.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Of the attention loss.")
-    beam: int = Field(1, ge=1, le=64, description="Hypotheses kept when decoding; 1 is greedy.")
-    length_normalisation: float = Field(
-        1.0, ge=0, le=2, description="Beam scores are log-probabilities / tokens ** this."
-    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "Transformer":
         if self.width % (2 * self.heads):
             raise ValueError(f"width {self.width} must be a multiple of twice the {self.heads} heads")
         return self
+
+
+class Decoding(Section):
+    """How test is decoded; dev, which selects weights epoch by epoch, is decoded greedily."""
+
+    beam: int = Field(1, ge=1, le=64, description="Hypotheses kept; 1 is greedy.")
+    length_normalisation: float = Field(
+        1.0, ge=0, le=2, description="Of a beam above 1: scores are log-probabilities / tokens ** this."
+    )
 
 
 class SpecAugment(Section):
@@ -127,10 +142,15 @@ class Settings(Section):
     slabs: Literal["paper", "wide"] = Field("paper", description="Feed-forward layers of the decoder, or all.")
     models: dict[ModelLabel, Transformer] = Field(min_length=1, description="Label: its sizes.")
     training: SpeechTraining
+    decoding: Decoding = Field(default_factory=Decoding, description=Decoding.__doc__)
 
     def steps_per_epoch(self) -> int | None:
         """Not known before the durations are."""
         return None
+
+    def scoring(self) -> dict[str, Any]:
+        """The settings that scoring on test alone uses, by key."""
+        return {"decoding": self.decoding.model_dump()}
 
     def fans(self) -> dict[str, set[int]]:
         """Fans of the slabs of each model, on either side."""

@@ -102,7 +102,7 @@ def evaluate(model: nn.Module, split: Utterances, device: torch.device) -> tuple
     for indices in split.in_order():
         batch = split.batch(indices, device)
         limits = positions(batch.frames).clamp(min=split.longest + 1)
-        written = transcribe(model, batch.features, batch.frames, limits)
+        written = transcribe(model, batch.features, batch.frames, limits, split.decoding)
         for index, tokens in zip(indices.tolist(), written, strict=True):
             hypotheses[index] = normalise(split.tokeniser.decode(tokens))
     items = {"utterance": np.array(split.keys), "other": split.other}

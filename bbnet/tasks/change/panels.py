@@ -29,9 +29,7 @@ def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> 
 
 def describe(dense: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """What is written beside a case; its items of both runs."""
-    return {"image": str(dense["image"])} | {
-        f"delta_{name}": int(other[name] - dense[name]) for name in ("tp", "fp")
-    }
+    return {"image": str(dense["image"])} | {f"delta_{name}": int(other[name] - dense[name]) for name in ("tp", "fp")}
 
 
 def case(

@@ -1,6 +1,6 @@
 """Settings of the change-detection task."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -51,6 +51,10 @@ class Settings(Section):
         if not isinstance(self.data, AerialScenes):
             return None
         return self.data.train * (self.data.size // self.tile) ** 2 // self.training.batch_size
+
+    def scoring(self) -> dict[str, Any]:
+        """The settings that scoring on test alone uses, by key: none."""
+        return {}
 
     def fans(self) -> dict[str, set[int]]:
         """Fans of the slabs of each model, on either side."""

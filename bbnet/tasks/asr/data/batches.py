@@ -13,7 +13,7 @@ from bbnet.data.store import open_array
 from bbnet.tasks.asr.data.corpus import SPLITS
 from bbnet.tasks.asr.data.features import FRAMES_PER_SECOND, positions
 from bbnet.tasks.asr.data.tokens import EOS, PAD, load_tokeniser
-from bbnet.tasks.asr.settings import SpecAugment, SpeechTraining
+from bbnet.tasks.asr.settings import Decoding, SpecAugment, SpeechTraining
 
 CLASS_RATIO = 1.15  # of the longest to the shortest utterance of a class: at most this much is padding
 EVALUATION_FRAMES = 20_000
@@ -58,6 +58,7 @@ class Utterances:
         other: int8 [utterances], 1 for those of the second test set.
         longest: tokens of the longest reference.
         buckets: Head, Mid and Tail of the training text's words, where the index has them.
+        decoding: as the index says, else greedy.
     """
 
     def __init__(self, prepared: Path, index: Mapping[str, Any], split: str) -> None:
@@ -76,6 +77,7 @@ class Utterances:
         self.other = np.repeat(np.arange(len(folders), dtype=np.int8), folders)
         self.longest = int(self.counts.max())
         self.buckets: Mapping[str, str] | None = index.get("buckets")
+        self.decoding = Decoding(**index.get("decoding", {}))
         self.tokeniser = load_tokeniser(prepared, index)
 
     def __len__(self) -> int:
@@ -143,9 +145,7 @@ def spec_augment(batch: Batch, settings: SpecAugment, generator: torch.Generator
     return replace(batch, features=batch.features.masked_fill(covered, 0.0))
 
 
-def _masks(
-    lengths: Tensor, count: int, width: int, most: Tensor, places: int, generator: torch.Generator
-) -> Tensor:
+def _masks(lengths: Tensor, count: int, width: int, most: Tensor, places: int, generator: torch.Generator) -> Tensor:
     """Bool [batch, places]: `count` stretches, each of a width below `width` and at most `most`, inside `lengths`."""
     draws = torch.rand(2, len(lengths), count, 1, generator=generator, device=lengths.device)
     widths = torch.minimum((draws[0] * width).floor(), most.floor()[:, None, None])

@@ -14,18 +14,18 @@ FRAMES_PER_SECOND = 1000 / SHIFT_MS
 FULL_SCALE = 2**15
 
 
-class Undecodable(ValueError):
+class UndecodableError(ValueError):
     """Audio that cannot be decoded; the message names the file."""
 
 
 def read_audio(path: Path) -> tuple[np.ndarray, int]:
-    """Float32 [samples] in [-1, 1], the mean of all channels, and the sample rate; raises Undecodable."""
+    """Float32 [samples] in [-1, 1], the mean of all channels, and the sample rate; raises UndecodableError."""
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError) as error:
-        raise Undecodable(f"{path}: cannot be decoded ({_last_sentence(error)})") from None
+        raise UndecodableError(f"{path}: cannot be decoded ({_last_sentence(error)})") from None
     if not np.isfinite(samples).all():
-        raise Undecodable(f"{path}: holds samples that are not finite")
+        raise UndecodableError(f"{path}: holds samples that are not finite")
     return samples.mean(axis=1), rate
 
 

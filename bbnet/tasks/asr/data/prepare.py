@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from bbnet.data.progress import track
 from bbnet.data.store import create_array, whole_file
 from bbnet.tasks.asr.data.corpus import FOLDERS, SPLITS, Utterance, read_folder
-from bbnet.tasks.asr.data.features import BINS, SAMPLE_RATE, Undecodable, log_mel, positions, read_audio
+from bbnet.tasks.asr.data.features import BINS, SAMPLE_RATE, UndecodableError, log_mel, positions, read_audio
 from bbnet.tasks.asr.data.tokens import normalise, train_tokeniser
 from bbnet.tasks.asr.settings import Faults, Tokens
 
@@ -159,7 +159,7 @@ def compute_shard(shard: Shard) -> None:
     for utterance in shard.utterances:
         try:
             samples, rate = read_audio(utterance.audio)
-        except Undecodable as error:
+        except UndecodableError as error:
             faults[utterance.key] = ["undecodable", str(error)]
             features.append(torch.empty(0, BINS))
             continue

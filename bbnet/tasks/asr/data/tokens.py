@@ -87,7 +87,9 @@ def train_tokeniser(tokens: Tokens, texts: Iterable[str], folder: Path) -> Token
             )
         except RuntimeError as error:
             reason = " ".join(str(error).split())
-            raise ValueError(f"tokens: the training text allows no {tokens.kind} of size {tokens.size} ({reason})") from None
+            raise ValueError(
+                f"tokens: the training text allows no {tokens.kind} of size {tokens.size} ({reason})"
+            ) from None
         prefix.with_suffix(".model").rename(folder / MODEL_FILE)
     return PieceTokeniser(folder / MODEL_FILE)
 
