@@ -270,3 +270,59 @@ def test_folders_of_data_are_named_by_pack_and_task(study):
     recipes = recipe.Recipes(study(), Knobs())
     assert recipes.raw_key("change") == f"aerial_scenes-{fingerprint(recipes.fetch('change'))}"
     assert recipes.prepared_key("change") == f"change-{fingerprint(recipes.prepare('change'))}"
+
+
+# A task whose data are a package, and with settings of scoring.
+
+SPEECH = {
+    "data": {"pack": "spoken_words", "train": 20, "val": 4, "test": 4},
+    "models": {
+        "small": {"width": 16, "hidden": 32, "encoder_layers": 1, "decoder_layers": 1, "heads": 2, "stem_channels": 2}
+    },
+    "training": {"epochs": 4, "warm_up_epochs": 1, "batch_seconds": 4, "learning_rate": 0.01},
+}
+
+
+def speech_fingerprints(study: Study) -> dict[str, str]:
+    recipes = recipe.Recipes(study, Knobs())
+    run = next(run for run in grid.runs(study) if run.method == "sp_in")
+    return {
+        "fetch": fingerprint(recipes.fetch("asr")),
+        "prepare": fingerprint(recipes.prepare("asr")),
+        "train": recipes.run_fingerprint(run),
+        "evaluate": fingerprint(recipes.evaluate(run)),
+        "buckets": recipe.buckets_code("asr"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("decoding", {"beam": 4}, {"evaluate"}),
+        ("tokens", {"kind": "bpe", "size": 64}, {"prepare", "train", "evaluate"}),
+        ("faults", {"too_short": "skip"}, {"prepare", "train", "evaluate"}),
+        ("slabs", "wide", {"train", "evaluate"}),
+    ],
+)
+def test_a_changed_setting_of_speech_reruns_what_it_shapes(study, key, value, expected):
+    before, after = (speech_fingerprints(study("tasks", {"asr": SPEECH | more})) for more in ({}, {key: value}))
+    assert changed(before, after) == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("bbnet/tasks/asr/data/features.py", {"fetch", "prepare", "train", "evaluate"}),
+        ("bbnet/data/synthetic/spoken_words.py", {"fetch", "prepare", "train", "evaluate"}),
+        ("bbnet/tasks/asr/model.py", {"train", "evaluate"}),
+        ("bbnet/tasks/asr/buckets.py", {"train", "evaluate", "buckets"}),
+        ("workflow_scripts/buckets.py", {"buckets"}),
+        ("bbnet/tasks/change/model.py", set()),
+    ],
+)
+def test_an_edit_reruns_what_it_shapes_of_speech(study, clone, file, expected):
+    speech = study("tasks", {"asr": SPEECH})
+    clone()
+    before = speech_fingerprints(speech)
+    clone(append(file))
+    assert changed(before, speech_fingerprints(speech)) == expected

@@ -14,6 +14,13 @@ import pytest
 pytestmark = pytest.mark.xdist_group("workflow")
 
 RUN = "results/micro/runs/change/tiny"
+SPEECH = {
+    "data": {"pack": "spoken_words", "train": 20, "val": 4, "test": 4},
+    "models": {
+        "tiny": {"width": 16, "hidden": 32, "encoder_layers": 1, "decoder_layers": 1, "heads": 2, "stem_channels": 2}
+    },
+    "training": {"epochs": 4, "warm_up_epochs": 1, "batch_seconds": 4, "learning_rate": 0.01},
+}
 AGAIN = {"collect": 1, "compare": 1, "pareto": 1, "learning_curves": 1, "panel_figure": 1, "results_table": 1}
 
 
@@ -193,6 +200,23 @@ def test_panels_show_a_case_of_each_rank(lived_in):
 
 def test_targets_of_the_data_alone(empty_house):
     assert empty_house.planned("data") == {"data": 1, "fetch": 1, "prepare": 1}
+
+
+def test_speech_has_buckets_before_scores(empty_house, study):
+    study["tasks"] = {"asr": SPEECH}
+    house = empty_house
+    house.write_study(study, "speech")
+    planned = house.planned("--config", "study=speech")
+    assert planned == {
+        "fetch": 1,
+        "prepare": 1,
+        "buckets": 1,
+        "warm_up": 1,
+        "train": 3,
+        "evaluate": 3,
+        "panels": 1,
+        "by_bucket": 1,
+    } | AGAIN
 
 
 @pytest.mark.parametrize(
