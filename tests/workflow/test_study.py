@@ -207,16 +207,20 @@ def test_speech_has_buckets_before_scores(empty_house, study):
     house = empty_house
     house.write_study(study, "speech")
     planned = house.planned("--config", "study=speech")
-    assert planned == {
-        "fetch": 1,
-        "prepare": 1,
-        "buckets": 1,
-        "warm_up": 1,
-        "train": 3,
-        "evaluate": 3,
-        "panels": 1,
-        "by_bucket": 1,
-    } | AGAIN
+    assert (
+        planned
+        == {
+            "fetch": 1,
+            "prepare": 1,
+            "buckets": 1,
+            "warm_up": 1,
+            "train": 3,
+            "evaluate": 3,
+            "panels": 1,
+            "by_bucket": 1,
+        }
+        | AGAIN
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from bbnet.tasks.asr.settings import SpecAugment, SpeechTraining
 
 CPU = torch.device("cpu")
 LENGTHS = {
-    "mixed": np.random.default_rng(0).integers(7, 900, 60).tolist(),
+    "mixed": np.random.default_rng(0).integers(7, 600, 60).tolist(),
     "equal": [200] * 23,
     "one": [333],
     "shortest": [7, 8, 9] * 4,
-    "one giant": [50, 60, 4000, 55],
+    "one giant": [50, 60, 2000, 55],
 }
 
 
@@ -89,7 +89,7 @@ def test_a_change_of_a_batch_does_not_reach_the_data(split_of):
 
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-@pytest.mark.parametrize("seconds", [1, 20, 300])
+@pytest.mark.parametrize("seconds", [1, 15, 300])
 def test_an_epoch_has_every_utterance_once_within_the_seconds(split_of, lengths, seconds):
     opened = split_of(lengths)
     settings = training(seconds)
@@ -160,7 +160,7 @@ def masked(batch, settings: SpecAugment, seed: int):
 
 @pytest.fixture
 def batch(random_batch):
-    return random_batch([400, 7, 120, 33, 400, 251], [1, 2, 3, 0, 2, 1])
+    return random_batch([200, 7, 120, 33, 200, 151], [1, 2, 3, 0, 2, 1])
 
 
 def test_without_masks_nothing_changes(batch):
@@ -187,7 +187,7 @@ def test_what_is_not_masked_stays_and_the_rest_of_the_batch_too(batch):
 @pytest.mark.parametrize("width", [1, 2, 5, 50, 1000])
 def test_one_time_mask_is_a_stretch_inside_the_utterance_below_its_width(batch, width):
     settings = SpecAugment(time_masks=1, time_width=width, time_share=1.0)
-    for seed in range(100):
+    for seed in range(40):
         found, _ = masked(batch, settings, seed)
         assert (found.all(2) == found.any(2)).all()  # whole frames
         for row, frames in enumerate(batch.frames.tolist()):
@@ -198,7 +198,7 @@ def test_one_time_mask_is_a_stretch_inside_the_utterance_below_its_width(batch, 
 
 
 def test_padding_is_untouched_by_time_masks(batch):
-    for seed in range(30):
+    for seed in range(15):
         _, found = masked(batch, SpecAugment(time_masks=8, time_width=50, time_share=1.0), seed)
         for row, frames in enumerate(batch.frames.tolist()):
             assert (found[row, frames:] == 7.0).all()
@@ -213,7 +213,7 @@ def test_padding_that_is_zero_stays_zero(batch):
 @pytest.mark.parametrize("width", [1, 2, 4, 80])
 def test_one_frequency_mask_is_a_stretch_of_bins_of_the_whole_utterance(batch, width):
     settings = SpecAugment(frequency_masks=1, frequency_width=width)
-    for seed in range(60):
+    for seed in range(30):
         found, _ = masked(batch, settings, seed)
         for row, frames in enumerate(batch.frames.tolist()):
             own = found[row, :frames]
@@ -223,11 +223,11 @@ def test_one_frequency_mask_is_a_stretch_of_bins_of_the_whole_utterance(batch, w
             assert not bins or bins == list(range(bins[0], bins[0] + len(bins)))
 
 
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.3, 0.77, 1.0])
-@pytest.mark.parametrize("masks", [1, 3, 8, 100])
+@pytest.mark.parametrize("share", [0.01, 0.3, 1.0])
+@pytest.mark.parametrize("masks", [1, 8, 100])
 def test_all_time_masks_together_cover_no_more_than_the_share(batch, share, masks):
     settings = SpecAugment(time_masks=masks, time_width=50, time_share=share)
-    for seed in range(20):
+    for seed in range(10):
         found, _ = masked(batch, settings, seed)
         assert (found[:, :, 0].sum(1) <= share * batch.frames + 1e-4).all()
 

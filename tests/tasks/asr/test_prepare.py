@@ -361,11 +361,10 @@ def damage(path, how: str) -> None:
 DAMAGES = ["text", "empty", "header alone", "bits", "0.004", "0.01", "0.3", "0.9", "0.999"]
 
 
-@pytest.mark.parametrize("folder", ["train-clean-100", "test-other"])
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_file_that_does_not_decode_is_refused_by_name_in_one_line(write_corpus, prepare, several, how, folder):
+def test_a_file_that_does_not_decode_is_refused_by_name_in_one_line(write_corpus, prepare, several, how):
     root = write_corpus(several)
-    path = sorted(root.glob(f"{folder}/*/*/*.flac"))[1]
+    path = sorted(root.glob("test-other/*/*/*.flac"))[1]
     damage(path, how)
     with pytest.raises(ValueError, match="cannot be decoded|too short") as refused:
         prepare(root)
@@ -374,7 +373,7 @@ def test_a_file_that_does_not_decode_is_refused_by_name_in_one_line(write_corpus
     assert "1 of" in str(refused.value)
 
 
-@pytest.mark.parametrize("how", DAMAGES)
+@pytest.mark.parametrize("how", ["text", "empty", "header alone", "bits", "0.5"])
 def test_a_file_that_does_not_decode_is_skipped_and_counted(
     write_corpus, prepare, several, check_alignment, how, caplog
 ):
@@ -413,7 +412,7 @@ def test_a_folder_named_like_audio_is_named(write_corpus, prepare, several):
     assert str(path) in str(refused.value)
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+@pytest.mark.parametrize("folder", ["train-clean-100", "test-other"])
 @pytest.mark.parametrize("missing", ["audio", "transcript"])
 def test_an_unpaired_utterance_is_refused_by_name_or_skipped(
     write_corpus, prepare, several, check_alignment, noise, missing, folder
@@ -532,8 +531,10 @@ def test_a_low_sample_rate_is_resampled(write_corpus, prepare, several, noise):
     assert index["skipped"] == {}
 
 
-@pytest.mark.parametrize("folder", ["train-clean-100", "test-clean"])
-@pytest.mark.parametrize("samples", [1, 100, 399, 400, samples_of(6), samples_of(7) - 1])
+@pytest.mark.parametrize(
+    ("folder", "samples"),
+    [("train-clean-100", 1), ("test-clean", 399), ("dev-clean", 400), ("train-clean-100", samples_of(7) - 1)],
+)
 def test_an_utterance_below_the_receptive_field_is_refused_by_name_or_skipped(
     write_corpus, prepare, several, noise, check_alignment, samples, folder
 ):
@@ -558,7 +559,7 @@ def frames_with(place: int) -> int:
     return next(frames for frames in range(7, 500) if ((frames - 3) // 2 + 1 - 3) // 2 + 1 == place)
 
 
-@pytest.mark.parametrize(("text", "needed"), [("ABC", 3), ("AAA", 5), ("AAB", 4), ("AB BA", 5), ("A", 1), ("BOO", 4)])
+@pytest.mark.parametrize(("text", "needed"), [("ABC", 3), ("AAA", 5), ("AB BA", 5), ("A", 1), ("BOO", 4)])
 def test_tokens_that_ctc_cannot_align_are_refused_or_skipped_in_training_alone(
     write_corpus, prepare, several, noise, check_alignment, text, needed
 ):

@@ -75,9 +75,13 @@ def _count_audio(root: Path) -> dict[str, int]:
 def read_folder(root: Path, folder: str) -> tuple[list[Utterance], dict[str, str]]:
     """The utterances of a split in the order of their keys, and why each unpaired one is none.
 
-    Raises: ValueError naming a transcript that cannot be read.
+    Raises: ValueError naming a transcript that cannot be read, or an utterance that is there twice.
     """
-    audio = {path.stem: path for path in (root / folder).glob("*/*/*.flac")}
+    audio: dict[str, Path] = {}
+    for path in sorted((root / folder).glob("*/*/*.flac")):
+        if path.stem in audio:
+            raise ValueError(f"{path}: utterance {path.stem} has two audio files, the other is {audio[path.stem]}")
+        audio[path.stem] = path
     texts: dict[str, str] = {}
     for path in sorted((root / folder).glob("*/*/*.trans.txt")):
         for key, text in _read_transcript(path):

@@ -22,7 +22,7 @@ def read_audio(path: Path) -> tuple[np.ndarray, int]:
     """Float32 [samples] in [-1, 1], the mean of all channels, and the sample rate; raises UndecodableError."""
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
+    except (soundfile.SoundFileError, OSError, ValueError, MemoryError) as error:  # the last two at absurd lengths
         raise UndecodableError(f"{path}: cannot be decoded ({_last_sentence(error)})") from None
     if not np.isfinite(samples).all():
         raise UndecodableError(f"{path}: holds samples that are not finite")

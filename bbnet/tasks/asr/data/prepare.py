@@ -80,14 +80,13 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
     shards = list(_shards(found, target / "shards", faulty.rules.low_rate))
     _compute(shards)
     kept = {folder: _usable(folder, shards, faulty) for folder in FOLDERS}
+    _refuse_empty(manifest, kept)
     tokens: Tokens = TypeAdapter(Tokens).validate_python(settings["tokens"])
     texts = {folder: [normalise(text) for _, text, _ in rows] for folder, rows in kept.items()}
     tokeniser = train_tokeniser(tokens, texts[FOLDERS[0]], target)
     encoded = {folder: [tokeniser.encode(text) for text in texts[folder]] for folder in FOLDERS}
     _drop_too_many_tokens(FOLDERS[0], kept, texts, encoded, faulty)
-    for folder in FOLDERS:
-        if not kept[folder]:
-            raise ValueError(f"{Path(manifest['root']) / folder}: no utterance is left")
+    _refuse_empty(manifest, kept)
     mean, sd = _write_features(shards, kept, target)
     all_tokens = [tokens for folder in FOLDERS for tokens in encoded[folder]]
     np.save(target / "tokens.npy", np.array([token for tokens in all_tokens for token in tokens], dtype=np.int32))
@@ -198,6 +197,12 @@ def _usable(folder: str, shards: Sequence[Shard], faulty: FaultyUtterances) -> l
     for kind, found in by_kind.items():
         faulty.judge(folder, kind, found)
     return rows
+
+
+def _refuse_empty(manifest: Mapping[str, Any], kept: Mapping[str, list]) -> None:
+    for folder, rows in kept.items():
+        if not rows:
+            raise ValueError(f"{Path(manifest['root']) / folder}: no utterance is left")
 
 
 def _drop_too_many_tokens(

@@ -1,11 +1,12 @@
 """From text to tokens and back: characters, or pieces of words learned from the training text."""
 
+import io
 import re
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from bbnet.data.store import whole_file
 from bbnet.tasks.asr.settings import SentencePiece, Tokens
 
 PAD = 0  # also CTC's blank
@@ -67,30 +68,29 @@ def train_tokeniser(tokens: Tokens, texts: Iterable[str], folder: Path) -> Token
         return CharacterTokeniser()
     from sentencepiece import SentencePieceTrainer
 
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        prefix = Path(scratch, "tokeniser")
-        try:
-            SentencePieceTrainer.train(
-                sentence_iterator=iter([text for text in texts if text]),
-                model_prefix=str(prefix),
-                model_type=tokens.kind,
-                vocab_size=tokens.size,
-                pad_id=PAD,
-                eos_id=EOS,
-                unk_id=SPECIALS,
-                bos_id=-1,
-                required_chars=ALPHABET.strip(),
-                character_coverage=1.0,
-                normalization_rule_name="identity",
-                num_threads=1,
-                minloglevel=2,
-            )
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(
-                f"tokens: the training text allows no {tokens.kind} of size {tokens.size} ({reason})"
-            ) from None
-        prefix.with_suffix(".model").rename(folder / MODEL_FILE)
+    model = io.BytesIO()
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter([text for text in texts if text]),
+            model_writer=model,
+            model_type=tokens.kind,
+            vocab_size=tokens.size,
+            pad_id=PAD,
+            eos_id=EOS,
+            unk_id=SPECIALS,
+            bos_id=-1,
+            required_chars=ALPHABET.strip(),
+            character_coverage=1.0,
+            normalization_rule_name="identity",
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        why = f"the training text allows no {tokens.kind} of size {tokens.size} ({reason})"
+        raise ValueError(f"tokens: {why}") from None
+    with whole_file(folder / MODEL_FILE) as partial:
+        partial.write_bytes(model.getvalue())
     return PieceTokeniser(folder / MODEL_FILE)
 
 

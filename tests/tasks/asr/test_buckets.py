@@ -1,0 +1,95 @@
+"""Head, Mid and Tail of the training text by counts worked by hand."""
+
+import json
+import random
+from collections import Counter
+
+import pytest
+
+from bbnet.tasks.asr.buckets import bucket_words, make_buckets
+
+
+def percentile(values: list[int], share: float) -> float:
+    """Interpolated linearly between the order statistics."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def texts_of(counts: dict[str, int]) -> list[str]:
+    words = [word for word, count in counts.items() for _ in range(count)]
+    random.Random(0).shuffle(words)
+    return [" ".join(words[first : first + 5]) for first in range(0, len(words), 5)]
+
+
+def test_a_case_worked_by_hand():
+    # Counts 1 to 11: the median is 6, the 90th percentile 10.
+    counts = {letter: number for number, letter in enumerate("ABCDEFGHIJK", 1)}
+    found = bucket_words(texts_of(counts))
+    assert (found["head_from"], found["mid_from"]) == (10, 6)
+    expected = dict.fromkeys("ABCDE", "tail") | dict.fromkeys("FGHI", "mid") | dict.fromkeys("JK", "head")
+    assert found["words"] == expected
+    assert found["sizes"] == {
+        "head": {"types": 2, "occurrences": 21},
+        "mid": {"types": 4, "occurrences": 6 + 7 + 8 + 9},
+        "tail": {"types": 5, "occurrences": 15},
+    }
+
+
+def test_thresholds_between_counts_are_interpolated():
+    # Counts 1, 2, 4, 10: the median is 3; the 90th percentile lies 0.7 of the way from 4 to 10.
+    found = bucket_words(texts_of({"A": 1, "B": 2, "C": 4, "D": 10}))
+    assert (found["mid_from"], found["head_from"]) == (3, pytest.approx(8.2))
+    assert found["words"] == {"A": "tail", "B": "tail", "C": "mid", "D": "head"}
+
+
+def test_equal_counts_share_a_bucket():
+    # 12 types occur once, 3 twice: median and 90th percentile are 1 and 2.
+    counts = {f"W{number}": 1 + (number >= 12) for number in range(15)}
+    words = bucket_words(texts_of(counts))["words"]
+    assert {words[f"W{number}"] for number in range(12)} == {"mid"}
+    assert {words[f"W{number}"] for number in range(12, 15)} == {"head"}
+
+
+def test_types_that_all_occur_alike_are_head():
+    found = bucket_words(["A B C", "C B A"])
+    assert set(found["words"].values()) == {"head"}
+    assert found["sizes"]["tail"] == {"types": 0, "occurrences": 0}
+
+
+def test_one_type_is_head():
+    found = bucket_words(["A A A"])
+    assert found["words"] == {"A": "head"}
+    assert found["sizes"]["head"] == {"types": 1, "occurrences": 3}
+
+
+@pytest.mark.parametrize("texts", [[], [""], ["", ""]])
+def test_an_empty_text_has_no_types(texts):
+    found = bucket_words(texts)
+    assert found["words"] == {}
+    assert all(size == {"types": 0, "occurrences": 0} for size in found["sizes"].values())
+
+
+def test_random_texts_against_a_percentile_of_ones_own():
+    draw = random.Random(2)
+    for _ in range(30):
+        words = [f"W{int(draw.paretovariate(0.8))}" for _ in range(draw.randint(1, 300))]
+        counts = Counter(words)
+        median, ninetieth = percentile(list(counts.values()), 0.5), percentile(list(counts.values()), 0.9)
+        found = bucket_words([" ".join(words)])
+        assert found["words"].keys() == counts.keys()
+        for word, count in counts.items():
+            expected = "head" if count >= ninetieth - 1e-9 else "tail" if count < median else "mid"
+            assert found["words"][word] == expected
+        assert sum(size["types"] for size in found["sizes"].values()) == len(counts)
+        assert sum(size["occurrences"] for size in found["sizes"].values()) == len(words)
+
+
+def test_the_training_texts_of_the_index_alone_count():
+    index = {"splits": {"train": {"texts": ["A A", "B"]}, "val": {"texts": ["B B B C"]}, "test": {"texts": ["D"]}}}
+    found = make_buckets(index)
+    assert found == bucket_words(["A A", "B"])
+    assert set(found["words"]) == {"A", "B"}
+    assert json.loads(json.dumps(found)) == found
