@@ -245,7 +245,13 @@ def _refresh_share(task, study: dict, prepared: Path, index: dict, method: str, 
     settings, budget = study["tasks"]["change"], min(study["budgets"])
     (model_settings,) = settings["models"].values()
     trainer = Trainer(
-        task, task.ModelSettings(**model_settings), Training(**settings["training"]), prepared, index, 0, device
+        task,
+        task.ModelSettings(**model_settings),
+        task.TrainingSettings(**settings["training"]),
+        prepared,
+        index,
+        0,
+        device,
     )
     trainer.epoch = trainer.training.warm_up_epochs
     candidates = task.slabs(trainer.model, settings["slabs"], METHODS[method]["side"])
