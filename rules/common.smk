@@ -8,7 +8,7 @@ from snakemake.exceptions import WorkflowError
 from bbnet.sparsity.schedule import Schedule
 from bbnet.study import grid, recipe
 from bbnet.study.config import ConfigError, check_sources, check_writable, read_knobs, read_study
-from bbnet.study.discover import has_buckets, has_panels
+from bbnet.study.discover import has_buckets, has_pairs, has_panels
 from bbnet.study.record import canonical_json, fingerprint, run_status
 
 
@@ -54,7 +54,7 @@ if not TAKEN:
     raise WorkflowError(f"cells=done: no run of study {KNOBS.study} in {RESULTS} is done")
 MODELS = sorted({(RUNS[folder].task, RUNS[folder].model) for folder in TAKEN})
 TASKS = sorted({task for task, _ in MODELS})
-PACKS = {RECIPES.raw_key(task): RECIPES.fetch(task) for task in TASKS}
+PACKS = {RECIPES.raw_key(task, pack): RECIPES.fetch(task, pack) for task in TASKS for pack in RECIPES.packs(task)}
 
 COLLECTED = [
     "record.json",
@@ -84,7 +84,12 @@ def warm_up_recipe(wildcards):
 
 
 def raw_manifest(wildcards):
-    return f"<data>/raw/{RECIPES.raw_key(wildcards.task)}.json"
+    return f"<data>/raw/{RECIPES.raw_key(wildcards.task, RECIPES.tasks[wildcards.task].data)}.json"
+
+
+def weights_manifest(wildcards):
+    weights = getattr(RECIPES.tasks[wildcards.task].models[wildcards.model], "weights", None)
+    return f"<data>/raw/{RECIPES.raw_key(wildcards.task, weights)}.json" if weights else []
 
 
 def prepared_index(wildcards):
@@ -115,7 +120,8 @@ def figures_of(task, model):
     beside_dense = [run for run in taken if run.method != "dense" and run.seed in dense_seeds]
     pareto = ["pareto"] if dense_seeds else []
     by_bucket = ["by_bucket"] if beside_dense and has_buckets(task) else []
-    return [*pareto, *by_bucket, "learning_curves", *(f"panels-{run.method}-b{run.budget}" for run in panels)]
+    roc = ["roc"] if has_pairs(task) else []
+    return [*pareto, *by_bucket, *roc, "learning_curves", *(f"panels-{run.method}-b{run.budget}" for run in panels)]
 
 
 FIGURES = [

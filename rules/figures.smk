@@ -57,6 +57,24 @@ rule by_bucket:
         " --figures {output:q} --log {log:q}"
 
 
+rule roc:
+    input:
+        per_item="<results>/summary/items.parquet",
+        grid="<results>/summary/grid.csv",
+    output:
+        pdf="<results>/figures/{task}-{model}-roc.pdf",
+        png="<results>/figures/{task}-{model}-roc.png",
+    log:
+        "<results>/logs/figures/{task}-{model}-roc.log",
+    params:
+        code=lambda wildcards: recipe.task_code("figure_roc", wildcards.task),
+    message:
+        "figure: ROC of {wildcards.task} {wildcards.model}"
+    shell:
+        "python workflow_scripts/figure_roc.py --task {wildcards.task:q} --model {wildcards.model:q}"
+        " --items {input.per_item:q} --grid {input.grid:q} --figures {output:q} --log {log:q}"
+
+
 rule panel_figure:
     input:
         panels="<results>/summary/panels/{task}.npz",

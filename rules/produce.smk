@@ -45,6 +45,7 @@ rule prepare:
 rule warm_up:
     input:
         prepared=prepared_index,
+        weights=weights_manifest,
     output:
         checkpoint="<results>/warm_up/{task}/{model}/s{seed}/checkpoint.pt",
         history="<results>/warm_up/{task}/{model}/s{seed}/history.csv",
@@ -60,7 +61,7 @@ rule warm_up:
         "warm up {wildcards.task} {wildcards.model}, seed {wildcards.seed}"
     shell:
         "python workflow_scripts/warm_up.py --config {params.config:q} --fingerprint {params.fingerprint:q}"
-        " --prepared {input.prepared:q} --folder {params.folder:q} --log {log:q}"
+        " --prepared {input.prepared:q} --weights {input.weights:q} --folder {params.folder:q} --log {log:q}"
 
 
 rule train:

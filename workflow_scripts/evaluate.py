@@ -13,7 +13,7 @@ def main(options) -> None:
         raise ValueError(f"{options.folder}: its record is of another configuration or of other code")
     index = read_json(options.prepared) | options.config["scoring"]
     if options.buckets is not None:
-        index["buckets"] = read_json(options.buckets)["words"]
+        index["buckets"] = read_json(options.buckets)["types"]
     job = Job(record["config"], options.prepared.with_suffix(""), index)
     evaluation = evaluate(job, options.folder)
     write_parquet(options.folder / "items.parquet", evaluation.items)

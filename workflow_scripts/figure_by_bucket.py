@@ -20,7 +20,8 @@ def main(options) -> None:
     of_buckets = next(iter(task.BY_BUCKET.values()))
     better = task.METRICS[next(iter(of_buckets.values()))].better
     name = f"Δ{task.SELECTION.upper()}"
-    figure = plot_by_bucket(cells, runs, task.BY_BUCKET, task.bucket_sizes(of_one_run), name, better)
+    sizes = task.bucket_sizes(of_one_run)
+    figure = plot_by_bucket(cells, runs, task.BY_BUCKET, sizes, name, better, task.COUNTED)
     note(figure, incomplete_note(grid))
     save(figure, options.figures)
 

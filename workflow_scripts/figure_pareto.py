@@ -13,7 +13,8 @@ def main(options) -> None:
     cells, runs, grid = (
         read_table(path, options.task, options.model) for path in (options.cells, options.runs, options.grid)
     )
-    figure = plot_pareto(cells, runs, load_metrics(options.task).SELECTION)
+    task = load_metrics(options.task)
+    figure = plot_pareto(cells, runs, getattr(task, "PARETO", (task.SELECTION,)))
     note(figure, incomplete_note(grid))
     save(figure, options.figures)
 

@@ -1,5 +1,7 @@
 """The dense first phase of a seed, from which every method starts."""
 
+from pathlib import Path
+
 from common import JSON, TEXT, arguments, read_json, run, write_csv
 
 from bbnet.training.checkpoint import save_state
@@ -8,10 +10,14 @@ from bbnet.training.runs import Job, warm_up
 
 def main(options) -> None:
     job = Job(options.config, options.prepared.with_suffix(""), read_json(options.prepared))
-    state, history, units = warm_up(job)
+    weights = None
+    if options.weights is not None:
+        manifest = {"root": str(options.weights.with_suffix(""))} | read_json(options.weights)
+        weights = Path(manifest["root"], manifest["file"])
+    state, history, units = warm_up(job, weights)
     save_state(options.folder / "checkpoint.pt", state | {"fingerprint": options.fingerprint})
     write_csv(options.folder / "history.csv", history)
     write_csv(options.folder / "units.csv", units)
 
 
-run(main, arguments(__doc__, config=JSON, fingerprint=TEXT, prepared={}, folder={}))
+run(main, arguments(__doc__, config=JSON, fingerprint=TEXT, prepared={}, weights={"nargs": "?"}, folder={}))

@@ -102,6 +102,30 @@ def cells_table(
     return pd.DataFrame(rows, columns=[*CELL_KEYS, "metric", "unit", "mean", "sd", "n_seeds", "low", "high"])
 
 
+def curves_table(items: pd.DataFrame, curve: Metrics) -> pd.DataFrame:
+    """One row per cell and point of a curve: mean, n_seeds, `seeds`, the values of each, and `low` and `high` of the
+    95 % interval at that point.
+
+    Args:
+        items: `collect.items_table` of one task and model.
+        curve: of items and weights, values by point, as the task's metrics are by name.
+    """
+    rows = []
+    for keys, cell in items.groupby(CELL_KEYS, sort=False):
+        paired = _paired_items(cell, keys)
+        variances = item_variances(paired, curve)
+        each_once = np.ones((1, len(cell) // cell["seed"].nunique()))
+        for point, of_seeds in curve(paired, each_once).items():
+            half = half_width(of_seeds, variances[point])
+            mean = float(of_seeds.mean())
+            rows.append(
+                dict(zip(CELL_KEYS, keys, strict=True))
+                | {"point": point, "mean": mean, "low": mean - half, "high": mean + half}
+                | {"n_seeds": len(of_seeds), "seeds": of_seeds.tolist()}
+            )
+    return pd.DataFrame(rows)
+
+
 def _common_seeds(items: pd.DataFrame, dense: pd.DataFrame | None) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The items of the seeds that both have."""
     if dense is None:
@@ -110,9 +134,12 @@ def _common_seeds(items: pd.DataFrame, dense: pd.DataFrame | None) -> tuple[pd.D
 
 
 def _paired_items(items: pd.DataFrame, keys: tuple) -> dict[str, np.ndarray]:
-    """Numeric columns as [seeds, items]; raises ValueError if the seeds were scored on different items."""
+    """All columns but texts, which name items, as [seeds, items]; an item's column may hold an array.
+
+    Raises: ValueError if the seeds were scored on different items.
+    """
     columns = [name for name in items.columns if name not in [*CELL_KEYS, "seed"] and items[name].notna().all()]
-    names = [name for name in columns if not pd.api.types.is_numeric_dtype(items[name])]
+    names = [name for name in columns if pd.api.types.is_string_dtype(items[name])]
     by_seed = [frame.sort_values(names) for _, frame in items.groupby("seed")]
     for frame in by_seed[1:]:
         if not np.array_equal(frame[names].to_numpy(), by_seed[0][names].to_numpy()):

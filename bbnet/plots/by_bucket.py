@@ -25,7 +25,7 @@ def plot_by_bucket(
     sizes: Mapping[str, Mapping[str, int]],
     name: str,
     better: Literal["higher", "lower"],
-    counted: str = "words",
+    counted: str,
 ) -> Figure:
     """One column of axes per budget, one row per test set: in each bucket the methods side by side, dense at 0.
 
@@ -35,7 +35,7 @@ def plot_by_bucket(
         cells: `cells.csv` of one task and model.
         runs: `runs.csv` of the same.
         metrics: by test set and bucket, the metric relative to dense; all of one unit.
-        sizes: likewise, how many of `counted` the test set has in the bucket.
+        sizes: likewise, how many of `counted`, such as words, the test set has in the bucket.
         name: what the metrics have in common, such as ΔWER.
         better: which direction is.
     """

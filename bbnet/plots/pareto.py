@@ -1,4 +1,6 @@
-"""Pareto plot: a metric against net density and against FLOPs."""
+"""Pareto plot: metrics against net density and against FLOPs."""
+
+from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -18,8 +20,8 @@ HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 3.8, 0.2
 AXES = {"net_density": "net density (kept share of all weights)", "flops": "FLOPs per sample (share of dense)"}
 
 
-def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
-    """Mean of `metric` over seeds for every method and budget; dense is a band.
+def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+    """Mean of each metric over seeds for every method and budget, a row of axes per metric; dense is a band.
 
     Points are labelled by budget, unless there are too many methods: then the costs alone tell budgets apart.
 
@@ -34,30 +36,37 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metric: str) -> Figure:
     """
     values = cells.pivot_table(index=["method", "side", "budget"], columns="metric", values="mean", sort=False)
     flops_of_dense = float(values.loc["dense", "flops"].iloc[0])
-    bounds = cells[cells["metric"] == metric].set_index(["method", "side", "budget"])
-    singles = runs[runs["metric"] == metric]
+    costs = {cost: values[cost] / (flops_of_dense if cost == "flops" else 1.0) for cost in AXES}
     colours = method_colours(list(values.index.get_level_values("method")))
-    height = max(HEIGHT, 1 + HEIGHT_OF_LEGEND_ENTRY * len(colours))
-    figure, axes = plt.subplots(1, len(AXES), figsize=(9, height), sharey=True)
-    for axis, (cost, label) in zip(axes, AXES.items(), strict=True):
-        costs = values[cost] / (flops_of_dense if cost == "flops" else 1.0)
-        _draw_dense(axis, bounds.loc["dense"].iloc[0], singles[singles["method"] == "dense"]["value"])
-        for (method, side), points in _shown(values, metric, cost).groupby(level=["method", "side"], sort=False):
-            place = _dodge(axis, list(colours), method)
-            _draw_method(axis, method, side, points.sort_index(), costs, bounds, singles, colours[method], place)
-        axis.margins(x=0.12, y=0.08)
+    height = max(HEIGHT * len(metrics), 1 + HEIGHT_OF_LEGEND_ENTRY * len(colours))
+    figure, axes = plt.subplots(len(metrics), len(AXES), figsize=(9, height), sharex="col", sharey="row", squeeze=False)
+    for metric, row in zip(metrics, axes, strict=True):
+        bounds = cells[cells["metric"] == metric].set_index(["method", "side", "budget"])
+        singles = runs[runs["metric"] == metric]
+        for axis, cost in zip(row, AXES, strict=True):
+            _draw_dense(axis, bounds.loc["dense"].iloc[0], singles[singles["method"] == "dense"]["value"])
+            for (method, side), points in _shown(values, metric, cost).groupby(level=["method", "side"], sort=False):
+                place = _dodge(axis, list(colours), method)
+                line = (costs[cost], bounds, singles, colours[method], place)
+                _draw_method(axis, method, side, points.sort_index(), *line)
+            axis.margins(x=0.12, y=0.08)
+            axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        row[0].set_ylabel(f"test {metric} ({bounds['unit'].iloc[0]})")
+    for axis, label in zip(axes[-1], AXES.values(), strict=True):
         axis.set_xlabel(label)
-        axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    unit = bounds["unit"].iloc[0]
-    axes[0].set_ylabel(f"test {metric} ({unit})")
-    handles, labels = axes[-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", title=_legend_title(bounds["n_seeds"]))
+    handles, labels = axes[-1, -1].get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside right center",
+        title=_legend_title(cells[cells["metric"].isin(metrics)]["n_seeds"]),
+    )
     if len(colours) > LABELLED_METHODS:
         return figure
     figure.draw_without_rendering()
-    for axis, cost in zip(axes, AXES, strict=True):
-        costs = values[cost] / (flops_of_dense if cost == "flops" else 1.0)
-        _label_points(axis, costs, _shown(values, metric, cost), colours)
+    for metric, row in zip(metrics, axes, strict=True):
+        for axis, cost in zip(row, AXES, strict=True):
+            _label_points(axis, costs[cost], _shown(values, metric, cost), colours)
     return figure
 
 

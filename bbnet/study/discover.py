@@ -121,6 +121,11 @@ def has_buckets(task: str) -> bool:
     return (TASKS / task / "buckets.py").exists()
 
 
+def has_pairs(task: str) -> bool:
+    """Whether the task scores pairs that are of one kind or not, which have an ROC curve."""
+    return (TASKS / task / "verification.py").exists()
+
+
 def has_panels(task: str) -> bool:
     """Whether the task shows chosen cases side by side."""
     return (TASKS / task / "panels.py").exists()

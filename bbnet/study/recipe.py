@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from bbnet.study.config import Knobs, Study
 from bbnet.study.discover import PACKAGE
 from bbnet.study.grid import Run
@@ -26,8 +28,12 @@ class Recipes:
         self.device = knobs.device
         self.tasks = study.task_settings()
 
-    def fetch(self, task: str) -> dict[str, Any]:
-        data = self.tasks[task].data
+    def packs(self, task: str) -> list[BaseModel]:
+        """The task's data, and the weights that its models start from."""
+        weights = (getattr(model, "weights", None) for model in self.tasks[task].models.values())
+        return [self.tasks[task].data, *(pack for pack in weights if pack is not None)]
+
+    def fetch(self, task: str, data: BaseModel) -> dict[str, Any]:
         generator = PACKAGE / "data" / "synthetic" / f"{data.pack}.py"
         files = [SCRIPTS / "fetch.py", *_data_code(task)]
         files += [generator] if generator.exists() else []
@@ -37,11 +43,12 @@ class Recipes:
         later = {"models", "training", "slabs", *self.tasks[task].scoring()}
         settings = self.tasks[task].model_dump(exclude=later)
         files = [SCRIPTS / "prepare.py", *_data_code(task)]
-        return {"task": task, "settings": settings, "raw": self.raw_key(task), "code": _code(files)}
+        raw = self.raw_key(task, self.tasks[task].data)
+        return {"task": task, "settings": settings, "raw": raw, "code": _code(files)}
 
-    def raw_key(self, task: str) -> str:
+    def raw_key(self, task: str, data: BaseModel) -> str:
         """`{pack}-{key}`, the name of the raw pack's folder."""
-        return f"{self.tasks[task].data.pack}-{fingerprint(self.fetch(task))}"
+        return f"{data.pack}-{fingerprint(self.fetch(task, data))}"
 
     def prepared_key(self, task: str) -> str:
         """`{task}-{key}`, the name of the prepared folder."""
@@ -95,7 +102,7 @@ def summary_code(script: str) -> str:
 
 def buckets_code(task: str) -> str:
     """Fingerprint of what makes Head, Mid and Tail of a task."""
-    return _code([SCRIPTS / "buckets.py", PACKAGE / "tasks" / task / "buckets.py"])
+    return _code([SCRIPTS / "buckets.py", PACKAGE / "tasks" / "buckets.py", PACKAGE / "tasks" / task / "buckets.py"])
 
 
 def task_code(script: str, task: str) -> str:
@@ -106,12 +113,14 @@ def task_code(script: str, task: str) -> str:
 def _data_code(task: str) -> list[Path]:
     """The task's module or package `data`."""
     folder = PACKAGE / "tasks" / task
-    return [*folder.glob("data.py"), *folder.glob("data/*.py"), PACKAGE / "data" / "store.py"]
+    shared = [PACKAGE / "data" / "store.py", PACKAGE / "data" / "images.py"]
+    return [*folder.glob("data.py"), *folder.glob("data/*.py"), *shared]
 
 
 def _training_code(task: str, algorithm: str) -> list[Path]:
     core = [*SPARSITY.glob("*.py"), SPARSITY / "algorithms" / "__init__.py"]
-    shared = [PACKAGE / "tasks" / "settings.py", PACKAGE / "tasks" / "task.py", PACKAGE / "data" / "store.py"]
+    shared = [PACKAGE / "tasks" / f"{name}.py" for name in ("settings", "task", "batches")]
+    shared += [PACKAGE / "data" / "store.py"]
     folders = [PACKAGE / "training", PACKAGE / "tasks" / task]
     files = [file for folder in folders for file in _python_files(folder)]
     return [*core, *shared, *files, SPARSITY / "algorithms" / f"{algorithm}.py"]

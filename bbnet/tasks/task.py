@@ -93,10 +93,12 @@ class Task(Protocol):
         """Metrics of items [..., n]; `weights` [..., n], such as bootstrap counts, broadcast against them."""
 
 
-# A task may have more: `metrics.relative_metrics(items, dense, weights)`, those of METRICS that compare with the dense
-# run of the same seed; `buckets.make_buckets(index)`, Head, Mid and Tail of the training data, written as JSON before
-# anything is scored on test, with `metrics.BY_BUCKET` (test set -> bucket -> relative metric) and
-# `metrics.bucket_sizes(items)`; `panels`, cases to look at, with `bbnet.plots.panels_{task}`.
+# A task may have more: `load_pretrained(model, path)`, for models whose settings have `weights`, a pack of one file;
+# `metrics.relative_metrics(items, dense, weights)`, those of METRICS that compare with the dense run of the same seed;
+# `buckets.make_buckets(index)`, Head, Mid and Tail of the training data, written as JSON before anything is scored on
+# test, with `metrics.BY_BUCKET` (test set -> bucket -> relative metric), `metrics.bucket_sizes(items)` and
+# `metrics.COUNTED`; `metrics.PARETO`, those that Pareto plots show instead of SELECTION; `verification` and
+# `metrics.roc_points(items, weights)`, an ROC curve; `panels`, cases to look at, with `bbnet.plots.panels_{task}`.
 
 
 def load(name: str) -> ModuleType:

@@ -84,9 +84,15 @@ class Job:
         return rows
 
 
-def warm_up(job: Job) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """The dense first phase: the state that every method of this seed starts from, its history, its units on dev."""
+def warm_up(job: Job, weights: Path | None = None) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The dense first phase: the state that every method of this seed starts from, its history, its units on dev.
+
+    Args:
+        weights: file from which the model starts, of a task that knows such.
+    """
     trainer = job.trainer()
+    if weights is not None:
+        job.task.load_pretrained(trainer.model, weights)
     while trainer.epoch < trainer.training.warm_up_epochs:
         trainer.run_epoch("warm_up")
     return trainer.state(), trainer.history, job.measured_units(trainer.model, {})

@@ -89,7 +89,9 @@ def test_many_methods_stay_in_their_bucket():
     keys = {"side": "in", "budget": "0.50", "unit": "points", "n_seeds": 3, "mean": 0.0, "low": 0.0, "high": 0.0}
     cells = pd.DataFrame([keys | {"method": name, "metric": metric} for name in names for metric in ("a", "b")])
     runs = cells.assign(value=0.0, seed=0)
-    figure = plot_by_bucket(cells, runs, {"": {"head": "a", "tail": "b"}}, {"": {"head": 1, "tail": 1}}, "Δ", "lower")
+    figure = plot_by_bucket(
+        cells, runs, {"": {"head": "a", "tail": "b"}}, {"": {"head": 1, "tail": 1}}, "Δ", "lower", "words"
+    )
     places = [x for x, *_ in markers(figure.axes[0])]
     assert len(places) == 40
     assert max(places[:20]) < 0.5 < min(places[20:])

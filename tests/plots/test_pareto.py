@@ -23,7 +23,7 @@ def figure():
         for metric, mean in zip(("net_density", "flops", "f1"), (*costs, 0.5), strict=True)
     ]
     runs = pd.DataFrame([row | {"seed": 0, "value": row["mean"]} for row in rows])
-    return plot_pareto(pd.DataFrame(rows), runs, "f1")
+    return plot_pareto(pd.DataFrame(rows), runs, ["f1"])
 
 
 def points(axis, label):

@@ -22,7 +22,7 @@ def fingerprints(study: Study, knobs: Knobs | None = None) -> dict[str, str]:
     recipes = recipe.Recipes(study, knobs or Knobs())
     runs = {f"{run.method}/b{run.budget}": run for run in grid.runs(study) if (run.model, run.seed) == ("small", 0)}
     jobs = {
-        "fetch": fingerprint(recipes.fetch("change")),
+        "fetch": fingerprint(recipes.fetch("change", recipes.tasks["change"].data)),
         "prepare": fingerprint(recipes.prepare("change")),
         "warm_up": fingerprint(recipes.warm_up("change", "small", 0)),
     }
@@ -268,7 +268,8 @@ def test_a_recipe_carries_what_the_job_uses(study):
 
 def test_folders_of_data_are_named_by_pack_and_task(study):
     recipes = recipe.Recipes(study(), Knobs())
-    assert recipes.raw_key("change") == f"aerial_scenes-{fingerprint(recipes.fetch('change'))}"
+    data = recipes.tasks["change"].data
+    assert recipes.raw_key("change", data) == f"aerial_scenes-{fingerprint(recipes.fetch('change', data))}"
     assert recipes.prepared_key("change") == f"change-{fingerprint(recipes.prepare('change'))}"
 
 
@@ -287,7 +288,7 @@ def speech_fingerprints(study: Study) -> dict[str, str]:
     recipes = recipe.Recipes(study, Knobs())
     run = next(run for run in grid.runs(study) if run.method == "sp_in")
     return {
-        "fetch": fingerprint(recipes.fetch("asr")),
+        "fetch": fingerprint(recipes.fetch("asr", recipes.tasks["asr"].data)),
         "prepare": fingerprint(recipes.prepare("asr")),
         "train": recipes.run_fingerprint(run),
         "evaluate": fingerprint(recipes.evaluate(run)),

@@ -46,7 +46,7 @@ def prepared(tmp_path_factory) -> SimpleNamespace:
     raw, folder = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("prepared")
     manifest = {"root": str(raw)} | task.fetch(PACK, raw)
     index = task.prepare(manifest, {"tokens": {"kind": "characters"}, "faults": {}}, folder)
-    return SimpleNamespace(folder=folder, index=index, buckets=make_buckets(index)["words"])
+    return SimpleNamespace(folder=folder, index=index, buckets=make_buckets(index)["types"])
 
 
 @pytest.fixture(scope="module")

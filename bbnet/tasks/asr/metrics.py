@@ -6,6 +6,7 @@ from bbnet.tasks.task import Items, Metric
 
 SELECTION = "wer"
 BUCKETS = ("head", "mid", "tail")
+COUNTED = "words"
 OTHER = "_other"  # suffix of metrics on test-other; those without are on test-clean
 
 _SHOWN = {name: Metric("%", "lower") for name in ("wer", "cer")}

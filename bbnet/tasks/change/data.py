@@ -7,20 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from bbnet.data.images import SUFFIXES, PixelMoments, decode, open_image
 from bbnet.data.progress import track
 from bbnet.data.store import create_array, open_array
+from bbnet.tasks.batches import full_batches, shuffled_batches
 from bbnet.tasks.change.settings import Data, LevirFolder
 from bbnet.tasks.settings import FixedBatchTraining
 
 SPLITS = ("train", "val", "test")
 PARTS = ("A", "B", "label")
-EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 EVALUATION_PIXELS = 2**16
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 
 def fetch(data: Mapping[str, Any], target: Path) -> dict[str, Any]:
@@ -74,7 +73,7 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
         tiles = starts[-1]
         images = create_array(target / f"{split}_images.npy", (tiles, 2, 3, tile, tile), np.uint8)
         labels = create_array(target / f"{split}_labels.npy", (tiles, tile, tile), np.uint8)
-        pixels = _PixelMoments()
+        pixels = PixelMoments()
         for name, start, end in track(list(zip(names, starts, starts[1:], strict=False)), f"prepare {split}"):
             pair, label = _read_pair(root / split, name)
             images[start:end] = _cut(pair, tile)
@@ -94,7 +93,7 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
 def _tile_grid(folder: Path, name: str, tile: int) -> tuple[int, int]:
     sizes = {}
     for part in PARTS:
-        with _open(folder / part / name) as image:
+        with open_image(folder / part / name) as image:
             sizes[part] = image.size
     for part in PARTS[1:]:
         if sizes[part] != sizes["A"]:
@@ -112,18 +111,11 @@ def _shown(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def _open(path: Path) -> Image.Image:
-    try:
-        return Image.open(path)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from None
-
-
 def _read_pair(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Uint8 [2, 3, height, width] of both dates and uint8 [height, width] of 0 and 1."""
-    pair = np.stack([_pixels(folder / part / name, "RGB").transpose(2, 0, 1) for part in ("A", "B")])
+    pair = np.stack([np.asarray(decode(folder / part / name, "RGB")).transpose(2, 0, 1) for part in ("A", "B")])
     path = folder / "label" / name
-    label = _pixels(path, "L")
+    label = np.asarray(decode(path, "L"))
     values = np.unique(label)
     if not (set(values.tolist()) <= {0, 255} or set(values.tolist()) <= {0, 1}):
         others = [value for value in values.tolist() if value not in (0, 1, 255)]
@@ -133,42 +125,12 @@ def _read_pair(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     return pair, (label > 0).astype(np.uint8)
 
 
-def _pixels(path: Path, mode: str) -> np.ndarray:
-    try:
-        with _open(path) as image:
-            if image.mode not in EIGHT_BIT_MODES:
-                raise ValueError(f"{path}: image mode {image.mode}; allowed are {', '.join(EIGHT_BIT_MODES)}")
-            return np.asarray(image.convert(mode))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be decoded ({error})") from None
-
-
 def _cut(image: np.ndarray, tile: int) -> np.ndarray:
     """[..., height, width] as tiles [tiles, ..., tile, tile], row by row."""
     *lead, height, width = image.shape
     grid = image.reshape(*lead, height // tile, tile, width // tile, tile)
     grid = np.moveaxis(grid, (-4, -2), (0, 1))
     return grid.reshape(-1, *lead, tile, tile)
-
-
-class _PixelMoments:
-    """Running mean and sd per channel, exact in integers."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.sum = np.zeros(3, dtype=np.int64)
-        self.squares = np.zeros(3, dtype=np.int64)
-
-    def add(self, pair: np.ndarray) -> None:
-        values = pair.astype(np.int64)
-        self.count += values[:, 0].size
-        self.sum += values.sum((0, 2, 3))
-        self.squares += (values**2).sum((0, 2, 3))
-
-    def mean_and_sd(self) -> tuple[list[float], list[float]]:
-        mean = self.sum / self.count
-        sd = np.sqrt(self.squares / self.count - mean**2)
-        return mean.tolist(), np.maximum(sd, 1.0).tolist()
 
 
 @dataclass(frozen=True)
@@ -195,14 +157,10 @@ class Tiles:
         return Batch(self.images[indices].to(device), self.labels[indices].to(device))
 
     def steps_per_epoch(self, training: FixedBatchTraining) -> int:
-        if len(self) < training.batch_size:
-            raise ValueError(f"training.batch_size {training.batch_size} exceeds the {len(self)} training samples")
-        return len(self) // training.batch_size
+        return full_batches(len(self), training)
 
     def batches(self, training: FixedBatchTraining, generator: torch.Generator) -> list[Tensor]:
-        """Tiles in random order; an incomplete last batch is left out."""
-        order = torch.randperm(len(self), generator=generator)
-        return list(order.split(training.batch_size))[: self.steps_per_epoch(training)]
+        return shuffled_batches(len(self), training, generator)
 
     def in_order(self) -> list[Tensor]:
         """Every tile once, in batches for evaluation."""

@@ -6,7 +6,11 @@ from collections import Counter
 
 import pytest
 
-from bbnet.tasks.asr.buckets import bucket_words, make_buckets
+from bbnet.tasks.asr.buckets import make_buckets
+
+
+def bucket_words(texts: list[str]) -> dict:
+    return make_buckets({"splits": {"train": {"texts": texts}}})
 
 
 def percentile(values: list[int], share: float) -> float:
@@ -30,7 +34,7 @@ def test_a_case_worked_by_hand():
     found = bucket_words(texts_of(counts))
     assert (found["head_from"], found["mid_from"]) == (10, 6)
     expected = dict.fromkeys("ABCDE", "tail") | dict.fromkeys("FGHI", "mid") | dict.fromkeys("JK", "head")
-    assert found["words"] == expected
+    assert found["types"] == expected
     assert found["sizes"] == {
         "head": {"types": 2, "occurrences": 21},
         "mid": {"types": 4, "occurrences": 6 + 7 + 8 + 9},
@@ -42,33 +46,33 @@ def test_thresholds_between_counts_are_interpolated():
     # Counts 1, 2, 4, 10: the median is 3; the 90th percentile lies 0.7 of the way from 4 to 10.
     found = bucket_words(texts_of({"A": 1, "B": 2, "C": 4, "D": 10}))
     assert (found["mid_from"], found["head_from"]) == (3, pytest.approx(8.2))
-    assert found["words"] == {"A": "tail", "B": "tail", "C": "mid", "D": "head"}
+    assert found["types"] == {"A": "tail", "B": "tail", "C": "mid", "D": "head"}
 
 
 def test_equal_counts_share_a_bucket():
     # 12 types occur once, 3 twice: median and 90th percentile are 1 and 2.
     counts = {f"W{number}": 1 + (number >= 12) for number in range(15)}
-    words = bucket_words(texts_of(counts))["words"]
+    words = bucket_words(texts_of(counts))["types"]
     assert {words[f"W{number}"] for number in range(12)} == {"mid"}
     assert {words[f"W{number}"] for number in range(12, 15)} == {"head"}
 
 
 def test_types_that_all_occur_alike_are_head():
     found = bucket_words(["A B C", "C B A"])
-    assert set(found["words"].values()) == {"head"}
+    assert set(found["types"].values()) == {"head"}
     assert found["sizes"]["tail"] == {"types": 0, "occurrences": 0}
 
 
 def test_one_type_is_head():
     found = bucket_words(["A A A"])
-    assert found["words"] == {"A": "head"}
+    assert found["types"] == {"A": "head"}
     assert found["sizes"]["head"] == {"types": 1, "occurrences": 3}
 
 
 @pytest.mark.parametrize("texts", [[], [""], ["", ""]])
 def test_an_empty_text_has_no_types(texts):
     found = bucket_words(texts)
-    assert found["words"] == {}
+    assert found["types"] == {}
     assert all(size == {"types": 0, "occurrences": 0} for size in found["sizes"].values())
 
 
@@ -79,10 +83,10 @@ def test_random_texts_against_a_percentile_of_ones_own():
         counts = Counter(words)
         median, ninetieth = percentile(list(counts.values()), 0.5), percentile(list(counts.values()), 0.9)
         found = bucket_words([" ".join(words)])
-        assert found["words"].keys() == counts.keys()
+        assert found["types"].keys() == counts.keys()
         for word, count in counts.items():
             expected = "head" if count >= ninetieth - 1e-9 else "tail" if count < median else "mid"
-            assert found["words"][word] == expected
+            assert found["types"][word] == expected
         assert sum(size["types"] for size in found["sizes"].values()) == len(counts)
         assert sum(size["occurrences"] for size in found["sizes"].values()) == len(words)
 
@@ -91,5 +95,5 @@ def test_the_training_texts_of_the_index_alone_count():
     index = {"splits": {"train": {"texts": ["A A", "B"]}, "val": {"texts": ["B B B C"]}, "test": {"texts": ["D"]}}}
     found = make_buckets(index)
     assert found == bucket_words(["A A", "B"])
-    assert set(found["words"]) == {"A", "B"}
+    assert set(found["types"]) == {"A", "B"}
     assert json.loads(json.dumps(found)) == found

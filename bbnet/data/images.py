@@ -1,0 +1,53 @@
+"""Pixels out of image files, and their mean and sd."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+
+
+def open_image(path: Path) -> Image.Image:
+    """The image, not yet decoded; raises ValueError naming a file that is none."""
+    try:
+        return Image.open(path)
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read as an image ({error})") from None
+
+
+def decode(path: Path, mode: str) -> Image.Image:
+    """The image in mode `L` or `RGB`: grey in three equal channels, alpha dropped.
+
+    Raises: ValueError naming a file that cannot be decoded, or is not of 8 bits.
+    """
+    try:
+        with open_image(path) as image:
+            if image.mode not in EIGHT_BIT_MODES:
+                raise ValueError(f"{path}: image mode {image.mode}; allowed are {', '.join(EIGHT_BIT_MODES)}")
+            return image.convert(mode)
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: cannot be decoded ({error})") from None
+
+
+class PixelMoments:
+    """Running mean and sd per channel, exact in integers."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum = np.zeros(3, dtype=np.int64)
+        self.squares = np.zeros(3, dtype=np.int64)
+
+    def add(self, images: np.ndarray) -> None:
+        """Images [images, 3, height, width] of integers."""
+        values = images.astype(np.int64)
+        self.count += values[:, 0].size
+        self.sum += values.sum((0, 2, 3))
+        self.squares += (values**2).sum((0, 2, 3))
+
+    def mean_and_sd(self) -> tuple[list[float], list[float]]:
+        """Per channel; an sd of at least 1."""
+        mean = self.sum / self.count
+        sd = np.sqrt(self.squares / self.count - mean**2)
+        return mean.tolist(), np.maximum(sd, 1.0).tolist()

@@ -1,0 +1,59 @@
+"""ROC curves of pairs: the share of genuine pairs accepted against the share of impostors."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bbnet.plots.style import DENSE_COLOUR, LINES, SEEDS_FOR_INTERVALS, method_colours, method_label
+
+WIDTH_OF_BUDGET, WIDTH_OF_REST, HEIGHT = 3.4, 2.2, 3.6
+
+
+def plot_roc(curves: pd.DataFrame) -> Figure:
+    """One axis per budget: the mean over seeds of each method's true accept rate at every false accept rate, and dense.
+
+    With at least 3 seeds a band shows the 95 % interval at each point; below, single seeds are thin lines.
+
+    Args:
+        curves: `statistics.curves_table` of one task and model; points are false accept rates.
+    """
+    colours = method_colours(list(curves["method"]))
+    dense = curves[curves["method"] == "dense"]
+    budgets = sorted(set(curves[curves["method"] != "dense"]["budget"])) or sorted(set(dense["budget"]))
+    width = WIDTH_OF_BUDGET * len(budgets) + WIDTH_OF_REST
+    figure, axes = plt.subplots(1, len(budgets), figsize=(width, HEIGHT), sharey=True, squeeze=False)
+    for axis, budget in zip(axes[0], budgets, strict=True):
+        points = sorted(set(curves["point"]))
+        axis.plot(points, points, color="0.7", linewidth=0.8, linestyle=":", label="chance")
+        if len(dense):
+            _draw_curve(axis, dense, DENSE_COLOUR, "--", "dense")
+        sparse = curves[(curves["budget"] == budget) & (curves["method"] != "dense")]
+        for (method, side), curve in sparse.groupby(["method", "side"], sort=False):
+            _draw_curve(axis, curve, colours[method], LINES[side], method_label(method, side))
+        axis.set_xscale("log")
+        axis.set_xlim(points[0], 1)
+        axis.set_ylim(0, 1)
+        axis.set_title(f"budget {budget}")
+        axis.set_xlabel("false accept rate")
+    axes[0, 0].set_ylabel("true accept rate")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", title=_legend_title(curves["n_seeds"]))
+    return figure
+
+
+def _draw_curve(axis: Axes, curve: pd.DataFrame, colour: str, line: str, label: str) -> None:
+    curve = curve.sort_values("point")
+    axis.plot(curve["point"], curve["mean"], color=colour, linestyle=line, linewidth=1.2, label=label)
+    if curve["n_seeds"].min() >= SEEDS_FOR_INTERVALS:
+        low, high = curve["low"].clip(0, 1), curve["high"].clip(0, 1)
+        axis.fill_between(curve["point"], low, high, color=colour, alpha=0.15, linewidth=0)
+    else:
+        for single in zip(*curve["seeds"], strict=True):
+            axis.plot(curve["point"], single, color=colour, linewidth=0.5, alpha=0.6)
+
+
+def _legend_title(n_seeds: pd.Series) -> str:
+    fewest = n_seeds.min()
+    shown = "mean, 95 % interval" if fewest >= SEEDS_FOR_INTERVALS else "mean and single seeds"
+    return f"{shown}\n({fewest} seed{'s' if fewest > 1 else ''})"

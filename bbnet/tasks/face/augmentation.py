@@ -1,0 +1,62 @@
+"""Random variants of images in batches, on their device."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bbnet.tasks.face.settings import Augmentation
+
+LUMA = (0.299, 0.587, 0.114)
+# To luma and two axes of chroma (NTSC's YIQ), in which hue is an angle.
+TO_YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
+
+
+def augmented(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
+    """Each image mirrored or not, then turned, then changed in brightness, contrast, saturation and hue.
+
+    Args:
+        images: [batch, 3, height, width] of 0 to 255.
+        generator: of the images' device.
+    Returns: float of the same shape.
+    """
+    draws = torch.rand(6, len(images), generator=generator, device=images.device)
+    sides = 2 * draws[1:] - 1
+    angles = math.radians(how.rotation) * sides[0]
+    images = rotated(images.float(), angles, mirrored=draws[0] < 0.5)
+    amounts = (how.brightness, how.contrast, how.saturation)
+    factors = [1 + amount * side for amount, side in zip(amounts, sides[1:4], strict=True)]
+    return recoloured(images, *factors, 2 * math.pi * how.hue * sides[4])
+
+
+def rotated(images: Tensor, angles: Tensor, mirrored: Tensor) -> Tensor:
+    """Images [batch, 3, height, width], height = width, turned about their middle by `angles` [batch] in radians,
+    counter-clockwise, after mirroring those of `mirrored` [batch]; bilinear, black where nothing was."""
+    cos, sin = torch.cos(angles), torch.sin(angles)
+    flip = torch.where(mirrored, -1.0, 1.0)
+    zero = torch.zeros_like(cos)
+    matrix = torch.stack([flip * cos, -flip * sin, zero, sin, cos, zero], dim=1).reshape(-1, 2, 3)
+    grid = functional.affine_grid(matrix, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, align_corners=False)
+
+
+def recoloured(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
+    """Images [batch, 3, height, width] of 0 to 255 with factors [batch] about black, the image's mean grey and each
+    pixel's grey, and the chroma turned by `hue` [batch] in radians; clamped."""
+    brightness, contrast, saturation, hue = (
+        values.reshape(-1, 1, 1) for values in (brightness, contrast, saturation, hue)
+    )
+    luma = torch.tensor(LUMA, device=images.device)
+    to_yiq = torch.tensor(TO_YIQ, device=images.device)
+    eye = torch.eye(3, device=images.device)
+    turn = torch.zeros(len(images), 3, 3, device=images.device)
+    turn[:, 0, 0] = 1
+    turn[:, 1, 1] = turn[:, 2, 2] = torch.cos(hue).flatten()
+    turn[:, 1, 2], turn[:, 2, 1] = -torch.sin(hue).flatten(), torch.sin(hue).flatten()
+    to_grey = luma.expand(3, 3)
+    colours = torch.linalg.inv(to_yiq) @ turn @ to_yiq @ (saturation * eye + (1 - saturation) * to_grey)
+    bright = (images * brightness[..., None]).clamp(0, 255)
+    grey = torch.einsum("nchw,c->n", bright, luma) / bright[0, 0].numel()
+    contrasted = contrast[..., None] * bright + ((1 - contrast.flatten()) * grey).reshape(-1, 1, 1, 1)
+    return torch.einsum("ncd,ndhw->nchw", colours, contrasted.clamp(0, 255)).clamp(0, 255)

@@ -1,0 +1,159 @@
+"""Face identification and verification: the face pack's layout, bottleneck ResNets, top-1, AUROC, EER."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bbnet.tasks.face import verification
+from bbnet.tasks.face.augmentation import augmented
+from bbnet.tasks.face.data import Batch, Faces, FacesToScore, fetch, prepare
+from bbnet.tasks.face.metrics import METRICS, SELECTION, metrics
+from bbnet.tasks.face.model import FaceNetwork, load_pretrained, slabs
+from bbnet.tasks.face.settings import FaceTraining as TrainingSettings
+from bbnet.tasks.face.settings import ResNet as ModelSettings
+from bbnet.tasks.task import Items
+
+__all__ = [
+    "METRICS",
+    "SELECTION",
+    "ModelSettings",
+    "TrainingSettings",
+    "augment",
+    "build_model",
+    "evaluate",
+    "example_inputs",
+    "fetch",
+    "load_pretrained",
+    "loss",
+    "metrics",
+    "open_split",
+    "prepare",
+    "slabs",
+    "valid_positions",
+]
+
+
+def open_split(prepared: Path, index: Mapping[str, Any], split: str) -> Faces:
+    return FacesToScore(prepared, index) if split == "test" else Faces(prepared, index, split)
+
+
+def build_model(settings: ModelSettings, index: Mapping[str, Any]) -> nn.Module:
+    model = FaceNetwork(settings, len(index["identities"]), index["mean"], index["sd"])
+    return model.to(memory_format=torch.channels_last)
+
+
+def example_inputs(index: Mapping[str, Any], device: torch.device) -> tuple[Tensor, ...]:
+    return (torch.zeros(1, 3, index["size"], index["size"], device=device),)
+
+
+def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator) -> Batch:
+    return Batch(augmented(batch.images, training.augmentation, generator), batch.labels)
+
+
+def valid_positions(batch: Batch) -> dict[str, Tensor]:
+    """All are."""
+    return {}
+
+
+def loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy with label smoothing; with ArcFace's margin in training."""
+    images = batch.images.float()
+    if model.settings.head == "arcface" and model.training:
+        logits = model.head(model.features(images), batch.labels)
+    else:
+        logits = model(images)
+    return functional.cross_entropy(logits, batch.labels, label_smoothing=model.settings.label_smoothing)
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, split: Faces, device: torch.device) -> tuple[Items, Items]:
+    """One row per image of the classification, on test also per probe, and predictions `identity` and `answer`.
+
+    Columns: `image`; `probe`, 0 or 1; of the classification `rank`, how many identities come before the right one, and
+    `bucket`, 0 to 2 for Head, Mid and Tail; of probes `identified`, whether the answer is right, `scores`, the cosines
+    with every image of the gallery, `own_first` and `own_count`, which of them are of the probe's identity, and
+    `pair_threshold`, chosen on dev. Where a column does not apply it holds -1, 0 or nothing.
+
+    `identity` int32 [images] is the label predicted, `answer` int32 [probes] that of the gallery, -1 for nobody.
+    """
+    ranks, predicted = [], []
+    for indices in split.in_order():
+        batch = split.batch(indices, device)
+        logits = model(batch.images.float())
+        own = logits.gather(1, batch.labels[:, None])
+        before = torch.arange(logits.shape[1], device=device) < batch.labels[:, None]
+        ranks.append(((logits > own) | ((logits == own) & before)).sum(1).cpu())
+        predicted.append(logits.argmax(1).cpu())
+    images = len(split)
+    items: dict[str, Any] = {
+        "image": np.array(split.files),
+        "probe": np.zeros(images, dtype=np.int64),
+        "rank": torch.cat(ranks).numpy(),
+    }
+    predictions = {"identity": torch.cat(predicted).numpy().astype(np.int32)}
+    if not isinstance(split, FacesToScore):
+        return items, predictions
+    items["bucket"] = split.buckets[split.labels.numpy()]
+    of_probes, predictions["answer"] = _identify(model, split, device)
+    return _below(items, of_probes), predictions
+
+
+def _identify(model: nn.Module, split: FacesToScore, device: torch.device) -> tuple[dict[str, Any], np.ndarray]:
+    """Rows of the probes of test, thresholds chosen on those of dev; and the answers."""
+    gallery, of_image = _embedded(model, split.known, device), split.known.labels.numpy()
+    scores = {name: _embedded(model, probes, device) @ gallery.T for name, probes in split.probes.items()}
+    labels = {name: probes.labels.numpy() for name, probes in split.probes.items()}
+    nearest = {name: _nearest(scores[name], of_image) for name in scores}
+    found, top = nearest["dev"]
+    dev = labels["dev"]
+    threshold = verification.best_identification_threshold(top, found == dev, dev == -1)
+    pair_threshold = verification.best_pair_threshold(scores["dev"].ravel(), (of_image == dev[:, None]).ravel())
+    found, top = nearest["test"]
+    answers = np.where(top >= threshold, found, -1).astype(np.int32)
+    probes = len(answers)
+    rows = {
+        "image": np.array(split.probes["test"].files),
+        "probe": np.ones(probes, dtype=np.int64),
+        "rank": np.full(probes, -1),
+        "bucket": np.full(probes, -1),
+        "identified": (answers == labels["test"]).astype(np.int64),
+        "own_first": np.searchsorted(of_image, labels["test"]),
+        "own_count": (of_image == labels["test"][:, None]).sum(1),
+        "pair_threshold": np.full(probes, pair_threshold),
+        "scores": scores["test"],
+    }
+    return rows, answers
+
+
+def _embedded(model: nn.Module, faces: Faces, device: torch.device) -> np.ndarray:
+    """Features of unit length, float32 [images, features]."""
+    found = [torch.zeros(0, model.head.weight.shape[1])]
+    for indices in faces.in_order():
+        images = faces.batch(indices, device).images.float()
+        found.append(functional.normalize(model.features(images)).cpu())
+    return torch.cat(found).numpy()
+
+
+def _nearest(scores: np.ndarray, of_image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Label and score of each probe's nearest image of the gallery; nobody at -inf in an empty one."""
+    if not scores.shape[1]:
+        return np.full(len(scores), -1), np.full(len(scores), -np.inf)
+    place = scores.argmax(1)
+    return of_image[place], scores[np.arange(len(scores)), place]
+
+
+def _below(items: Mapping[str, np.ndarray], of_probes: Mapping[str, Any]) -> dict[str, Any]:
+    """One table of both."""
+    images, probes = len(items["image"]), len(of_probes["image"])
+    joined: dict[str, Any] = {name: np.concatenate([values, of_probes[name]]) for name, values in items.items()}
+    for name in ("identified", "own_first", "own_count", "pair_threshold"):
+        joined[name] = np.concatenate([np.zeros(images, dtype=of_probes[name].dtype), of_probes[name]])
+    scores = np.empty(images + probes, dtype=object)
+    scores[:images] = [np.zeros(0, dtype=np.float32)] * images
+    scores[images:] = list(of_probes["scores"])
+    return joined | {"scores": scores}
