@@ -318,7 +318,7 @@ def test_a_study_needs_exactly_one_dense_method(with_key, refusal, methods):
 
 
 def test_a_study_needs_a_task(with_key, refusal):
-    assert refusal(with_key("tasks", {})) == "tasks: needs at least one task, allowed: asr, change"
+    assert refusal(with_key("tasks", {})) == "tasks: needs at least one task, allowed: asr, change, face"
 
 
 # What can be known of the data before any job starts.
