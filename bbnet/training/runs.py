@@ -142,6 +142,8 @@ def train(job: Job, warm_start: Mapping[str, Any]) -> TrainedRun:
         if phase == "frozen" and score > best:
             best, selected_epoch = score, trainer.epoch
             weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    if not weights:
+        raise ValueError(f"no epoch after the freeze has a dev {job.task.SELECTION} to select by: {score}")
     masks = {name: mask.cpu() for name, mask in sparsifier.masks().items()}
     figures = densities(trainer.model, masks)
     inputs = job.task.example_inputs(job.index, job.device)

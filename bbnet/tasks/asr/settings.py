@@ -81,6 +81,7 @@ class Faults(Section):
         "refuse", description="Sampled below 16 kHz, so that the upper bins are empty; higher rates are resampled."
     )
     too_short: Rule = Field("refuse", description="Shorter than the receptive field of the model's two convolutions.")
+    no_words: Rule = Field("refuse", description="Its transcript is empty once normalised to A to Z and apostrophe.")
     too_many_tokens: Rule = Field(
         "skip", description="Of the training split alone: more tokens than CTC can align with the encoder's positions."
     )

@@ -17,7 +17,7 @@ from bbnet.tasks.asr.settings import Transformer
 
 FOLDERS = ("train-clean-100", "dev-clean", "test-clean", "test-other")
 LETTERS = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-STRICT = dict.fromkeys(("undecodable", "unpaired", "low_rate", "too_short", "too_many_tokens"), "refuse")
+STRICT = dict.fromkeys(("undecodable", "unpaired", "low_rate", "too_short", "no_words", "too_many_tokens"), "refuse")
 
 
 @pytest.fixture

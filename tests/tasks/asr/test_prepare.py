@@ -4,6 +4,7 @@ import importlib
 import logging
 import os
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -200,11 +201,43 @@ def test_transcripts_are_normalised(write_corpus, prepare, noise):
     assert task.open_split(target, index, "val").longest == len("IT'S A BIG DAY")
 
 
-def test_an_empty_transcript_is_an_utterance_without_tokens(write_corpus, prepare, noise):
-    written = {"1-1-0000": (noise(1), "A"), "1-1-0001": (noise(2), ""), "1-1-0002": (noise(3), "B C")}
-    target, index = prepare(write_corpus({"dev-clean": written}))
-    opened = task.open_split(target, index, "val")
-    assert (opened.texts, opened.counts.tolist()) == (["A", "", "B C"], [1, 0, 3])
+@pytest.mark.parametrize("text", ["", "12 34", "привет"])
+def test_a_transcript_without_letters_is_refused_by_name_or_skipped(write_corpus, prepare, noise, text):
+    written = {"1-1-0000": (noise(1), "A"), "1-1-0001": (noise(2), text), "1-1-0002": (noise(3), "B C")}
+    root = write_corpus({"dev-clean": written})
+    with pytest.raises(ValueError, match="^1-1-0001: its transcript has no letters .*faults.no_words"):
+        prepare(root)
+    target, index = prepare(root, "skipped", no_words="skip")
+    assert task.open_split(target, index, "val").texts == ["A", "B C"]
+    assert index["skipped"] == {"dev-clean": {"no_words": ["1-1-0001"]}}
+
+
+def test_a_split_without_any_word_is_refused(write_corpus, prepare, noise):
+    root = write_corpus({"test-clean": {"1-1-0000": (noise(1), "7"), "1-1-0001": (noise(2), "8")}})
+    with pytest.raises(ValueError, match="test-clean: no utterance is left"):
+        prepare(root, no_words="skip")
+
+
+@pytest.mark.parametrize("line", ["\ufeff1-1-0000 A B", "1-1-0000\tA B", "1-1-0000  A B "])
+def test_marks_and_tabs_in_a_transcript_are_no_part_of_key_or_text(write_corpus, prepare, noise, line):
+    root = write_corpus({"dev-clean": {"1-1-0000": (noise(1), "A B")}})
+    (path,) = root.glob("dev-clean/*/*/*.trans.txt")
+    path.write_text(line + "\n", encoding="utf-8")
+    target, index = prepare(root)
+    assert task.open_split(target, index, "val").texts == ["A B"]
+
+
+def test_a_rate_without_a_common_divisor_is_resampled_in_little_memory():
+    tone = np.sin(2 * np.pi * 440 * np.arange(44_101) / 44_101).astype(np.float32)
+    near = np.sin(2 * np.pi * 440 * np.arange(44_100) / 44_100).astype(np.float32)
+    tracemalloc.start()
+    found = log_mel(tone, 44_101).numpy()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**27
+    loud = log_mel(near, 44_100).numpy()
+    around = loud.mean(0).argmax()
+    np.testing.assert_allclose(found[2:-2, around], loud[2:-2, around], atol=0.02)
 
 
 def test_a_folder_of_the_archives_is_found_and_nothing_is_copied(write_corpus, tmp_path):
@@ -301,6 +334,21 @@ def test_a_call_that_failed_after_the_features_is_continued(
     assert len(small_shards.log) == 7
     target, _ = prepare(root, "broken", tokens=tokens)
     assert len(small_shards.log) == 7
+    assert files_of(target) == files_of(expected)
+
+
+def test_a_damaged_shard_is_computed_again(write_corpus, prepare, several, small_shards):
+    root = write_corpus(several)
+    expected, _ = prepare(root, "whole")
+    small_shards.log.clear()
+    small_shards.fail_at = 3
+    with pytest.raises(KeyboardInterrupt):
+        prepare(root, "broken")
+    small_shards.fail_at = None
+    damaged = expected.parent / "broken" / "shards" / small_shards.log[1]
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    target, _ = prepare(root, "broken")
+    assert small_shards.log.count(damaged.name) == 2
     assert files_of(target) == files_of(expected)
 
 
@@ -529,6 +577,7 @@ def test_a_low_sample_rate_is_resampled(write_corpus, prepare, several, noise):
     wave = torchaudio.functional.resample(torch.from_numpy(noise(8, 3000).astype(np.float32))[None], 8_000, 16_000)
     np.testing.assert_allclose(raw_features(target, index, "val")[path.stem], fbank(wave[0].numpy()), atol=5e-3)
     assert index["skipped"] == {}
+    assert index["resampled"] == {"dev-clean": {"low_rate": [path.stem]}}
 
 
 @pytest.mark.parametrize(

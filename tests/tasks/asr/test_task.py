@@ -38,7 +38,7 @@ def spoken(tmp_path_factory):
         settings = {"tokens": {"kind": "characters"}, "faults": Faults().model_dump()}
         index = json.loads(json.dumps(task.prepare(manifest, settings, target)))
     assert manifest["audio_files"] == {"train-clean-100": 6, "dev-clean": 2, "test-clean": 3, "test-other": 3}
-    return target, index | {"buckets": make_buckets(index)["words"]}
+    return target, index | {"buckets": make_buckets(index)["types"]}
 
 
 @pytest.fixture

@@ -103,11 +103,11 @@ def read_folder(root: Path, folder: str) -> tuple[list[Utterance], dict[str, str
 
 def _read_transcript(path: Path) -> list[tuple[str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a transcript in UTF-8 ({error.reason})") from None
-    pairs = (line.strip().partition(" ") for line in lines if line.strip())
-    return [(key, text.strip()) for key, _, text in pairs]
+    pairs = ([*line.split(maxsplit=1), ""] for line in lines if line.strip())
+    return [(key, text.strip()) for key, text, *_ in pairs]
 
 
 def _by_numbers(key: str) -> list[tuple[int, str]]:

@@ -1,5 +1,6 @@
 """Log-mel filterbanks as Kaldi computes them, from FLAC files."""
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ BINS = 80
 FRAME_MS, SHIFT_MS = 25.0, 10.0
 FRAMES_PER_SECOND = 1000 / SHIFT_MS
 FULL_SCALE = 2**15
+SMALLEST_GCD = 25  # torchaudio holds a kernel per phase: at 44,101 Hz these are gigabytes
 
 
 class UndecodableError(ValueError):
@@ -36,11 +38,8 @@ def log_mel(samples: np.ndarray, rate: int) -> Tensor:
     and no dither. [0, 80] if the audio is shorter than a frame.
     """
     from torchaudio.compliance.kaldi import fbank  # late: training reads arrays
-    from torchaudio.functional import resample
 
-    wave = torch.from_numpy(samples)[None]
-    if rate != SAMPLE_RATE:
-        wave = resample(wave, rate, SAMPLE_RATE)
+    wave = torch.from_numpy(samples if rate == SAMPLE_RATE else _resampled(samples, rate))[None]
     if wave.shape[1] < SAMPLE_RATE * FRAME_MS / 1000:
         return torch.empty(0, BINS)
     return fbank(
@@ -51,6 +50,16 @@ def log_mel(samples: np.ndarray, rate: int) -> Tensor:
         dither=0.0,
         sample_frequency=SAMPLE_RATE,
     )
+
+
+def _resampled(samples: np.ndarray, rate: int) -> np.ndarray:
+    if math.gcd(rate, SAMPLE_RATE) >= SMALLEST_GCD:
+        from torchaudio.functional import resample
+
+        return resample(torch.from_numpy(samples)[None], rate, SAMPLE_RATE)[0].numpy()
+    from scipy.signal import resample_poly
+
+    return resample_poly(samples, SAMPLE_RATE, rate).astype(np.float32)
 
 
 def positions(frames: Tensor | int) -> Tensor | int:

@@ -1,10 +1,13 @@
 """From audio and transcripts to one mapped array of features, tokens, and an index."""
 
+import ctypes
 import json
 import logging
 import multiprocessing
 import os
 import shutil
+import signal
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -14,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from bbnet.data.progress import track
 from bbnet.data.store import create_array, whole_file
@@ -26,17 +30,19 @@ logger = logging.getLogger(__name__)
 UTTERANCES_PER_SHARD = 128
 NAMED_IN_ERRORS = 3
 SMALLEST_SD = 1e-3
+PR_SET_PDEATHSIG = 1
 
 
 @dataclass
 class FaultyUtterances:
-    """What cannot be used, and why: refused or skipped as the rule of its kind says."""
+    """What cannot be used, and why: refused, skipped or resampled as the rule of its kind says."""
 
     rules: Faults
     skipped: dict[str, dict[str, list[str]]] = field(default_factory=dict)
+    resampled: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def judge(self, folder: str, kind: str, found: Mapping[str, str]) -> None:
-        """Raises ValueError naming the first utterances of a kind that is refused; counts those that are skipped.
+        """Raises ValueError naming the first utterances of a kind that is refused; counts the others.
 
         Args:
             found: by key, what is wrong with the utterance.
@@ -46,10 +52,13 @@ class FaultyUtterances:
         reasons = [found[key] for key in sorted(found)]
         named = "; ".join(reasons[:NAMED_IN_ERRORS])
         others = f"; and {len(reasons) - NAMED_IN_ERRORS} more" if len(reasons) > NAMED_IN_ERRORS else ""
-        if getattr(self.rules, kind) != "skip":
-            raise ValueError(f"{named}{others} ({len(reasons)} of {folder}; faults.{kind}: skip leaves such out)")
-        logger.info("%s: %d utterances skipped (faults.%s): %s%s", folder, len(reasons), kind, named, others)
-        self.skipped.setdefault(folder, {})[kind] = sorted(found)
+        rule = getattr(self.rules, kind)
+        if rule == "refuse":
+            ways = f"faults.{kind}: skip leaves such out" + (", resample takes them" if kind == "low_rate" else "")
+            raise ValueError(f"{named}{others} ({len(reasons)} of {folder}; {ways})")
+        logger.info("%s: %d utterances, faults.%s: %s: %s%s", folder, len(reasons), kind, rule, named, others)
+        kinds = self.skipped if rule == "skip" else self.resampled
+        kinds.setdefault(folder, {})[kind] = sorted(found)
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,7 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
     shards = list(_shards(found, target / "shards", faulty.rules.low_rate))
     _compute(shards)
     kept = {folder: _usable(folder, shards, faulty) for folder in FOLDERS}
+    _drop_without_words(kept, faulty)
     _refuse_empty(manifest, kept)
     tokens: Tokens = TypeAdapter(Tokens).validate_python(settings["tokens"])
     texts = {folder: [normalise(text) for _, text, _ in rows] for folder, rows in kept.items()}
@@ -100,6 +110,7 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
         "mean_frames": round(sum(frames for *_, frames in train) / len(train)),
         "mean_tokens": max(1, round(sum(map(len, encoded[FOLDERS[0]])) / len(train))),
         "skipped": faulty.skipped,
+        "resampled": faulty.resampled,
         "splits": {
             split: {
                 "utterances": [key for folder in folders for key, *_ in kept[folder]],
@@ -128,7 +139,7 @@ def _compute(shards: Sequence[Shard]) -> None:
         for shard in track(missing, "prepare: shards"):
             compute_shard(shard)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _end_with_parent) as pool:
         jobs = [pool.submit(compute_shard, shard) for shard in missing]
         try:
             for job in track(as_completed(jobs), "prepare: shards", total=len(jobs)):
@@ -138,12 +149,20 @@ def _compute(shards: Sequence[Shard]) -> None:
             raise
 
 
+def _end_with_parent() -> None:
+    """A worker whose parent is killed must not go on writing."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def _is_current(shard: Shard) -> bool:
     """Whether its file is there, made from the audio as it lies there now."""
     if not shard.path.exists():
         return False
-    with np.load(shard.path) as file:
-        return str(file["sources"]) == _sources(shard)
+    try:
+        with np.load(shard.path) as file:
+            return str(file["sources"]) == _sources(shard)
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return False
 
 
 def _sources(shard: Shard) -> str:
@@ -152,23 +171,14 @@ def _sources(shard: Shard) -> str:
 
 
 def compute_shard(shard: Shard) -> None:
-    """Features of all utterances behind each other; those with a fault have none, and a reason."""
+    """Features of all utterances behind each other; those that cannot be used have none, and a reason."""
     torch.set_num_threads(1)
     features, faults = [], {}
     for utterance in shard.utterances:
-        try:
-            samples, rate = read_audio(utterance.audio)
-        except UndecodableError as error:
-            faults[utterance.key] = ["undecodable", str(error)]
-            features.append(torch.empty(0, BINS))
-            continue
-        own = log_mel(samples, rate)
-        if rate < SAMPLE_RATE and shard.low_rate != "resample":
-            faults[utterance.key] = ["low_rate", f"{utterance.audio}: sampled at {rate} Hz, below {SAMPLE_RATE} Hz"]
-        elif positions(len(own)) < 1:
-            seconds = f"{len(samples) / rate:.3f} s"
-            faults[utterance.key] = ["too_short", f"{utterance.audio}: {seconds} are too short for the convolutions"]
-        features.append(torch.empty(0, BINS) if utterance.key in faults else own)
+        own, fault = _features(utterance, shard.low_rate)
+        features.append(own)
+        if fault is not None:
+            faults[utterance.key] = fault
     with whole_file(shard.path) as partial:
         np.savez(
             partial,
@@ -177,6 +187,24 @@ def compute_shard(shard: Shard) -> None:
             faults=np.array(json.dumps(faults)),
             sources=np.array(_sources(shard)),
         )
+
+
+def _features(utterance: Utterance, low_rate: str) -> tuple[Tensor, tuple[str, str] | None]:
+    """[frames, 80], none if it cannot be used; and the kind of its fault and what is wrong, if any."""
+    nothing, fault = torch.empty(0, BINS), None
+    try:
+        samples, rate = read_audio(utterance.audio)
+    except UndecodableError as error:
+        return nothing, ("undecodable", str(error))
+    if rate < SAMPLE_RATE:
+        fault = ("low_rate", f"{utterance.audio}: sampled at {rate} Hz, below {SAMPLE_RATE} Hz")
+        if low_rate != "resample":
+            return nothing, fault
+    features = log_mel(samples, rate)
+    if positions(len(features)) < 1:
+        seconds = f"{len(samples) / rate:.3f} s"
+        return nothing, ("too_short", f"{utterance.audio}: {seconds} are too short for the convolutions")
+    return features, fault
 
 
 def _usable(folder: str, shards: Sequence[Shard], faulty: FaultyUtterances) -> list[tuple[str, str, int]]:
@@ -192,7 +220,7 @@ def _usable(folder: str, shards: Sequence[Shard], faulty: FaultyUtterances) -> l
         rows += [
             (utterance.key, utterance.text, count)
             for utterance, count in zip(shard.utterances, frames, strict=True)
-            if utterance.key not in faults
+            if count
         ]
     for kind, found in by_kind.items():
         faulty.judge(folder, kind, found)
@@ -203,6 +231,13 @@ def _refuse_empty(manifest: Mapping[str, Any], kept: Mapping[str, list]) -> None
     for folder, rows in kept.items():
         if not rows:
             raise ValueError(f"{Path(manifest['root']) / folder}: no utterance is left")
+
+
+def _drop_without_words(kept: dict[str, list[tuple[str, str, int]]], faulty: FaultyUtterances) -> None:
+    for folder, rows in kept.items():
+        found = {key: f"{key}: its transcript has no letters A to Z" for key, text, _ in rows if not normalise(text)}
+        faulty.judge(folder, "no_words", found)
+        kept[folder] = [row for row in rows if row[0] not in found]
 
 
 def _drop_too_many_tokens(
