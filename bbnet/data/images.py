@@ -26,6 +26,8 @@ def decode(path: Path, mode: str) -> Image.Image:
         with open_image(path) as image:
             if image.mode not in EIGHT_BIT_MODES:
                 raise ValueError(f"{path}: image mode {image.mode}; allowed are {', '.join(EIGHT_BIT_MODES)}")
+            if any(";16" in str(tile.args) for tile in image.tile):
+                raise ValueError(f"{path}: 16 bits per channel; allowed are 8")
             return image.convert(mode)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path}: cannot be decoded ({error})") from None

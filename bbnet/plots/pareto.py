@@ -21,7 +21,7 @@ AXES = {"net_density": "net density (kept share of all weights)", "flops": "FLOP
 
 
 def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str]) -> Figure:
-    """Mean of each metric over seeds for every method and budget, a row of axes per metric; dense is a band.
+    """Mean of each metric over seeds for every method and budget, a row of axes per metric there is; dense is a band.
 
     Points are labelled by budget, unless there are too many methods: then the costs alone tell budgets apart.
 
@@ -37,6 +37,7 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str])
     values = cells.pivot_table(index=["method", "side", "budget"], columns="metric", values="mean", sort=False)
     flops_of_dense = float(values.loc["dense", "flops"].iloc[0])
     costs = {cost: values[cost] / (flops_of_dense if cost == "flops" else 1.0) for cost in AXES}
+    metrics = [metric for metric in metrics if metric in values]
     colours = method_colours(list(values.index.get_level_values("method")))
     height = max(HEIGHT * len(metrics), 1 + HEIGHT_OF_LEGEND_ENTRY * len(colours))
     figure, axes = plt.subplots(len(metrics), len(AXES), figsize=(9, height), sharex="col", sharey="row", squeeze=False)

@@ -37,8 +37,10 @@ def plot_roc(curves: pd.DataFrame) -> Figure:
         axis.set_title(f"budget {budget}")
         axis.set_xlabel("false accept rate")
     axes[0, 0].set_ylabel("true accept rate")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", title=_legend_title(curves["n_seeds"]))
+    handles = {
+        label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(handles.values(), handles, loc="outside right center", title=_legend_title(curves["n_seeds"]))
     return figure
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from bbnet.analysis.statistics import cells_table, half_width, item_variances
+from bbnet.analysis.statistics import cells_table, curves_table, half_width, item_variances
 
 KEYS = {"task": "change", "model": "small", "method": "sp_in", "side": "in", "budget": "0.20"}
 COLUMNS = ["task", "model", "method", "side", "budget", "metric", "unit", "mean", "sd", "n_seeds", "low", "high"]
@@ -251,3 +251,98 @@ def test_a_metric_that_a_seed_lacks_is_not_a_mean_of_fewer_in_silence(tables):
     runs.loc[(runs["seed"] == 1) & (runs["metric"] == "score"), "value"] = np.nan
     table = cells_table(runs, items, {"change": mean_score}, UNITS).set_index("metric")
     assert (table.loc["score", "n_seeds"], table.loc["flops", "n_seeds"]) == (2, 3)
+
+
+# Curves.
+
+CURVE = ["point", "mean", "low", "high", "n_seeds", "seeds"]
+
+
+def shares_above(items, weights):
+    """Of values by threshold: the weighted share of items that reach it."""
+    reached = {level: items["value"] >= level for level in (0.4, 0.6)}
+    return {level: (own * weights).sum(-1) / weights.sum(-1) for level, own in reached.items()}
+
+
+def test_a_curve_has_a_row_per_cell_and_point(tables, values):
+    items = pd.concat([tables(values + number / 10, method=name)[1] for number, name in enumerate(("sp_in", "dense"))])
+    found = curves_table(items, shares_above)
+    assert list(found.columns) == [*KEYS, *CURVE]
+    assert found[["method", "point"]].to_numpy().tolist() == [
+        ["sp_in", 0.4],
+        ["sp_in", 0.6],
+        ["dense", 0.4],
+        ["dense", 0.6],
+    ]
+    for row in found.itertuples():
+        expected = (values + (row.method == "dense") / 10 >= row.point).mean(1)
+        assert row.seeds == pytest.approx(expected.tolist())
+        assert row.mean == pytest.approx(expected.mean())
+        assert row.n_seeds == 3
+
+
+def test_a_point_has_the_interval_of_seeds_and_items(tables, values):
+    for row in curves_table(tables(values)[1], shares_above).itertuples():
+        reached = values >= row.point
+        half = stats.t.ppf(0.975, 2) * np.sqrt(reached.mean(1).var(ddof=1) / 3 + reached.mean(0).var() / 80)
+        assert row.high - row.mean == pytest.approx(half, rel=0.1)
+        assert row.mean - row.low == pytest.approx(row.high - row.mean)
+
+
+def test_a_point_of_one_seed_has_the_interval_of_the_items(tables, values):
+    for row in curves_table(tables(values[:1])[1], shares_above).itertuples():
+        share = (values[0] >= row.point).mean()
+        assert (row.n_seeds, row.mean, row.seeds) == (1, pytest.approx(share), [pytest.approx(share)])
+        assert row.high - row.mean == pytest.approx(1.96 * np.sqrt(share * (1 - share) / 80), rel=0.1)
+
+
+def test_equal_items_leave_the_interval_of_the_seeds_worked_by_hand(tables):
+    def mean_curve(items, weights):
+        return {0.5: mean_score(items, weights)["score"]}
+
+    # s2 of (1, 2, 3) is 1.
+    (row,) = curves_table(tables(np.array([[1.0] * 9, [2.0] * 9, [3.0] * 9]))[1], mean_curve).itertuples()
+    assert (row.point, row.mean, row.seeds, row.n_seeds) == (0.5, 2.0, [1.0, 2.0, 3.0], 3)
+    assert (row.low, row.high) == pytest.approx((2 - 4.30265 / np.sqrt(3), 2 + 4.30265 / np.sqrt(3)), rel=1e-5)
+
+
+def test_a_curve_of_seeds_on_different_items_is_refused_by_cell(tables, values):
+    items = tables(values)[1]
+    with pytest.raises(ValueError, match=r"change/small/sp_in/in/0\.20: seeds were scored on different items"):
+        curves_table(items.drop(index=items.index[-1]), shares_above)
+
+
+# Items that are arrays.
+
+
+def sum_of_lists(items, weights):
+    """The weighted mean over items of the sums of their arrays."""
+    sums = np.vectorize(np.sum, otypes=[float])(items["list"])
+    return {"score": (sums * weights).sum(-1) / weights.sum(-1)}
+
+
+@pytest.mark.parametrize("length", [None, 0, 2], ids=["of many lengths", "empty", "of one length"])
+def test_a_column_may_hold_arrays(tables, values, length):
+    """Their figures are those of one number per item, in whatever order the rows of a seed stand."""
+    runs, items = tables(values)
+    generator = np.random.default_rng(0)
+    lists = []
+    for value in items["value"]:
+        shares = generator.random(generator.integers(1, 5) if length is None else length)
+        lists.append((shares * value / max(shares.sum(), 1e-9)).astype(np.float32))
+    arrays = items.drop(columns="value").assign(list=pd.Series(lists, index=items.index))
+    numbers = items.assign(value=[float(one.sum()) for one in lists])
+    expected = cells_table(runs, numbers, {"change": mean_score}, UNITS)
+    for rows in (arrays, arrays.sample(frac=1, random_state=1)):
+        found = cells_table(runs, rows, {"change": sum_of_lists}, UNITS)
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-5)
+        of_curve = curves_table(rows, sum_of_lists)
+        assert of_curve["mean"].tolist() == pytest.approx([numbers["value"].mean()])
+
+
+def test_arrays_survive_a_file(tables, values, tmp_path):
+    _, items = tables(values)
+    arrays = items.assign(list=[np.full(1 + row % 3, value) for row, value in enumerate(items["value"])])
+    arrays.to_parquet(tmp_path / "items.parquet")
+    expected = curves_table(arrays, sum_of_lists)
+    pd.testing.assert_frame_equal(curves_table(pd.read_parquet(tmp_path / "items.parquet"), sum_of_lists), expected)

@@ -38,7 +38,7 @@ def plot():
     def make(seeds: int, left_out: tuple = (), metrics=METRICS, **options):
         cells, runs = tables(seeds, left_out)
         options = {"name": "ΔWER", "better": "lower"} | options
-        return cells, plot_by_bucket(cells, runs, metrics, SIZES, **options)
+        return cells, plot_by_bucket(cells, runs, metrics, SIZES, **{"counted": "words"} | options)
 
     yield make
     plt.close("all")

@@ -47,6 +47,72 @@ def test_the_legend_names_every_method(figure):
     assert [text.get_text() for text in legend.get_texts()] == ["dense", "sp_in (in)", "topk"]
 
 
+def tables(seeds: int, metrics: dict[str, float]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Cells and runs of metrics, each that much above the method's place in `COSTS`; seeds lie 0.1 apart."""
+    cells, runs = [], []
+    for place, (keys, costs) in enumerate(COSTS.items()):
+        means = dict(zip(("net_density", "flops"), costs, strict=True))
+        means |= {metric: above + place for metric, above in metrics.items()}
+        for metric, mean in means.items():
+            row = dict(zip(("method", "side", "budget"), keys, strict=True)) | {"metric": metric}
+            unit = f"unit of {metric}"
+            cells.append(row | {"mean": mean, "low": mean - 0.3, "high": mean + 0.3, "n_seeds": seeds, "unit": unit})
+            runs += [row | {"seed": seed, "value": mean + 0.1 * seed} for seed in range(seeds)]
+    return pd.DataFrame(cells), pd.DataFrame(runs)
+
+
+def test_each_metric_has_a_row_of_its_own_values():
+    figure = plot_pareto(*tables(3, {"top1": 0.5, "auroc": 20.5}), ["top1", "auroc"])
+    assert [axis.get_ylabel() for axis in figure.axes] == [
+        "test top1 (unit of top1)",
+        "",
+        "test auroc (unit of auroc)",
+        "",
+    ]
+    for axes, above in ((figure.axes[:2], 0.5), (figure.axes[2:], 20.5)):
+        for axis, x in zip(axes, ([0.3, 1.0], [0.4, 1.0]), strict=True):
+            (line,) = [line for line in axis.get_lines() if line.get_label() == "sp_in (in)"]
+            assert line.get_xdata().tolist() == x
+            assert line.get_ydata().tolist() == [above + 1, above + 2]
+            (dense,) = [line for line in axis.get_lines() if line.get_label() == "dense"]
+            assert set(dense.get_ydata()) == {above}
+        bars = [line.get_ydata().tolist() for line in axes[1].get_lines() if len(set(line.get_xdata())) == 1]
+        assert [above + 2.7, above + 3.3] in [pytest.approx(bar) for bar in bars]
+
+
+def test_rows_share_their_costs_and_columns_their_axis_of_costs():
+    figure = plot_pareto(*tables(3, {"top1": 0.5, "auroc": 20.5}), ["top1", "auroc"])
+    assert [axis.get_xlabel() for axis in figure.axes[:2]] == ["", ""]
+    assert all(axis.get_xlabel() for axis in figure.axes[2:])
+    for above, below in zip(figure.axes[:2], figure.axes[2:], strict=True):
+        assert above.get_xlim() == below.get_xlim()
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim() != figure.axes[2].get_ylim()
+    assert len(figure.legends) == 1
+
+
+def test_each_row_has_labels_of_budgets_at_its_own_points():
+    figure = plot_pareto(*tables(3, {"top1": 0.5, "auroc": 20.5}), ["top1", "auroc"])
+    for axis, above in ((figure.axes[1], 0.5), (figure.axes[3], 20.5)):
+        labels = {(text.get_text(), text.xy[1]) for text in axis.texts}
+        assert labels == {(".20", above + 1), ("1.00", above + 2), (".20", above + 3)}
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_single_seeds_are_those_of_the_rows_metric(seeds):
+    figure = plot_pareto(*tables(seeds, {"top1": 0.5, "auroc": 20.5}), ["top1", "auroc"])
+    for axis, above in ((figure.axes[1], 0.5), (figure.axes[3], 20.5)):
+        singles = [line.get_ydata().tolist() for line in axis.get_lines() if line.get_marker() == "."]
+        expected = [[above + place + 0.1 * seed for seed in range(seeds)] for place in (1, 2, 3)]
+        assert sorted(singles) == [pytest.approx(values) for values in expected]
+
+
+def test_a_metric_that_no_run_has_does_not_stop_the_figure():
+    """A face pack without a gallery has no pairs: nothing is known of their AUROC."""
+    figure = plot_pareto(*tables(3, {"top1": 0.5}), ["top1", "auroc"])
+    assert figure.axes[0].get_ylabel() == "test top1 (unit of top1)"
+    assert points(figure.axes[1], "topk") == [[0.6]]
+
+
 def test_labels_that_differ_in_their_side_alone_share_a_colour():
     colours = method_colours(["dense", "sp_in", "rigl", "sp_out", "sp_both", "log_odds_in", "log_odds_out"])
     assert colours["sp_in"] == colours["sp_out"] == colours["sp_both"]

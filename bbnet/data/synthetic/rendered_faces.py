@@ -160,7 +160,7 @@ def training_counts(identities: int, images: int, zipf: float) -> list[int]:
     rest = images - 2 * identities
     if rest < 0:
         raise ValueError(f"data.train {images} is below two images for each of {identities} identities")
-    shares = np.arange(1, identities + 1) ** -zipf
+    shares = np.arange(1.0, identities + 1) ** -zipf
     ends = np.round(np.cumsum(shares) / shares.sum() * rest).astype(int)
     return (2 + np.diff(ends, prepend=0)).tolist()
 

@@ -140,6 +140,9 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
             raise ValueError(f"{classification / CLASSIFICATION_FOLDERS[part]}: no image is left")
         if part == "train":
             index["mean"], index["sd"] = pixels.mean_and_sd()
+            gone = sorted(set(range(len(identities))) - set(used.labels))
+            if gone:
+                raise ValueError(f"{classification / 'train' / identities[gone[0]]}: no image of this identity is left")
         index["splits"][part] = {
             "files": [str(file.relative_to(root)) for file in used.files],
             "labels": used.labels,
@@ -163,6 +166,8 @@ def _classification(home: Path, faulty: Faulty) -> tuple[dict[str, Images], list
         return parts, identities, []
     logger.info("%s has no identities: every second image of each identity of dev is taken for test", home / "test")
     parts["val"], parts["test"] = _every_second(parts["val"])
+    if not parts["test"].files:
+        raise ValueError(f"{home / 'dev'}: has no identity of two images, so it cannot be divided into dev and test")
     return parts, identities, ["classification"]
 
 
@@ -204,6 +209,8 @@ def _every_second(images: Images) -> tuple[Images, Images]:
 def _verification(home: Path, faulty: Faulty) -> tuple[Images, dict[str, Images], list[str], list[str]]:
     """Images of the gallery, probes of dev and test, identities of the gallery, and what had to be divided."""
     by_identity = _by_identity(home / "known", faulty)
+    if NOBODY in by_identity:
+        raise ValueError(f"{home / 'known' / NOBODY}: this name says that a probe is of nobody in the gallery")
     gallery = sorted(by_identity)
     known = _labelled(by_identity, gallery)
     if not gallery:
@@ -240,7 +247,7 @@ def _probes(home: Path, split: str, gallery: Sequence[str]) -> Images:
     names = _column_of_names(path, columns, rows, files)
     place = {name: number for number, name in enumerate(gallery)} | {NOBODY: -1}
     labels = {}
-    for line, row in enumerate(rows, start=2):
+    for line, row in rows:
         key = _join_key(row[names])
         if key not in files:
             raise ValueError(f"{path}, line {line}: there is no image {row[names]} in {folder}")
@@ -256,11 +263,15 @@ def _probes(home: Path, split: str, gallery: Sequence[str]) -> Images:
     return Images([files[key] for key in order], [labels[key] for key in order])
 
 
-def _read_labels(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+def _read_labels(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """The columns, and the rows with the line of the file that each ends in."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
-            rows = [{key: value.strip() for key, value in row.items() if key is not None} for row in reader]
+            rows = [
+                (reader.line_num, {key: value.strip() for key, value in row.items() if key is not None})
+                for row in reader
+            ]
             columns = list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
@@ -271,12 +282,18 @@ def _read_labels(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     return columns, rows
 
 
-def _column_of_names(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, str]], files: Mapping) -> str:
-    """The column, `label` apart, that names most of the images."""
-    others = [column for column in columns if column != LABEL]
-    named = {column: len({_join_key(row[column]) for row in rows} & set(files)) for column in others}
-    best = max(others, key=lambda column: named[column])
-    if rows and files and not named[best]:
+def _column_of_names(
+    path: Path, columns: Sequence[str], rows: Sequence[tuple[int, Mapping[str, str]]], files: Mapping[str, Path]
+) -> str:
+    """The column, `label` apart, that names most of the images; a number that happens to fit is no name beside one."""
+    spelled = {spelling for file in files.values() for spelling in (file.name, file.stem)}
+
+    def named(column: str) -> tuple[int, int]:
+        values = {re.split(r"[/\\]", row[column])[-1] for _, row in rows}
+        return len(values & spelled), len({_join_key(value) for value in values} & set(files))
+
+    best = max((column for column in columns if column != LABEL), key=named)
+    if rows and files and not any(named(best)):
         raise ValueError(f"{path}: no column names images of {path.parent}; found {', '.join(columns)}")
     return best
 

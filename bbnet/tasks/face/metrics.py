@@ -76,7 +76,7 @@ def _by_bucket(items: Items, weights: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def roc_points(items: Items, weights: np.ndarray) -> dict[float, np.ndarray]:
-    """TAR by `ROC_LEVELS` of FAR; arguments and arrays are those of `metrics`."""
+    """TAR by `ROC_LEVELS` of FAR; items and weights broadcast as those of `metrics`."""
     return _of_pairs(items, weights, _roc_points)
 
 
@@ -112,7 +112,8 @@ def _pair_metrics(scores: np.ndarray, genuine: np.ndarray, weights: np.ndarray, 
 
 def _roc_points(scores: np.ndarray, genuine: np.ndarray, weights: np.ndarray, threshold: float) -> dict:
     far, tar = verification.roc(scores, genuine, weights)
-    return {level: verification.tar_at_far(far, tar, level) for level in ROC_LEVELS}
+    found = verification.tar_at_far(far, tar, np.array(ROC_LEVELS))
+    return {level: found[..., place] for place, level in enumerate(ROC_LEVELS)}
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

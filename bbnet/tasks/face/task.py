@@ -87,7 +87,8 @@ def evaluate(model: nn.Module, split: Faces, device: torch.device) -> tuple[Item
         logits = model(batch.images.float())
         own = logits.gather(1, batch.labels[:, None])
         before = torch.arange(logits.shape[1], device=device) < batch.labels[:, None]
-        ranks.append(((logits > own) | ((logits == own) & before)).sum(1).cpu())
+        # Not "larger than its own": a logit that is no number is no hit.
+        ranks.append((~(logits < own) & ((logits != own) | before)).sum(1).cpu())
         predicted.append(logits.argmax(1).cpu())
     images = len(split)
     items: dict[str, Any] = {

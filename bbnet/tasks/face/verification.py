@@ -10,27 +10,27 @@ ROUNDING = 1e-12
 
 
 def roc(scores: np.ndarray, genuine: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """FAR and TAR at every distinct score as the threshold, from accepting none, (0, 0), to accepting all, (1, 1).
+    """FAR and TAR at the corners of the curve: thresholds at and just above every distinct score of a genuine pair.
+
+    From accepting none, (0, 0), to accepting all, (1, 1); between two corners lies a straight line, also where genuine
+    and impostor pairs have equal scores.
 
     Args:
         scores: [pairs].
         genuine: bool [pairs].
         weights: [..., pairs], how often each pair counts.
-    Returns: two arrays [..., thresholds + 1]; NaN without pairs of a kind.
+    Returns: two arrays [..., corners]; NaN without pairs of a kind.
     """
     weights = np.ones(len(scores)) if weights is None else weights
-    if not len(scores):
-        nothing = np.full((*weights.shape[:-1], 2), np.nan)
-        return nothing, nothing
-    order = np.argsort(-scores, kind="stable")
-    last_of_score = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    counted = weights[..., order]
+    falling = -np.unique(-scores[genuine])
 
     def accepted_share(kind: np.ndarray) -> np.ndarray:
-        accepted = np.cumsum(counted * kind[order], axis=-1)[..., last_of_score]
-        accepted = np.concatenate([np.zeros((*accepted.shape[:-1], 1)), accepted], axis=-1)
-        total = accepted[..., -1:]
-        return np.where(total == 0, np.nan, accepted / np.where(total == 0, 1, total))
+        order = np.flatnonzero(kind)[np.argsort(-scores[kind], kind="stable")]
+        above, at_least = (np.searchsorted(-scores[order], -falling, side) for side in ("left", "right"))
+        corners = np.concatenate([[0], np.stack([above, at_least], axis=1).ravel(), [len(order)]])
+        accepted = np.zeros((*weights.shape[:-1], len(order) + 1))
+        np.cumsum(weights[..., order], axis=-1, out=accepted[..., 1:])
+        return _share(accepted[..., corners], accepted[..., -1:])
 
     return accepted_share(~genuine), accepted_share(genuine)
 
@@ -53,10 +53,14 @@ def equal_error_rate(far: np.ndarray, tar: np.ndarray) -> np.ndarray:
     return at(far, after - 1) + step * (at(far, after) - at(far, after - 1))
 
 
-def tar_at_far(far: np.ndarray, tar: np.ndarray, level: float) -> np.ndarray:
-    """The largest TAR of all thresholds whose FAR is at most `level`; curves are [..., points]."""
-    last = (far <= level + ROUNDING).sum(-1, keepdims=True).clip(min=1) - 1
-    return np.where(np.isnan(far[..., -1]), np.nan, np.take_along_axis(tar, last, axis=-1)[..., 0])
+def tar_at_far(far: np.ndarray, tar: np.ndarray, levels: float | np.ndarray) -> np.ndarray:
+    """The largest TAR of all thresholds whose FAR is at most each of `levels`: [...] or [..., levels]."""
+    lead, points = far.shape[:-1], far.shape[-1]
+    last = [np.searchsorted(row, np.asarray(levels) + ROUNDING, side="right") - 1 for row in far.reshape(-1, points)]
+    rows = np.arange(len(last)).reshape(-1, *(1,) * np.ndim(levels))
+    found = tar.reshape(-1, points)[rows, np.array(last)].reshape((*lead, *np.shape(levels)))
+    undefined = np.isnan(far[..., -1])
+    return np.where(undefined[..., None] if np.ndim(levels) else undefined, np.nan, found)
 
 
 def balanced_accuracy(
@@ -90,15 +94,17 @@ def _best_threshold(scores: np.ndarray, gain_above: np.ndarray, gain_below: np.n
     values, groups = np.unique(scores, return_inverse=True)
     if not len(values):
         return np.inf
-    above = np.bincount(groups, gain_above, len(values))
-    below = np.bincount(groups, gain_below, len(values))
-    gains = np.append(above[::-1].cumsum()[::-1], 0) + np.append(0, below.cumsum())
+    accepted = np.bincount(groups, gain_above, len(values))[::-1].cumsum()[::-1]
+    rejected = np.bincount(groups, gain_below, len(values)).cumsum()
+    gains = np.append(accepted, 0) + np.append(0, rejected)
     best = int(np.argmax(gains.round(12)))
     if best == 0:
         return -np.inf
-    if best == len(values) or values[best - 1] == -np.inf:
-        return np.inf if best == len(values) else float(values[best])
-    return float((values[best - 1] + values[best]) / 2)
+    if best == len(values):
+        return np.inf
+    below, at_least = values[best - 1], values[best]
+    middle = below + (at_least - below) / 2
+    return float(middle if below < middle else at_least)
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

@@ -1,0 +1,1095 @@
+"""A pack in the face pack's layout becomes arrays, image for image; what cannot be used is named."""
+
+import hashlib
+import json
+import re
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn import functional
+
+from bbnet.tasks.face.buckets import make_buckets
+from bbnet.tasks.face.data import Faces, FacesToScore, check_weights, fetch, prepare, resize
+from bbnet.tasks.face.settings import FaceTraining, Settings
+
+PARTS = ("train", "val", "test", "known", "probes_dev", "probes_test")
+RENDERED = {
+    "pack": "rendered_faces", "size": 24, "identities": 2, "train": 5, "val": 1, "test": 2,
+    "gallery": 2, "probes": 1, "strangers": 1,
+}  # fmt: skip
+WITHOUT_TEST = ("classification/test", "verification/unknown_test", "verification/verification_test.csv")
+CPU = torch.device("cpu")
+
+
+def pixels(path) -> np.ndarray:
+    """Uint8 [3, height, width] of an RGB file."""
+    with Image.open(path) as image:
+        assert image.mode == "RGB"
+        return np.asarray(image).transpose(2, 0, 1)
+
+
+def labelled(index, part: str, home: str) -> dict[str, int]:
+    """Labels of a part by file, without the folder that all of them lie in."""
+    split = index["splits"][part]
+    return {file.removeprefix(home): label for file, label in zip(split["files"], split["labels"], strict=True)}
+
+
+def remove(root, *names: str) -> None:
+    for name in names:
+        if (root / name).is_dir():
+            shutil.rmtree(root / name)
+        else:
+            (root / name).unlink()
+
+
+def refusal(prepared, root, match: str, **faults: str) -> str:
+    with pytest.raises(ValueError, match=match) as refused:
+        prepared(root, **faults)
+    return str(refused.value)
+
+
+def training(batch_size: int) -> FaceTraining:
+    return FaceTraining(epochs=2, warm_up_epochs=1, learning_rate=0.1, batch_size=batch_size)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def png_of_16_bits(values: np.ndarray, colour_type: int) -> bytes:
+    """As the PNG specification has it: signature, IHDR, IDAT of unfiltered rows, IEND."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = values.shape[:2]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour_type, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+# Fetching.
+
+
+def test_a_folder_is_read_in_place_and_stays_as_it_is(pack, tmp_path):
+    before = {path: path.stat().st_mtime_ns for path in pack.rglob("*")}
+    target = tmp_path / "raw"
+    target.mkdir()
+    assert fetch({"pack": "faces", "path": str(pack)}, target) == {
+        "pack": "faces",
+        "root": str(pack),
+        "classification": "classification",
+        "verification": "verification",
+    }
+    assert list(target.iterdir()) == []
+    assert {path: path.stat().st_mtime_ns for path in pack.rglob("*")} == before
+
+
+def test_a_folder_may_be_named_from_home_or_from_here(pack, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    for path in ("~/pack", "pack"):
+        assert fetch({"pack": "faces", "path": path}, tmp_path)["root"] == str(pack)
+
+
+def test_folders_may_bear_the_names_of_the_released_pack(pack, prepared, tmp_path):
+    _, plain = prepared(pack)
+    for half in ("classification", "verification"):
+        (pack / half).rename(pack / f"11-785-s24-hw2p2-{half}")
+    manifest = fetch({"pack": "faces", "path": str(pack)}, tmp_path)
+    assert manifest["classification"] == "11-785-s24-hw2p2-classification"
+    assert manifest["verification"] == "11-785-s24-hw2p2-verification"
+    _, index = prepared(pack)
+    for part in PARTS:
+        mine, expected = index["splits"][part], plain["splits"][part]
+        assert mine["files"] == [f"11-785-s24-hw2p2-{name}" for name in expected["files"]]
+        assert mine["labels"] == expected["labels"]
+
+
+@pytest.mark.parametrize("half", ["classification", "verification"])
+def test_a_missing_half_is_named(pack, prepared, half):
+    (pack / half).rename(pack / "elsewhere")
+    message = refusal(prepared, pack, f"one folder whose name ends in {half}, found none")
+    assert message.startswith(f"{pack}: ")
+
+
+def test_two_folders_for_a_half_are_named(pack, prepared):
+    (pack / "old-verification").mkdir()
+    refusal(prepared, pack, "ends in verification, found old-verification, verification")
+
+
+def test_a_root_that_is_not_there_is_named(prepared, tmp_path):
+    assert str(tmp_path / "nowhere") in refusal(prepared, tmp_path / "nowhere", "found none")
+
+
+@pytest.mark.parametrize(
+    "folder", ["classification/train", "classification/dev", "verification/known", "verification/unknown_dev"]
+)
+def test_a_missing_folder_of_a_half_is_named(pack, prepared, folder):
+    remove(pack, folder)
+    assert refusal(prepared, pack, "no such folder").startswith(f"{pack / folder}: ")
+
+
+@pytest.mark.parametrize("pack_settings", [{"pack": "faces", "path": ""}, {"pack": "other"}, {"pack": "faces"}])
+def test_a_pack_that_is_not_described_is_refused(tmp_path, pack_settings):
+    with pytest.raises(ValueError, match="validation error"):
+        fetch(pack_settings, tmp_path)
+
+
+def test_the_embedded_pack_is_rendered_and_prepared(tmp_path):
+    raw, target = tmp_path / "raw", tmp_path / "prepared"
+    raw.mkdir()
+    target.mkdir()
+    manifest = fetch(RENDERED, raw)
+    assert manifest == {
+        "pack": "rendered_faces", "classification": "classification", "verification": "verification"
+    }  # fmt: skip
+    index = prepare({"root": str(raw)} | manifest, {"size": 16, "resize": "crop", "faults": {}}, target)
+    counts = {part: len(index["splits"][part]["files"]) for part in PARTS}
+    assert counts == {"train": 5, "val": 2, "test": 4, "known": 2, "probes_dev": 3, "probes_test": 3}
+    assert index["divided"] == []
+    for part in ("probes_dev", "probes_test"):
+        assert sorted(index["splits"][part]["labels"]) == [-1, 0, 1]
+    assert np.load(target / "train.npy").shape == (5, 3, 16, 16)
+
+
+def test_an_embedded_pack_of_too_few_training_images_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="train 5 is below two images for each of 3 identities"):
+        fetch(RENDERED | {"identities": 3}, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# Weights.
+
+
+@pytest.fixture
+def write_weights(tmp_path):
+    """Writes a file whose name ends in that many digits of its SHA-256."""
+
+    def write(digits: int, content: bytes = b"weights"):
+        path = tmp_path / f"resnet101-{hashlib.sha256(content).hexdigest()[:digits]}.pth"
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("digits", [8, 12, 64])
+def test_weights_that_are_what_their_name_says_are_read_in_place(write_weights, tmp_path, digits):
+    path = write_weights(digits)
+    check_weights(path)
+    manifest = fetch({"pack": "imagenet_resnet101", "path": str(path)}, tmp_path / "raw")
+    assert manifest == {"pack": "imagenet_resnet101", "root": str(tmp_path), "file": path.name}
+
+
+def test_weights_of_another_content_are_refused_with_both_digests(write_weights):
+    path = write_weights(8)
+    says = path.stem.removeprefix("resnet101-")
+    path.write_bytes(b"other weights")
+    found = hashlib.sha256(b"other weights").hexdigest()[:8]
+    with pytest.raises(ValueError, match=f"begins with {found}, its name says {says}") as refused:
+        check_weights(path)
+    assert str(refused.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("name", ["resnet101.pth", "resnet101-63fe222.pth", "resnet101-63FE2227.pth", "63fe2227.pth"])
+def test_weights_without_digits_of_a_digest_are_refused(tmp_path, name):
+    (tmp_path / name).write_bytes(b"weights")
+    with pytest.raises(ValueError, match="must end in the first digits of the SHA-256") as refused:
+        check_weights(tmp_path / name)
+    assert str(tmp_path / name) in str(refused.value)
+
+
+def test_weights_that_are_not_there_are_named(tmp_path):
+    path = tmp_path / "resnet101-63fe2227.pth"
+    with pytest.raises(ValueError, match="no such file") as refused:
+        fetch({"pack": "imagenet_resnet101", "path": str(path)}, tmp_path)
+    assert str(path) in str(refused.value)
+    (path).mkdir()
+    with pytest.raises(ValueError, match="no such file"):
+        check_weights(path)
+
+
+# Arrays and index.
+
+
+def test_files_are_in_order_of_identity_and_name_and_labels_are_places_among_the_identities(pack, prepared):
+    _, index = prepared(pack)
+    assert index["identities"] == ["n000003", "n000020", "n000100"]
+    assert index["gallery"] == ["n000407", "n000501", "n000600"]
+    assert set(index["splits"]) == set(PARTS)
+    train = index["splits"]["train"]
+    assert train["files"] == [
+        f"classification/train/{name}.png"
+        for name in (
+            "n000003/a", "n000003/b", "n000020/a", "n000020/b", "n000020/c",
+            "n000100/a", "n000100/b", "n000100/c", "n000100/d",
+        )
+    ]  # fmt: skip
+    assert train["labels"] == [0, 0, 1, 1, 1, 2, 2, 2, 2]
+    assert labelled(index, "val", "classification/dev/") == {
+        "n000003/a.png": 0, "n000003/b.png": 0, "n000003/c.png": 0,
+        "n000020/a.png": 1, "n000020/b.png": 1, "n000100/a.png": 2,
+    }  # fmt: skip
+    assert labelled(index, "test", "classification/test/") == {
+        "n000003/a.png": 0, "n000003/b.png": 0, "n000020/a.png": 1, "n000100/b.png": 2
+    }  # fmt: skip
+    assert labelled(index, "known", "verification/known/") == {
+        "n000407/a.png": 0, "n000407/b.png": 0, "n000501/a.png": 1, "n000600/a.png": 2
+    }  # fmt: skip
+
+
+def test_probes_are_in_order_of_name_and_labelled_by_name(pack, prepared):
+    _, index = prepared(pack)
+    dev, test = index["splits"]["probes_dev"], index["splits"]["probes_test"]
+    assert dev["files"] == [f"verification/unknown_dev/{number:06d}.png" for number in range(1, 8)]
+    assert dev["labels"] == [0, -1, 2, 0, -1, 0, 2]
+    assert test["files"] == [f"verification/unknown_test/{number:06d}.png" for number in range(1, 5)]
+    assert test["labels"] == [2, 1, -1, 0]
+
+
+def test_arrays_hold_the_pixels_of_the_files_of_the_index(pack, prepared):
+    target, index = prepared(pack)
+    for part in PARTS:
+        array, files = np.load(target / f"{part}.npy"), index["splits"][part]["files"]
+        assert array.dtype == np.uint8
+        assert array.shape == (len(files), 3, 16, 16)
+        for number, file in enumerate(files):
+            assert (array[number] == pixels(pack / file)).all()
+
+
+def test_the_index_tells_size_and_that_nothing_was_skipped_or_divided(pack, prepared):
+    _, index = prepared(pack)
+    assert (index["size"], index["skipped"], index["divided"]) == (16, {}, [])
+
+
+def test_mean_and_sd_are_those_of_the_training_pixels(pack, prepared):
+    _, index = prepared(pack)
+    images = np.stack([pixels(path) for path in (pack / "classification" / "train").glob("*/*.png")]).astype(float)
+    assert len(images) == 9
+    np.testing.assert_allclose(index["mean"], images.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(index["sd"], images.std((0, 2, 3)), rtol=1e-12)
+
+
+def test_a_constant_channel_has_an_sd_that_can_be_divided_by(pack, prepared):
+    for path in (pack / "classification" / "train").glob("*/*.png"):
+        values = np.array(Image.open(path))
+        values[:, :, 1] = 77
+        Image.fromarray(values).save(path)
+    _, index = prepared(pack)
+    assert (index["mean"][1], index["sd"][1]) == (77, 1)
+    assert min(index["sd"][0], index["sd"][2]) > 50
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_images_are_the_same_however_many_are_decoded_at_once(pack, prepared, monkeypatch, at_once):
+    target, index = prepared(pack)
+    expected = {part: np.load(target / f"{part}.npy") for part in PARTS}
+    monkeypatch.setattr("bbnet.tasks.face.data.IMAGES_AT_ONCE", at_once)
+    _, again = prepared(pack)
+    assert again == index
+    assert all((np.load(target / f"{part}.npy") == expected[part]).all() for part in PARTS)
+
+
+def test_jpeg_and_capital_suffixes_are_read_and_other_files_ignored(pack, prepared, random_image):
+    home = pack / "classification" / "train" / "n000003"
+    image = Image.fromarray(random_image(77))
+    image.save(home / "a.JPG", quality=95)
+    image.save(home / "A.jpeg", quality=95)
+    for name in ("Thumbs.db", "a.txt", ".hidden.png", "._a.png"):
+        (home / name).write_text("no image")
+    (pack / "classification" / "train" / ".cache").mkdir()
+    (pack / "classification" / "train" / "readme.txt").write_text("no image")
+    (pack / "verification" / "unknown_dev" / ".DS_Store").write_text("no image")
+    target, index = prepared(pack)
+    names = [file.split("/")[-1] for file in index["splits"]["train"]["files"][:4]]
+    assert names == ["A.jpeg", "a.JPG", "a.png", "b.png"]
+    assert index["identities"] == ["n000003", "n000020", "n000100"]
+    assert (np.load(target / "train.npy")[1] == pixels(home / "a.JPG")).all()
+
+
+# Resizing.
+
+
+def striped(height: int, width: int, edges: tuple[int, int], across: int) -> Image.Image:
+    """Red, green and blue stripes that follow each other along an axis, green between the edges."""
+    values = np.zeros((height, width, 3), dtype=np.uint8)
+    first, second = edges
+    for channel, part in enumerate((slice(0, first), slice(first, second), slice(second, None))):
+        np.moveaxis(values, across, 0)[part, :, channel] = 255
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize("across", [0, 1])
+def test_crop_takes_the_middle_pixel_for_pixel_where_the_shorter_edge_fits(random_image, across):
+    long = random_image(1, 48, 16) if across == 0 else random_image(1, 16, 48)
+    found = np.asarray(resize(Image.fromarray(long), 16, "crop"))
+    assert (found == np.take(long, range(16, 32), axis=across)).all()
+
+
+@pytest.mark.parametrize("across", [0, 1])
+def test_crop_brings_the_shorter_edge_to_size(across):
+    """Of 80 by 32 pixels at size 16 the outer 24 go at either end: 40 by 16, then 8 to 24."""
+    height, width = (80, 32) if across == 0 else (32, 80)
+    found = np.asarray(resize(striped(height, width, (24, 56), across), 16, "crop")).astype(int)
+    assert found.shape == (16, 16, 3)
+    along = np.moveaxis(found, across, 0)
+    assert (along[1:15] == [0, 255, 0]).all()
+    assert (along[0, :, 1] > 170).all()
+    assert (along[15, :, 1] > 170).all()
+
+
+@pytest.mark.parametrize("across", [0, 1])
+def test_pad_brings_the_longer_edge_to_size_with_black_around(across):
+    """Of 64 by 32 pixels at size 16 there remain 16 by 8: 4 black, 8 white, 4 black."""
+    height, width = (64, 32) if across == 0 else (32, 64)
+    white = Image.fromarray(np.full((height, width, 3), 255, dtype=np.uint8))
+    found = np.moveaxis(np.asarray(resize(white, 16, "pad")), across, 1)
+    assert found.shape == (16, 16, 3)
+    assert (found[4:12] == 255).all()
+    assert (found[:4] == 0).all()
+    assert (found[12:] == 0).all()
+
+
+def test_pad_of_an_image_that_fits_keeps_each_pixel(random_image):
+    image = random_image(3, 16, 10)
+    found = np.asarray(resize(Image.fromarray(image), 16, "pad"))
+    assert (found[:, 3:13] == image).all()
+    assert not found[:, :3].any()
+    assert not found[:, 13:].any()
+
+
+@pytest.mark.parametrize("across", [0, 1])
+def test_stretch_keeps_all_of_the_image(across):
+    """Of 80 pixels in stripes of 20, 40 and 20 at size 16: 4, 8 and 4."""
+    height, width = (80, 30) if across == 0 else (30, 80)
+    found = np.asarray(resize(striped(height, width, (20, 60), across), 16, "stretch"))
+    assert found.shape == (16, 16, 3)
+    along = np.moveaxis(found, across, 0)
+    for part, colour in (((0, 3), [255, 0, 0]), ((5, 11), [0, 255, 0]), ((13, 16), [0, 0, 255])):
+        assert (along[slice(*part)] == colour).all()
+
+
+@pytest.mark.parametrize(
+    ("rule", "height", "width", "scaled", "taken"),
+    [
+        ("crop", 30, 40, (16, 21), (slice(0, 16), slice(2, 18))),
+        ("crop", 50, 20, (40, 16), (slice(12, 28), slice(0, 16))),
+        ("crop", 6, 9, (16, 24), (slice(0, 16), slice(4, 20))),
+        ("stretch", 30, 41, (16, 16), (slice(0, 16), slice(0, 16))),
+        ("pad", 32, 32, (16, 16), (slice(0, 16), slice(0, 16))),
+        ("crop", 9, 9, (16, 16), (slice(0, 16), slice(0, 16))),
+    ],
+)
+def test_scaling_is_antialiased_and_bilinear(random_image, rule, height, width, scaled, taken):
+    image = random_image(5, height, width)
+    floats = torch.from_numpy(image.transpose(2, 0, 1)[None].astype(np.float32))
+    expected = functional.interpolate(floats, scaled, mode="bilinear", antialias=True)[0][:, *taken]
+    found = np.asarray(resize(Image.fromarray(image), 16, rule)).transpose(2, 0, 1)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1.01)
+
+
+@pytest.mark.parametrize("rule", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("shape", [(1, 40), (40, 1), (17, 16), (16, 17), (1, 1), (33, 31)])
+def test_every_shape_becomes_square(random_image, rule, shape):
+    assert resize(Image.fromarray(random_image(1, *shape)), 16, rule).size == (16, 16)
+
+
+@pytest.mark.parametrize("rule", ["crop", "pad", "stretch"])
+def test_images_of_several_sizes_are_prepared_by_the_rule_named(pack, prepared, random_image, rule):
+    home = pack / "classification" / "train" / "n000003"
+    wide, tall = random_image(1, 20, 61), random_image(2, 70, 30)
+    Image.fromarray(wide).save(home / "a.png")
+    Image.fromarray(tall).save(home / "b.png")
+    target, index = prepared(pack, 24, rule)
+    array = np.load(target / "train.npy")
+    assert index["size"] == 24
+    assert array.shape == (9, 3, 24, 24)
+    for number, image in enumerate((wide, tall)):
+        assert (array[number] == np.asarray(resize(Image.fromarray(image), 24, rule)).transpose(2, 0, 1)).all()
+
+
+# Modes.
+
+
+@pytest.fixture
+def with_file(pack):
+    """The pack with another first training image; returns it and the file."""
+
+    def write(image: Image.Image | bytes):
+        path = pack / "classification" / "train" / "n000003" / "a.png"
+        if isinstance(image, bytes):
+            path.write_bytes(image)
+        else:
+            image.save(path)
+        return pack, path
+
+    return write
+
+
+def test_grey_is_in_three_equal_channels(with_file, prepared, random_image):
+    grey = random_image(1)[:, :, 0]
+    root, _ = with_file(Image.fromarray(grey))
+    target, _ = prepared(root)
+    assert (np.load(target / "train.npy")[0] == np.stack([grey] * 3)).all()
+
+
+def test_alpha_is_dropped(with_file, prepared, random_image):
+    colour = random_image(1)
+    alpha = random_image(2)[:, :, :1]
+    root, _ = with_file(Image.fromarray(np.concatenate([colour, alpha], axis=2)))
+    target, _ = prepared(root)
+    assert (np.load(target / "train.npy")[0] == colour.transpose(2, 0, 1)).all()
+
+
+def test_alpha_of_grey_is_dropped(with_file, prepared, random_image):
+    grey, alpha = random_image(1)[:, :, 0], random_image(2)[:, :, 0]
+    root, _ = with_file(Image.merge("LA", [Image.fromarray(grey), Image.fromarray(alpha)]))
+    target, _ = prepared(root)
+    assert (np.load(target / "train.npy")[0] == np.stack([grey] * 3)).all()
+
+
+@pytest.mark.parametrize("transparent", [None, 2])
+def test_a_palette_is_looked_up(with_file, prepared, transparent):
+    colours = np.array([[10, 20, 30], [200, 100, 0], [0, 255, 7]], dtype=np.uint8)
+    places = np.random.default_rng(4).integers(0, 3, (16, 16), dtype=np.uint8)
+    image = Image.fromarray(places).convert("P")
+    image.putdata(places.ravel().tolist())
+    image.putpalette(colours.ravel().tolist())
+    if transparent is not None:
+        image.info["transparency"] = transparent
+    root, path = with_file(image)
+    assert Image.open(path).mode == "P"
+    target, _ = prepared(root)
+    assert (np.load(target / "train.npy")[0] == colours[places].transpose(2, 0, 1)).all()
+
+
+def test_black_and_white_is_0_and_255(with_file, prepared, random_image):
+    bright = random_image(1)[:, :, 0] > 127
+    root, _ = with_file(Image.fromarray(bright))
+    target, _ = prepared(root)
+    assert (np.load(target / "train.npy")[0] == np.stack([bright * 255] * 3)).all()
+
+
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)], ids=["L", "RGB", "LA", "RGBA"])
+def test_16_bits_are_refused_by_file(with_file, prepared, colour_type, channels):
+    values = np.random.default_rng(1).integers(0, 65536, (16, 16, channels))
+    root, path = with_file(png_of_16_bits(values, colour_type))
+    assert refusal(prepared, root, re.escape(str(path))).startswith(str(path))
+
+
+def test_a_mode_that_is_no_picture_of_8_bits_is_refused_by_file(pack, prepared, random_image):
+    path = pack / "verification" / "known" / "n000501" / "b.tif"
+    Image.fromarray(random_image(1)).convert("CMYK").save(path)
+    assert refusal(prepared, pack, "image mode CMYK").startswith(f"{path}: ")
+
+
+# Images that cannot be used.
+
+
+def spoil(path, how: str) -> None:
+    content = path.read_bytes()
+    spoiled = {
+        "empty": b"",
+        "text": b"<html>404</html>",
+        "truncated": content[: len(content) // 2],
+        "damaged": content[:200] + bytes(byte ^ 0x5A for byte in content[200:300]) + content[300:],
+    }
+    path.write_bytes(spoiled[how])
+
+
+@pytest.mark.parametrize("how", ["empty", "text", "truncated", "damaged"])
+@pytest.mark.parametrize(
+    "name",
+    ["classification/train/n000003/b.png", "verification/known/n000407/a.png", "verification/unknown_test/000002.png"],
+)
+def test_an_image_that_cannot_be_decoded_is_refused_by_file(pack, prepared, name, how):
+    spoil(pack / name, how)
+    message = refusal(prepared, pack, r"faults\.undecodable: skip leaves such out")
+    assert message.startswith(f"{pack / name}: ")
+
+
+@pytest.mark.parametrize("quality", [75, 95])
+def test_a_truncated_jpeg_is_refused_by_file(pack, prepared, random_image, quality):
+    path = pack / "classification" / "dev" / "n000020" / "c.jpg"
+    Image.fromarray(random_image(1, 64, 64)).save(path, quality=quality)
+    spoil(path, "truncated")
+    assert refusal(prepared, pack, "truncated").startswith(f"{path}: ")
+
+
+def test_many_images_that_cannot_be_decoded_are_counted(pack, prepared):
+    names = ["n000003/a", "n000020/b", "n000100/a", "n000100/c", "n000100/d"]
+    for name in names:
+        spoil(pack / "classification" / "train" / f"{name}.png", "text")
+    message = refusal(prepared, pack, "and 2 more")
+    assert [f"{name}.png" in message for name in names] == [True, True, True, False, False]
+
+
+@pytest.mark.parametrize("at_once", [2, 256])
+def test_skipped_images_are_counted_and_the_others_stay_in_order(pack, prepared, monkeypatch, at_once):
+    monkeypatch.setattr("bbnet.tasks.face.data.IMAGES_AT_ONCE", at_once)
+    skipped = [
+        "classification/train/n000003/b.png",
+        "classification/train/n000020/a.png",
+        "classification/train/n000020/b.png",
+        "verification/unknown_dev/000001.png",
+    ]
+    for name, how in zip(skipped, ("text", "truncated", "damaged", "empty"), strict=True):
+        spoil(pack / name, how)
+    target, index = prepared(pack, undecodable="skip")
+    assert set(index["skipped"]) == {"undecodable"}
+    for name, told in zip(skipped, index["skipped"]["undecodable"], strict=True):
+        assert told.startswith(f"{pack / name}: ")
+    assert labelled(index, "train", "classification/train/") == {
+        "n000003/a.png": 0, "n000020/c.png": 1,
+        "n000100/a.png": 2, "n000100/b.png": 2, "n000100/c.png": 2, "n000100/d.png": 2,
+    }  # fmt: skip
+    assert index["splits"]["probes_dev"]["labels"] == [-1, 2, 0, -1, 0, 2]
+    for part in PARTS:
+        opened, files = Faces(target, index, part), index["splits"][part]["files"]
+        assert len(opened) == len(opened.images) == len(files)
+        for number, file in enumerate(files):
+            assert (opened.images[number].numpy() == pixels(pack / file)).all()
+    kept = np.stack([pixels(pack / file) for file in index["splits"]["train"]["files"]]).astype(float)
+    np.testing.assert_allclose(index["mean"], kept.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(index["sd"], kept.std((0, 2, 3)), rtol=1e-12)
+
+
+@pytest.mark.parametrize(("folder", "part"), [("train", "train"), ("dev", "val"), ("test", "test")])
+def test_a_split_of_which_no_image_is_left_is_refused(pack, prepared, folder, part):
+    for path in (pack / "classification" / folder).glob("*/*.png"):
+        spoil(path, "text")
+    message = refusal(prepared, pack, "no image is left", undecodable="skip")
+    assert message.startswith(f"{pack / 'classification' / folder}: ")
+
+
+def test_an_identity_of_which_no_training_image_is_left_can_be_scored_or_is_named(pack, prepared):
+    for path in (pack / "classification" / "train" / "n000020").iterdir():
+        spoil(path, "text")
+    try:
+        target, index = prepared(pack, undecodable="skip")
+    except ValueError as refused:
+        assert "n000020" in str(refused)
+        return
+    opened = FacesToScore(target, index | {"buckets": make_buckets(index)["types"]})
+    assert len(opened.buckets) == len(index["identities"])
+
+
+# Identities.
+
+
+EMPTY = ["classification/train/n000004", "classification/dev/n000100", "verification/known/n000555"]
+
+
+@pytest.mark.parametrize("name", EMPTY)
+def test_an_identity_without_images_is_refused_by_folder(pack, prepared, name):
+    if (pack / name).exists():
+        remove(pack, name)
+    (pack / name).mkdir()
+    (pack / name / "note.txt").write_text("no image")
+    message = refusal(prepared, pack, r"faults\.empty_identity: skip leaves such out")
+    assert message.startswith(f"{pack / name}: ")
+
+
+def test_identities_without_images_are_skipped_and_counted(pack, prepared):
+    _, expected = prepared(pack)
+    names = ["classification/train/n000004", "classification/test/n000005", "verification/known/n000555"]
+    for name in names:
+        (pack / name).mkdir()
+    _, index = prepared(pack, empty_identity="skip")
+    assert index["skipped"] == {"empty_identity": [str(pack / name) for name in names]}
+    assert {key: index[key] for key in ("identities", "gallery", "splits")} == {
+        key: expected[key] for key in ("identities", "gallery", "splits")
+    }
+
+
+@pytest.mark.parametrize("kind", ["empty_identity", "undecodable"])
+def test_one_rule_does_not_cover_the_other(pack, prepared, kind):
+    (pack / "verification" / "known" / "n000555").mkdir()
+    spoil(pack / "classification" / "train" / "n000003" / "a.png", "text")
+    other = ({"empty_identity", "undecodable"} - {kind}).pop()
+    refusal(prepared, pack, rf"faults\.{other}", **{kind: "skip"})
+
+
+@pytest.mark.parametrize("folder", ["dev", "test"])
+def test_an_identity_that_training_lacks_is_named(pack, prepared, folder):
+    strange = pack / "classification" / folder / "n000021"
+    shutil.copytree(pack / "classification" / folder / "n000020", strange)
+    message = refusal(prepared, pack, "no such identity in")
+    assert message.startswith(f"{strange}: ")
+    assert str(pack / "classification" / "train") in message
+
+
+@pytest.mark.parametrize("folder", ["dev", "test"])
+def test_an_identity_need_not_be_in_dev_or_test(pack, prepared, folder):
+    remove(pack, f"classification/{folder}/n000003")
+    _, index = prepared(pack)
+    assert index["identities"] == ["n000003", "n000020", "n000100"]
+    assert set(index["splits"]["val" if folder == "dev" else "test"]["labels"]) == {1, 2}
+
+
+@pytest.mark.parametrize("folder", ["classification/train", "classification/test", "verification/known"])
+def test_an_image_beside_identities_is_named(pack, prepared, random_image, folder):
+    path = pack / folder / "stray.jpg"
+    Image.fromarray(random_image(1)).save(path)
+    assert refusal(prepared, pack, "lies beside folders of identities").startswith(f"{path}: ")
+
+
+def test_training_images_without_identities_are_refused_with_the_layout(pack, prepared, random_image):
+    remove(pack, "classification/train")
+    (pack / "classification" / "train").mkdir()
+    Image.fromarray(random_image(1)).save(pack / "classification" / "train" / "a.png")
+    message = refusal(prepared, pack, r"holds no identities; it needs \{identity\}")
+    assert message.startswith(str(pack / "classification" / "train"))
+
+
+def test_dev_without_identities_is_refused(pack, prepared, random_image):
+    remove(pack, "classification/dev")
+    (pack / "classification" / "dev").mkdir()
+    Image.fromarray(random_image(1)).save(pack / "classification" / "dev" / "a.png")
+    assert refusal(prepared, pack, "no image is left").startswith(f"{pack / 'classification' / 'dev'}: ")
+
+
+# Label files.
+
+
+def test_a_missing_label_file_of_dev_is_named(pack, prepared):
+    remove(pack, "verification/verification_dev.csv")
+    message = refusal(prepared, pack, "cannot be read")
+    assert message.startswith(f"{pack / 'verification' / 'verification_dev.csv'}: ")
+
+
+def test_a_label_file_of_test_without_its_images_is_refused(pack, prepared):
+    remove(pack, "verification/unknown_test")
+    assert refusal(prepared, pack, "no such folder").startswith(f"{pack / 'verification' / 'unknown_test'}: ")
+
+
+@pytest.mark.parametrize("columns", [("file", "identity"), ("label",), ("file", "Label"), ("file;label",), ()])
+def test_a_label_file_needs_label_and_a_column_of_names(pack, prepared, write_labels, columns):
+    path = write_labels(pack, "dev", [], columns)
+    found = ", ".join(columns) or "none"
+    message = refusal(prepared, pack, f"needs a column label and one that names images, found {found}$")
+    assert message.startswith(f"{path}: ")
+
+
+def test_an_empty_label_file_is_refused(pack, prepared, write_labels):
+    path = write_labels(pack, "dev", [])
+    path.write_bytes(b"")
+    assert refusal(prepared, pack, "found none").startswith(f"{path}: ")
+
+
+def test_a_label_file_that_is_no_text_is_refused(pack, prepared, write_labels):
+    path = write_labels(pack, "dev", [])
+    path.write_bytes(b"file,label\n\xff\xfe\x00\n")
+    assert refusal(prepared, pack, "cannot be read").startswith(f"{path}: ")
+
+
+def test_a_label_file_that_names_no_images_is_refused_with_its_columns(pack, prepared, write_labels):
+    path = write_labels(pack, "dev", [("face one", "n000407"), ("face two", "n000000")], ("who", "label"))
+    message = refusal(prepared, pack, "no column names images of .*; found who, label")
+    assert message.startswith(f"{path}: ")
+
+
+def rows_of(index) -> list[tuple[str, str]]:
+    """File names and labels of dev as a label file has them."""
+    split = index["splits"]["probes_dev"]
+    names = ["n000000" if label < 0 else index["gallery"][label] for label in split["labels"]]
+    return [(file.split("/")[-1], name) for file, name in zip(split["files"], names, strict=True)]
+
+
+RULES = {
+    "folder": lambda name: f"unknown_dev/{name}",
+    "a longer path": lambda name: f"/content/data/verification/unknown_dev/{name}",
+    "backslashes": lambda name: f"unknown_dev\\{name}",
+    "no suffix": lambda name: name.removesuffix(".png"),
+    "another suffix": lambda name: name.replace(".png", ".jpg"),
+    "a number": lambda name: str(int(name.removesuffix(".png"))),
+    "more zeros": lambda name: f"0000{name}",
+    "spaces": lambda name: f" {name} ",
+}
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def test_names_are_joined_with_or_without_folder_and_suffix(pack, prepared, write_labels, rule):
+    _, expected = prepared(pack)
+    rows = rows_of(expected)
+    write_labels(pack, "dev", [(rule(name), label) for name, label in np.random.default_rng(1).permutation(rows)])
+    _, index = prepared(pack)
+    assert index == expected
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_order_of_the_rows_does_not_matter(pack, prepared, write_labels, seed):
+    _, expected = prepared(pack)
+    order = np.random.default_rng(seed).permutation(7)
+    assert order.tolist() != sorted(order)
+    write_labels(pack, "dev", [rows_of(expected)[row] for row in order])
+    _, index = prepared(pack)
+    assert index == expected
+
+
+def test_labels_may_stand_in_front_and_between_other_columns(pack, prepared, write_labels):
+    _, expected = prepared(pack)
+    rows = [("x", label, 0.5, name, "") for name, label in rows_of(expected)]
+    write_labels(pack, "dev", reversed(rows), ("split", "label", "weight", "image", "note"))
+    _, index = prepared(pack)
+    assert index == expected
+
+
+def test_a_count_of_the_rows_is_not_taken_for_names(pack, prepared, write_labels):
+    """As pandas writes a table in another order than the files': a nameless column of row numbers in front."""
+    _, expected = prepared(pack)
+    rows = [(number, *row) for number, row in enumerate(reversed(rows_of(expected)), start=1)]
+    write_labels(pack, "dev", rows, ("", "file", "label"))
+    _, index = prepared(pack)
+    assert index == expected
+
+
+def test_a_byte_order_mark_and_the_line_ends_of_any_system_are_read(pack, prepared, write_labels):
+    _, expected = prepared(pack)
+    for end in ("\n", "\r\n", "\r"):
+        path = write_labels(pack, "dev", [])
+        lines = [("label", "file"), *((label, name) for name, label in rows_of(expected))]
+        path.write_bytes(b"\xef\xbb\xbf" + end.join(map(",".join, lines)).encode())
+        _, index = prepared(pack)
+        assert index == expected
+
+
+def test_blank_lines_do_not_matter(pack, prepared, write_labels):
+    _, expected = prepared(pack)
+    path = write_labels(pack, "dev", rows_of(expected))
+    path.write_text(path.read_text().replace("\n", "\n\n"))
+    _, index = prepared(pack)
+    assert index == expected
+
+
+WRONG_ROWS = {
+    "a missing image": (("000077.png", "n000000"), "line 9: there is no image 000077.png in .*unknown_dev"),
+    "an image given twice": (("000003.png", "n000600"), "line 9: image 000003.png is given twice"),
+    "an image given twice by number": (("unknown_dev/3", "n000000"), "line 9: image unknown_dev/3 is given twice"),
+    "a row without a name": (("", "n000000"), "line 9: there is no image"),
+}
+
+
+@pytest.mark.parametrize(("row", "expected"), WRONG_ROWS.values(), ids=WRONG_ROWS.keys())
+def test_a_wrong_row_is_named_by_file_and_line(pack, prepared, write_labels, row, expected):
+    _, index = prepared(pack)
+    path = write_labels(pack, "dev", [*rows_of(index), row])
+    assert refusal(prepared, pack, expected).startswith(f"{path}, ")
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+@pytest.mark.parametrize("identity", ["n000999", "", "n000003", "-1"])
+def test_an_identity_that_the_gallery_lacks_is_named_by_file_and_line(pack, prepared, split, identity):
+    path = pack / "verification" / f"verification_{split}.csv"
+    lines = path.read_text().splitlines()
+    lines[2] = f"{lines[2].split(',')[0]},{identity}"
+    path.write_text("\n".join(lines))
+    message = refusal(prepared, pack, f"line 3: identity {identity} is neither in .*known nor n000000")
+    assert message.startswith(f"{path}, ")
+
+
+def test_the_line_of_a_wrong_row_is_that_of_the_file(pack, prepared):
+    path = pack / "verification" / "verification_dev.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:2], "", "", *lines[2:], "000077.png,n000000"]))
+    refusal(prepared, pack, "line 11: there is no image 000077.png")
+
+
+def test_a_row_that_is_cut_short_is_named(pack, prepared):
+    path = pack / "verification" / "verification_dev.csv"
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:-1], lines[-1].split(",")[0]]))
+    refusal(prepared, pack, "line 8: identity  is neither in")
+
+
+def test_images_without_a_row_are_named_and_counted(pack, prepared, write_labels):
+    _, index = prepared(pack)
+    write_labels(pack, "dev", [row for row in rows_of(index) if row[0] not in ("000002.png", "000005.png")])
+    message = refusal(prepared, pack, r"has no row in .*verification_dev\.csv \(2 of 7 have none\)")
+    assert message.startswith(f"{pack / 'verification' / 'unknown_dev' / '000002.png'}: ")
+
+
+def test_labels_without_rows_are_refused(pack, prepared, write_labels):
+    write_labels(pack, "test", [])
+    refusal(prepared, pack, r"unknown_test/000001\.png: has no row in .*\(4 of 4 have none\)")
+
+
+@pytest.mark.parametrize("name", ["000003.jpg", "3.png", "03.jpeg"])
+def test_images_that_cannot_be_told_by_name_are_refused(pack, prepared, random_image, name):
+    Image.fromarray(random_image(1)).save(pack / "verification" / "unknown_dev" / name)
+    message = refusal(prepared, pack, "cannot be told from .* by name")
+    assert name in message
+    assert "000003.png" in message
+
+
+def test_names_that_are_not_numbers_alone_are_told_by_letter(pack, prepared, write_labels, random_image):
+    _, expected = prepared(pack)
+    for name in ("face3.png", "face03.png", "3.5.png"):
+        Image.fromarray(random_image(1)).save(pack / "verification" / "unknown_dev" / name)
+    more = [("face3", "n000407"), ("face03", "n000501"), ("3.5", "n000600")]
+    write_labels(pack, "dev", more + rows_of(expected))
+    _, index = prepared(pack)
+    found = labelled(index, "probes_dev", "verification/unknown_dev/")
+    assert [found[name] for name in ("face3.png", "face03.png", "3.5.png", "000003.png")] == [0, 1, 2, 2]
+
+
+def test_a_person_of_the_gallery_is_not_called_nobody(pack, prepared):
+    (pack / "verification" / "known" / "n000501").rename(pack / "verification" / "known" / "n000000")
+    path = pack / "verification" / "verification_test.csv"
+    path.write_text(path.read_text().replace("n000501", "n000000"))
+    refusal(prepared, pack, "n000000")
+
+
+# Test without labels.
+
+
+def without_test(pack, how: str, random_image) -> None:
+    remove(pack, *WITHOUT_TEST)
+    if how == "flat":
+        for home in ("classification/test", "verification/unknown_test"):
+            (pack / home).mkdir()
+            for number in range(3):
+                Image.fromarray(random_image(number)).save(pack / home / f"{number:08d}.png")
+    elif how == "empty":
+        (pack / "classification" / "test").mkdir()
+
+
+@pytest.mark.parametrize("how", ["missing", "flat", "empty"])
+def test_an_unlabelled_test_is_every_second_of_dev(pack, prepared, random_image, how):
+    without_test(pack, how, random_image)
+    target, index = prepared(pack)
+    assert index["divided"] == ["classification", "verification"]
+    assert labelled(index, "val", "classification/dev/") == {
+        "n000003/a.png": 0, "n000003/c.png": 0, "n000020/a.png": 1, "n000100/a.png": 2
+    }  # fmt: skip
+    assert labelled(index, "test", "classification/dev/") == {"n000003/b.png": 0, "n000020/b.png": 1}
+    # Of 407, nobody, 600, 407, nobody, 407, 600 the first, second, third and sixth are the odd ones of their identity.
+    assert labelled(index, "probes_dev", "verification/unknown_dev/") == {
+        "000001.png": 0, "000002.png": -1, "000003.png": 2, "000006.png": 0
+    }  # fmt: skip
+    assert labelled(index, "probes_test", "verification/unknown_dev/") == {
+        "000004.png": 0, "000005.png": -1, "000007.png": 2
+    }  # fmt: skip
+    for part in PARTS:
+        for number, file in enumerate(index["splits"][part]["files"]):
+            assert (np.load(target / f"{part}.npy")[number] == pixels(pack / file)).all()
+
+
+@pytest.mark.parametrize("half", ["classification", "verification"])
+def test_one_half_may_be_unlabelled(pack, prepared, half):
+    _, expected = prepared(pack)
+    remove(pack, *(name for name in WITHOUT_TEST if name.startswith(half)))
+    _, index = prepared(pack)
+    assert index["divided"] == [half]
+    own = {"classification": {"val", "test"}, "verification": {"probes_dev", "probes_test"}}[half]
+    for part in PARTS:
+        assert (index["splits"][part] == expected["splits"][part]) == (part not in own)
+
+
+@pytest.mark.parametrize(("first", "second"), [("val", "test"), ("probes_dev", "probes_test")])
+def test_halves_of_dev_have_nothing_in_common_and_leave_nothing_out(pack, prepared, first, second):
+    _, whole = prepared(pack)
+    remove(pack, *WITHOUT_TEST)
+    _, index = prepared(pack)
+    halves = [index["splits"][part]["files"] for part in (first, second)]
+    assert sorted(halves[0] + halves[1]) == whole["splits"][first]["files"]
+    assert all(halves)
+
+
+def test_a_dev_that_cannot_be_divided_is_refused(pack, prepared):
+    remove(pack, *WITHOUT_TEST, *(f"classification/dev/n000003/{letter}.png" for letter in "bc"))
+    remove(pack, "classification/dev/n000020/b.png")
+    refusal(prepared, pack, "cannot be divided")
+
+
+# Nobody to be found.
+
+
+def test_a_gallery_may_be_empty(pack, prepared, write_labels, caplog):
+    remove(pack, "verification/known")
+    (pack / "verification" / "known").mkdir()
+    for split, count in (("dev", 7), ("test", 4)):
+        write_labels(pack, split, [(f"{number:06d}.png", "n000000") for number in range(1, count + 1)])
+    target, index = prepared(pack)
+    assert index["gallery"] == []
+    assert index["splits"]["known"] == {"files": [], "labels": []}
+    assert index["splits"]["probes_dev"]["labels"] == [-1] * 7
+    assert f"{pack / 'verification' / 'known'} is empty" in caplog.text
+    known = Faces(target, index, "known")
+    assert (len(known), known.images.shape, known.in_order()) == (0, (0, 3, 16, 16), [])
+
+
+@pytest.mark.parametrize("labels_of_test", [True, False])
+def test_there_need_not_be_probes(pack, prepared, write_labels, labels_of_test):
+    for split in ("dev", "test"):
+        remove(pack, f"verification/unknown_{split}")
+        (pack / "verification" / f"unknown_{split}").mkdir()
+        write_labels(pack, split, [])
+    if not labels_of_test:
+        remove(pack, "verification/verification_test.csv")
+    target, index = prepared(pack)
+    for part in ("probes_dev", "probes_test"):
+        assert index["splits"][part] == {"files": [], "labels": []}
+        assert len(Faces(target, index, part)) == 0
+    scored = FacesToScore(target, index | {"buckets": make_buckets(index)["types"]})
+    assert [len(scored.probes[split]) for split in ("dev", "test")] == [0, 0]
+
+
+def test_a_gallery_of_one_person_is_enough(pack, prepared, write_labels):
+    remove(pack, "verification/known/n000501", "verification/known/n000600")
+    write_labels(pack, "dev", [(f"{number:06d}.png", "n000407") for number in range(1, 8)])
+    write_labels(pack, "test", [(f"{number:06d}.png", "n000000") for number in range(1, 5)])
+    _, index = prepared(pack)
+    assert index["gallery"] == ["n000407"]
+    assert index["splits"]["known"]["labels"] == [0, 0]
+    assert index["splits"]["probes_dev"]["labels"] == [0] * 7
+    assert index["splits"]["probes_test"]["labels"] == [-1] * 4
+
+
+# Buckets.
+
+
+def test_buckets_of_a_prepared_index(pack, prepared):
+    """2, 3 and 4 images: the median is 3, the 90th percentile lies 0.8 of the way from 3 to 4."""
+    target, index = prepared(pack)
+    found = json.loads(json.dumps(make_buckets(index)))
+    assert found["types"] == {"n000003": "tail", "n000020": "mid", "n000100": "head"}
+    assert (found["mid_from"], found["head_from"]) == (3, pytest.approx(3.8))
+    assert found["sizes"] == {
+        "head": {"types": 1, "occurrences": 4},
+        "mid": {"types": 1, "occurrences": 3},
+        "tail": {"types": 1, "occurrences": 2},
+    }
+    assert FacesToScore(target, index | {"buckets": found["types"]}).buckets.tolist() == [2, 1, 0]
+
+
+def test_identities_of_equally_many_images_share_a_bucket():
+    labels = [0, 1, 1, 2, 3, 4, 4, 4, 5, 6, 6, 6, 6, 6]
+    index = {"identities": list("abcdefg"), "splits": {"train": {"labels": labels}}}
+    # Counts 1 2 1 1 3 1 5: the median is 1, the 90th percentile 0.4 of the way from 3 to 5.
+    found = make_buckets(index)
+    assert found["head_from"] == pytest.approx(3.8)
+    assert found["types"] == dict.fromkeys("abcdef", "mid") | {"g": "head"}
+
+
+# Batches.
+
+
+@pytest.fixture
+def faces(tmp_path, random_image):
+    """A part of that many random images."""
+
+    def make(count: int, size: int = 16) -> Faces:
+        images = np.stack([random_image(seed, size, size).transpose(2, 0, 1) for seed in range(count)])
+        np.save(tmp_path / "train.npy", images)
+        split = {"files": [f"{number}.png" for number in range(count)], "labels": [7 * n % 5 for n in range(count)]}
+        return Faces(tmp_path, {"splits": {"train": split}}, "train")
+
+    return make
+
+
+def test_a_batch_holds_the_images_and_labels_asked_for(pack, prepared):
+    target, index = prepared(pack)
+    opened = Faces(target, index, "train")
+    batch = opened.batch(torch.tensor([8, 0, 3]), CPU)
+    assert (batch.images.dtype, batch.labels.dtype) == (torch.uint8, torch.int64)
+    assert batch.labels.tolist() == [2, 0, 1]
+    for image, place in zip(batch.images, (8, 0, 3), strict=True):
+        assert (image.numpy() == pixels(pack / opened.files[place])).all()
+
+
+def test_a_change_of_a_batch_does_not_reach_the_data(pack, prepared):
+    target, index = prepared(pack)
+    before = (target / "train.npy").read_bytes()
+    opened = Faces(target, index, "train")
+    opened.batch(torch.tensor([0, 1]), CPU).images.fill_(7)
+    assert not (opened.images[0] == 7).all()
+    opened.images.fill_(7)
+    assert (target / "train.npy").read_bytes() == before
+
+
+@pytest.mark.parametrize(("count", "size", "steps"), [(23, 4, 5), (24, 4, 6), (5, 5, 1), (9, 5, 1)])
+def test_an_epoch_has_each_image_at_most_once_in_full_batches(faces, count, size, steps):
+    opened = faces(count)
+    for seed in range(5):
+        batches = opened.batches(training(size), generator(seed))
+        places = torch.cat(batches).tolist()
+        assert [len(batch) for batch in batches] == [size] * steps
+        assert len(set(places)) == len(places) == steps * size
+        assert set(places) <= set(range(count))
+    assert opened.steps_per_epoch(training(size)) == steps
+
+
+def test_the_generator_alone_decides_the_order(faces):
+    opened = faces(20)
+    torch.manual_seed(1)
+    first = torch.cat(opened.batches(training(6), generator(3))).tolist()
+    torch.manual_seed(2)
+    assert torch.cat(opened.batches(training(6), generator(3))).tolist() == first
+    assert torch.cat(opened.batches(training(6), generator(4))).tolist() != first
+
+
+def test_what_is_left_out_changes_from_epoch_to_epoch(faces):
+    opened, drawing = faces(9), generator(0)
+    left_out = [
+        place
+        for _ in range(40)
+        for place in set(range(9)) - set(torch.cat(opened.batches(training(4), drawing)).tolist())
+    ]
+    assert len(left_out) == 40
+    assert set(left_out) == set(range(9))
+
+
+@pytest.mark.parametrize(("size", "largest"), [(16, 2), (24, 1), (40, 1)])
+def test_in_order_every_image_comes_once_in_batches_of_bounded_pixels(faces, monkeypatch, size, largest):
+    monkeypatch.setattr("bbnet.tasks.face.data.EVALUATION_PIXELS", 2 * 16**2 + 100)
+    batches = faces(7, size).in_order()
+    assert torch.cat(batches).tolist() == list(range(7))
+    assert max(map(len, batches)) == largest
+
+
+def test_batches_above_the_images_are_refused_by_name(faces):
+    opened = faces(6)
+    message = "training.batch_size 7 exceeds the 6 training samples"
+    with pytest.raises(ValueError, match=message):
+        opened.steps_per_epoch(training(7))
+    with pytest.raises(ValueError, match=message):
+        opened.batches(training(7), generator(0))
+
+
+@pytest.fixture
+def settings():
+    """Settings of the embedded pack with that batch size."""
+
+    def make(batch_size: int) -> Settings:
+        schedule = {"epochs": 2, "warm_up_epochs": 1, "learning_rate": 0.1, "batch_size": batch_size}
+        models = {"tiny": {"architecture": "small", "widths": [8], "blocks": [1]}}
+        return Settings(data=RENDERED, size=24, models=models, training=schedule)
+
+    return make
+
+
+def test_batches_above_the_images_of_the_embedded_pack_are_refused_before_they_are_rendered(settings):
+    assert settings(5).steps_per_epoch() == 1
+    assert settings(2).steps_per_epoch() == 2
+    with pytest.raises(ValueError, match=r"training\.batch_size 6 exceeds the 5 training images"):
+        settings(6)
+
+
+def test_what_is_scored_on_test_are_its_images_the_gallery_and_the_probes(pack, prepared):
+    target, index = prepared(pack)
+    opened = FacesToScore(target, index | {"buckets": make_buckets(index)["types"]})
+    assert opened.files == index["splits"]["test"]["files"]
+    assert opened.known.labels.tolist() == [0, 0, 1, 2]
+    assert {split: probes.labels.tolist() for split, probes in opened.probes.items()} == {
+        "dev": [0, -1, 2, 0, -1, 0, 2],
+        "test": [2, 1, -1, 0],
+    }
+    assert (opened.probes["test"].images[2].numpy() == pixels(pack / "verification/unknown_test/000003.png")).all()
