@@ -21,6 +21,22 @@ SPEECH = {
     },
     "training": {"epochs": 4, "warm_up_epochs": 1, "batch_seconds": 4, "learning_rate": 0.01},
 }
+FACES = {
+    "data": {
+        "pack": "rendered_faces",
+        "size": 24,
+        "identities": 4,
+        "train": 16,
+        "val": 2,
+        "test": 2,
+        "gallery": 2,
+        "probes": 1,
+        "strangers": 1,
+    },
+    "size": 24,
+    "models": {"tiny": {"architecture": "small", "widths": [8], "blocks": [1]}},
+    "training": {"epochs": 8, "warm_up_epochs": 1, "batch_size": 4, "learning_rate": 0.01},
+}
 AGAIN = {"collect": 1, "compare": 1, "pareto": 1, "learning_curves": 1, "panel_figure": 1, "results_table": 1}
 
 
@@ -221,6 +237,29 @@ def test_speech_has_buckets_before_scores(empty_house, study):
         }
         | AGAIN
     )
+
+
+def test_faces_have_buckets_before_scores_and_a_roc_figure(empty_house, study):
+    study["tasks"] = {"face": FACES}
+    empty_house.write_study(study, "faces")
+    planned = empty_house.planned("--config", "study=faces")
+    runs = {"fetch": 1, "prepare": 1, "buckets": 1, "warm_up": 1, "train": 3, "evaluate": 3, "by_bucket": 1, "roc": 1}
+    assert planned == runs | {rule: count for rule, count in AGAIN.items() if rule != "panel_figure"}
+
+
+def test_weights_to_start_from_are_a_pack_of_their_own(empty_house, study):
+    weights = empty_house.root / "resnet101-63fe2227.pth"
+    model = {"architecture": "resnet101", "weights": {"pack": "imagenet_resnet101", "path": weights.name}}
+    study["tasks"] = {"face": FACES | {"models": {"large": model}}}
+    empty_house.write_study(study, "faces")
+    refused = empty_house.snakemake("--dry-run", "--config", "study=faces")
+    assert refused.returncode != 0
+    assert "tasks.face.models.large.weights.path: there is no file resnet101-63fe2227.pth" in refused.stdout
+    weights.write_bytes(b"others")
+    assert empty_house.planned("--config", "study=faces")["fetch"] == 2
+    result = empty_house.snakemake("--until", "warm_up", "--config", "study=faces")
+    assert result.returncode != 0
+    assert f"{weights}: its SHA-256 begins with" in result.stdout
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from torch.nn import functional
 
 from bbnet.tasks.face import verification
 from bbnet.tasks.face.augmentation import augmented
-from bbnet.tasks.face.data import Batch, Faces, FacesToScore, fetch, prepare
+from bbnet.tasks.face.data.batches import Batch, Faces, FacesToScore
+from bbnet.tasks.face.data.pack import fetch
+from bbnet.tasks.face.data.prepare import prepare
 from bbnet.tasks.face.metrics import METRICS, SELECTION, metrics
 from bbnet.tasks.face.model import FaceNetwork, load_pretrained, slabs
 from bbnet.tasks.face.settings import FaceTraining as TrainingSettings

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bbnet.tasks.face.data import fetch, prepare
+from bbnet.tasks.face.data.pack import fetch
+from bbnet.tasks.face.data.prepare import prepare
 
 CLASSIFICATION = {
     "train": {"n000020": "abc", "n000003": "ab", "n000100": "abcd"},

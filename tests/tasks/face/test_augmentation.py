@@ -7,7 +7,7 @@ import torch
 
 from bbnet.tasks.face import task
 from bbnet.tasks.face.augmentation import LUMA, augmented, recoloured, rotated
-from bbnet.tasks.face.data import Batch
+from bbnet.tasks.face.data.batches import Batch
 from bbnet.tasks.face.settings import Augmentation, FaceTraining
 
 STILL = {"rotation": 0, "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}

@@ -14,7 +14,9 @@ from PIL import Image
 from torch.nn import functional
 
 from bbnet.tasks.face.buckets import make_buckets
-from bbnet.tasks.face.data import Faces, FacesToScore, check_weights, fetch, prepare, resize
+from bbnet.tasks.face.data.batches import Faces, FacesToScore
+from bbnet.tasks.face.data.pack import check_weights, fetch
+from bbnet.tasks.face.data.prepare import prepare, resize
 from bbnet.tasks.face.settings import FaceTraining, Settings
 
 PARTS = ("train", "val", "test", "known", "probes_dev", "probes_test")
@@ -291,7 +293,7 @@ def test_a_constant_channel_has_an_sd_that_can_be_divided_by(pack, prepared):
 def test_images_are_the_same_however_many_are_decoded_at_once(pack, prepared, monkeypatch, at_once):
     target, index = prepared(pack)
     expected = {part: np.load(target / f"{part}.npy") for part in PARTS}
-    monkeypatch.setattr("bbnet.tasks.face.data.IMAGES_AT_ONCE", at_once)
+    monkeypatch.setattr("bbnet.tasks.face.data.prepare.IMAGES_AT_ONCE", at_once)
     _, again = prepared(pack)
     assert again == index
     assert all((np.load(target / f"{part}.npy") == expected[part]).all() for part in PARTS)
@@ -533,7 +535,7 @@ def test_many_images_that_cannot_be_decoded_are_counted(pack, prepared):
 
 @pytest.mark.parametrize("at_once", [2, 256])
 def test_skipped_images_are_counted_and_the_others_stay_in_order(pack, prepared, monkeypatch, at_once):
-    monkeypatch.setattr("bbnet.tasks.face.data.IMAGES_AT_ONCE", at_once)
+    monkeypatch.setattr("bbnet.tasks.face.data.prepare.IMAGES_AT_ONCE", at_once)
     skipped = [
         "classification/train/n000003/b.png",
         "classification/train/n000020/a.png",
@@ -1049,7 +1051,7 @@ def test_what_is_left_out_changes_from_epoch_to_epoch(faces):
 
 @pytest.mark.parametrize(("size", "largest"), [(16, 2), (24, 1), (40, 1)])
 def test_in_order_every_image_comes_once_in_batches_of_bounded_pixels(faces, monkeypatch, size, largest):
-    monkeypatch.setattr("bbnet.tasks.face.data.EVALUATION_PIXELS", 2 * 16**2 + 100)
+    monkeypatch.setattr("bbnet.tasks.face.data.batches.EVALUATION_PIXELS", 2 * 16**2 + 100)
     batches = faces(7, size).in_order()
     assert torch.cat(batches).tolist() == list(range(7))
     assert max(map(len, batches)) == largest

@@ -15,7 +15,7 @@ from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.slab import check_slabs, choose_slabs, connections, slab_shape, slab_weight
 from bbnet.sparsity.sparsifier import METHODS, sparsify
 from bbnet.tasks.face import task
-from bbnet.tasks.face.data import Batch
+from bbnet.tasks.face.data.batches import Batch
 from bbnet.tasks.face.model import Bottleneck, CosineHead, FaceNetwork, SmallResNet, load_pretrained
 from bbnet.tasks.face.settings import ResNet, Settings
 from bbnet.training.units import measure_units

@@ -259,7 +259,7 @@ def test_thresholds_are_chosen_on_dev_alone(to_score, model, thresholds):
 @pytest.mark.parametrize("images_at_once", [1, 4])
 def test_scoring_does_not_depend_on_the_size_of_batches(to_score, model, monkeypatch, images_at_once):
     expected, answers = task.evaluate(model, to_score, CPU)
-    monkeypatch.setattr("bbnet.tasks.face.data.EVALUATION_PIXELS", images_at_once * 24 * 24)
+    monkeypatch.setattr("bbnet.tasks.face.data.batches.EVALUATION_PIXELS", images_at_once * 24 * 24)
     found, others = task.evaluate(model, to_score, CPU)
     for name in ("rank", "identified", "own_first", "image"):
         assert found[name].tolist() == expected[name].tolist()

@@ -1,29 +1,19 @@
-"""Face data: a pack in the face pack's layout, and its images as arrays."""
+"""A pack in the face pack's layout: what lies where, who is who, and what cannot be used."""
 
 import csv
 import hashlib
 import logging
-import os
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from pydantic import TypeAdapter
-from torch import Tensor
 
-from bbnet.data.images import SUFFIXES, PixelMoments, decode
-from bbnet.data.progress import track
-from bbnet.data.store import create_array, open_array
-from bbnet.tasks.batches import full_batches, shuffled_batches
-from bbnet.tasks.face.settings import Data, FaceFolder, FaceTraining, Faults, Weights
+from bbnet.data.images import SUFFIXES
+from bbnet.tasks.face.settings import Data, FaceFolder, Faults, Weights
 
 logger = logging.getLogger(__name__)
 HALVES = ("classification", "verification")
@@ -32,8 +22,6 @@ PROBE_FOLDERS = {"dev": "unknown_dev", "test": "unknown_test"}
 NOBODY = "n000000"
 LABEL = "label"
 NAMED_IN_ERRORS = 3
-IMAGES_AT_ONCE = 256
-EVALUATION_PIXELS = 2**18
 
 
 def fetch(data: Mapping[str, Any], target: Path) -> dict[str, Any]:
@@ -117,40 +105,7 @@ class Images:
         )
 
 
-def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
-    """Decodes every image once: uint8 `{part}.npy` [images, 3, size, size] of train, val, test, known, dev and test.
-
-    Where test has no identities or labels, every second image or probe of each identity of dev, by name, stands for it.
-
-    Returns the index: identities, and files and labels of each part; mean and sd of the training pixels.
-    Raises: ValueError naming an image that cannot be decoded, an identity without images, an image or identity of a
-        label file that is not there, and an image or row that is there twice or lacks its counterpart.
-    """
-    root = Path(manifest["root"])
-    classification, verification = (root / manifest[half] for half in HALVES)
-    faulty = Faulty(Faults(**settings["faults"]))
-    parts, identities, divided = _classification(classification, faulty)
-    known, probes, gallery, divided_probes = _verification(verification, faulty)
-    parts |= {"known": known} | {f"probes_{split}": probes[split] for split in PROBE_FOLDERS}
-    index: dict[str, Any] = {"size": settings["size"], "identities": identities, "gallery": gallery, "splits": {}}
-    for part, images in parts.items():
-        pixels = PixelMoments()
-        used = _write(images, settings, target / f"{part}.npy", part, faulty, pixels)
-        if part in CLASSIFICATION_FOLDERS and not used.files:
-            raise ValueError(f"{classification / CLASSIFICATION_FOLDERS[part]}: no image is left")
-        if part == "train":
-            index["mean"], index["sd"] = pixels.mean_and_sd()
-            gone = sorted(set(range(len(identities))) - set(used.labels))
-            if gone:
-                raise ValueError(f"{classification / 'train' / identities[gone[0]]}: no image of this identity is left")
-        index["splits"][part] = {
-            "files": [str(file.relative_to(root)) for file in used.files],
-            "labels": used.labels,
-        }
-    return index | {"skipped": faulty.skipped, "divided": divided + divided_probes}
-
-
-def _classification(home: Path, faulty: Faulty) -> tuple[dict[str, Images], list[str], list[str]]:
+def read_classification(home: Path, faulty: Faulty) -> tuple[dict[str, Images], list[str], list[str]]:
     """Images of train, val and test, the identities, and what had to be divided."""
     found = {split: _by_identity(home / folder, faulty) for split, folder in CLASSIFICATION_FOLDERS.items()}
     identities = sorted(found["train"])
@@ -206,7 +161,7 @@ def _every_second(images: Images) -> tuple[Images, Images]:
     return images.chosen(first), images.chosen([not one for one in first])
 
 
-def _verification(home: Path, faulty: Faulty) -> tuple[Images, dict[str, Images], list[str], list[str]]:
+def read_verification(home: Path, faulty: Faulty) -> tuple[Images, dict[str, Images], list[str], list[str]]:
     """Images of the gallery, probes of dev and test, identities of the gallery, and what had to be divided."""
     by_identity = _by_identity(home / "known", faulty)
     if NOBODY in by_identity:
@@ -302,102 +257,3 @@ def _join_key(name: str) -> str:
     stem = re.split(r"[/\\]", name)[-1]
     stem = Path(stem).stem if Path(stem).suffix.lower() in SUFFIXES else stem
     return str(int(stem)) if re.fullmatch("[0-9]+", stem) else stem
-
-
-def _write(
-    images: Images, settings: Mapping[str, Any], path: Path, part: str, faulty: Faulty, pixels: PixelMoments
-) -> Images:
-    """Decodes into an array of uint8 [images, 3, size, size]; returns the images that could be, which stand first."""
-    size = settings["size"]
-    read = partial(_read, size=size, rule=settings["resize"])
-    array = create_array(path, (len(images.files), 3, size, size), np.uint8)
-    usable, faults = [], []
-    groups = [images.files[first : first + IMAGES_AT_ONCE] for first in range(0, len(images.files), IMAGES_AT_ONCE)]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for group in track(groups, f"prepare {part}"):
-            decoded = list(pool.map(read, group))
-            faults += [str(one) for one in decoded if isinstance(one, ValueError)]
-            whole = [one for one in decoded if not isinstance(one, ValueError)]
-            start = sum(usable)
-            if whole:
-                array[start : start + len(whole)] = whole
-                pixels.add(np.stack(whole))
-            usable += [not isinstance(one, ValueError) for one in decoded]
-    faulty.judge("undecodable", faults, "cannot be used")
-    return images.chosen(usable)
-
-
-def _read(path: Path, size: int, rule: str) -> np.ndarray | ValueError:
-    """Uint8 [3, size, size], or what is wrong with the file."""
-    try:
-        return np.asarray(resize(decode(path, "RGB"), size, rule)).transpose(2, 0, 1)
-    except ValueError as error:
-        return error
-
-
-def resize(image: Image.Image, size: int, rule: str) -> Image.Image:
-    """`size` x `size` pixels by a rule of `Settings.resize`; bilinear, antialiased where it shrinks."""
-    width, height = image.size
-    if rule == "stretch":
-        return image.resize((size, size), Image.Resampling.BILINEAR)
-    edge = min(width, height) if rule == "crop" else max(width, height)
-    scaled = image.resize(
-        (max(1, round(width * size / edge)), max(1, round(height * size / edge))), Image.Resampling.BILINEAR
-    )
-    left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
-    return scaled.crop((left, top, left + size, top + size))
-
-
-@dataclass(frozen=True)
-class Batch:
-    """`images` [batch, 3, size, size] of 0 to 255, uint8 or, once augmented, float; `labels` int64 [batch]."""
-
-    images: Tensor
-    labels: Tensor
-
-
-class Faces:
-    """The images of one part of the prepared data.
-
-    Attributes:
-        files: names within the pack.
-        labels: int64 [images], places in the list of identities or of the gallery; -1 is nobody.
-    """
-
-    def __init__(self, prepared: Path, index: Mapping[str, Any], part: str) -> None:
-        self.files: list[str] = index["splits"][part]["files"]
-        self.labels = torch.tensor(index["splits"][part]["labels"], dtype=torch.int64)
-        self.images = torch.from_numpy(open_array(prepared / f"{part}.npy"))[: len(self.labels)]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, indices: Tensor, device: torch.device) -> Batch:
-        return Batch(self.images[indices].to(device), self.labels[indices].to(device))
-
-    def steps_per_epoch(self, training: FaceTraining) -> int:
-        return full_batches(len(self), training)
-
-    def batches(self, training: FaceTraining, generator: torch.Generator) -> list[Tensor]:
-        return shuffled_batches(len(self), training, generator)
-
-    def in_order(self) -> list[Tensor]:
-        """Every image once, in batches for evaluation."""
-        if not len(self):
-            return []
-        return list(torch.arange(len(self)).split(max(1, EVALUATION_PIXELS // self.images.shape[-1] ** 2)))
-
-
-class FacesToScore(Faces):
-    """The images to classify on test, and what verification takes: the gallery, and the probes of dev and test.
-
-    Attributes:
-        buckets: by label of classification, 0, 1 and 2 for Head, Mid and Tail.
-    """
-
-    def __init__(self, prepared: Path, index: Mapping[str, Any]) -> None:
-        super().__init__(prepared, index, "test")
-        self.known = Faces(prepared, index, "known")
-        self.probes = {split: Faces(prepared, index, f"probes_{split}") for split in PROBE_FOLDERS}
-        numbers = {bucket: number for number, bucket in enumerate(("head", "mid", "tail"))}
-        self.buckets = np.array([numbers[index["buckets"][name]] for name in index["identities"]])

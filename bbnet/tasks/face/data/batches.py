@@ -1,0 +1,72 @@
+"""Prepared images in batches."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bbnet.data.store import open_array
+from bbnet.tasks.batches import full_batches, shuffled_batches
+from bbnet.tasks.face.data.pack import PROBE_FOLDERS
+from bbnet.tasks.face.settings import FaceTraining
+
+EVALUATION_PIXELS = 2**18
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`images` [batch, 3, size, size] of 0 to 255, uint8 or, once augmented, float; `labels` int64 [batch]."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Faces:
+    """The images of one part of the prepared data.
+
+    Attributes:
+        files: names within the pack.
+        labels: int64 [images], places in the list of identities or of the gallery; -1 is nobody.
+    """
+
+    def __init__(self, prepared: Path, index: Mapping[str, Any], part: str) -> None:
+        self.files: list[str] = index["splits"][part]["files"]
+        self.labels = torch.tensor(index["splits"][part]["labels"], dtype=torch.int64)
+        self.images = torch.from_numpy(open_array(prepared / f"{part}.npy"))[: len(self.labels)]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor, device: torch.device) -> Batch:
+        return Batch(self.images[indices].to(device), self.labels[indices].to(device))
+
+    def steps_per_epoch(self, training: FaceTraining) -> int:
+        return full_batches(len(self), training)
+
+    def batches(self, training: FaceTraining, generator: torch.Generator) -> list[Tensor]:
+        return shuffled_batches(len(self), training, generator)
+
+    def in_order(self) -> list[Tensor]:
+        """Every image once, in batches for evaluation."""
+        if not len(self):
+            return []
+        return list(torch.arange(len(self)).split(max(1, EVALUATION_PIXELS // self.images.shape[-1] ** 2)))
+
+
+class FacesToScore(Faces):
+    """The images to classify on test, and what verification takes: the gallery, and the probes of dev and test.
+
+    Attributes:
+        buckets: by label of classification, 0, 1 and 2 for Head, Mid and Tail.
+    """
+
+    def __init__(self, prepared: Path, index: Mapping[str, Any]) -> None:
+        super().__init__(prepared, index, "test")
+        self.known = Faces(prepared, index, "known")
+        self.probes = {split: Faces(prepared, index, f"probes_{split}") for split in PROBE_FOLDERS}
+        numbers = {bucket: number for number, bucket in enumerate(("head", "mid", "tail"))}
+        self.buckets = np.array([numbers[index["buckets"][name]] for name in index["identities"]])

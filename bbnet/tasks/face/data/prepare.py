@@ -1,0 +1,104 @@
+"""From image files to arrays and an index."""
+
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from bbnet.data.images import PixelMoments, decode
+from bbnet.data.progress import track
+from bbnet.data.store import create_array
+from bbnet.tasks.face.data.pack import (
+    CLASSIFICATION_FOLDERS,
+    HALVES,
+    PROBE_FOLDERS,
+    Faulty,
+    Images,
+    read_classification,
+    read_verification,
+)
+from bbnet.tasks.face.settings import Faults
+
+IMAGES_AT_ONCE = 256
+
+
+def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
+    """Decodes every image once: uint8 `{part}.npy` [images, 3, size, size] of train, val, test, known, dev and test.
+
+    Where test has no identities or labels, every second image or probe of each identity of dev, by name, stands for it.
+
+    Returns the index: identities, and files and labels of each part; mean and sd of the training pixels.
+    Raises: ValueError naming an image that cannot be decoded, an identity without images, an image or identity of a
+        label file that is not there, and an image or row that is there twice or lacks its counterpart.
+    """
+    root = Path(manifest["root"])
+    classification, verification = (root / manifest[half] for half in HALVES)
+    faulty = Faulty(Faults(**settings["faults"]))
+    parts, identities, divided = read_classification(classification, faulty)
+    known, probes, gallery, divided_probes = read_verification(verification, faulty)
+    parts |= {"known": known} | {f"probes_{split}": probes[split] for split in PROBE_FOLDERS}
+    index: dict[str, Any] = {"size": settings["size"], "identities": identities, "gallery": gallery, "splits": {}}
+    for part, images in parts.items():
+        pixels = PixelMoments()
+        used = _write(images, settings, target / f"{part}.npy", part, faulty, pixels)
+        if part in CLASSIFICATION_FOLDERS and not used.files:
+            raise ValueError(f"{classification / CLASSIFICATION_FOLDERS[part]}: no image is left")
+        if part == "train":
+            index["mean"], index["sd"] = pixels.mean_and_sd()
+            gone = sorted(set(range(len(identities))) - set(used.labels))
+            if gone:
+                raise ValueError(f"{classification / 'train' / identities[gone[0]]}: no image of this identity is left")
+        index["splits"][part] = {
+            "files": [str(file.relative_to(root)) for file in used.files],
+            "labels": used.labels,
+        }
+    return index | {"skipped": faulty.skipped, "divided": divided + divided_probes}
+
+
+def _write(
+    images: Images, settings: Mapping[str, Any], path: Path, part: str, faulty: Faulty, pixels: PixelMoments
+) -> Images:
+    """Decodes into an array of uint8 [images, 3, size, size]; returns the images that could be, which stand first."""
+    size = settings["size"]
+    read = partial(_read, size=size, rule=settings["resize"])
+    array = create_array(path, (len(images.files), 3, size, size), np.uint8)
+    usable, faults = [], []
+    groups = [images.files[first : first + IMAGES_AT_ONCE] for first in range(0, len(images.files), IMAGES_AT_ONCE)]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        for group in track(groups, f"prepare {part}"):
+            decoded = list(pool.map(read, group))
+            faults += [str(one) for one in decoded if isinstance(one, ValueError)]
+            whole = [one for one in decoded if not isinstance(one, ValueError)]
+            start = sum(usable)
+            if whole:
+                array[start : start + len(whole)] = whole
+                pixels.add(np.stack(whole))
+            usable += [not isinstance(one, ValueError) for one in decoded]
+    faulty.judge("undecodable", faults, "cannot be used")
+    return images.chosen(usable)
+
+
+def _read(path: Path, size: int, rule: str) -> np.ndarray | ValueError:
+    """Uint8 [3, size, size], or what is wrong with the file."""
+    try:
+        return np.asarray(resize(decode(path, "RGB"), size, rule)).transpose(2, 0, 1)
+    except ValueError as error:
+        return error
+
+
+def resize(image: Image.Image, size: int, rule: str) -> Image.Image:
+    """`size` x `size` pixels by a rule of `Settings.resize`; bilinear, antialiased where it shrinks."""
+    width, height = image.size
+    if rule == "stretch":
+        return image.resize((size, size), Image.Resampling.BILINEAR)
+    edge = min(width, height) if rule == "crop" else max(width, height)
+    scaled = image.resize(
+        (max(1, round(width * size / edge)), max(1, round(height * size / edge))), Image.Resampling.BILINEAR
+    )
+    left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
+    return scaled.crop((left, top, left + size, top + size))
