@@ -2,6 +2,7 @@
 rule data:
     input:
         [f"<data>/prepared/{RECIPES.prepared_key(task)}.json" for task in TASKS],
+        [f"<data>/raw/{pack}.json" for pack in PACKS],
 
 
 rule fetch:

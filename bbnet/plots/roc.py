@@ -23,8 +23,9 @@ def plot_roc(curves: pd.DataFrame) -> Figure:
     budgets = sorted(set(curves[curves["method"] != "dense"]["budget"])) or sorted(set(dense["budget"]))
     width = WIDTH_OF_BUDGET * len(budgets) + WIDTH_OF_REST
     figure, axes = plt.subplots(1, len(budgets), figsize=(width, HEIGHT), sharey=True, squeeze=False)
+    points, seeds = sorted(set(curves["point"])), curves["n_seeds"]
+    curves, dense = curves.dropna(subset="mean"), dense.dropna(subset="mean")
     for axis, budget in zip(axes[0], budgets, strict=True):
-        points = sorted(set(curves["point"]))
         axis.plot(points, points, color="0.7", linewidth=0.8, linestyle=":", label="chance")
         if len(dense):
             _draw_curve(axis, dense, DENSE_COLOUR, "--", "dense")
@@ -34,13 +35,13 @@ def plot_roc(curves: pd.DataFrame) -> Figure:
         axis.set_xscale("log")
         axis.set_xlim(points[0], 1)
         axis.set_ylim(0, 1)
-        axis.set_title(f"budget {budget}")
+        axis.set_title(f"budget {budget}" if len(curves) else "no pairs of both kinds")
         axis.set_xlabel("false accept rate")
     axes[0, 0].set_ylabel("true accept rate")
     handles = {
         label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles, loc="outside right center", title=_legend_title(curves["n_seeds"]))
+    figure.legend(handles.values(), handles, loc="outside right center", title=_legend_title(seeds))
     return figure
 
 

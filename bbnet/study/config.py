@@ -294,7 +294,7 @@ def _describe_one(problem: dict[str, Any], schema: dict[str, Any]) -> str:
         return f"{key}: must be a map of keys, found {problem['input']!r}"
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "value_error":
-        return f"{key}: {message}"
+        return f"{key}: {message}" if key else message
     return f"{key}: {message[0].lower()}{message[1:]}, found {problem['input']!r}"
 
 

@@ -139,3 +139,13 @@ def test_curves_that_are_no_numbers_do_not_stop_the_figure(plot, tmp_path):
     figure = plot_roc(table)
     figure.savefig(tmp_path / "roc.png")
     assert len(figure.axes) == 2
+
+
+def test_without_pairs_of_both_kinds_the_figure_says_so():
+    table = curves(2)
+    table["mean"] = table["low"] = table["high"] = float("nan")
+    figure = plot_roc(table)
+    assert {axis.get_title() for axis in figure.axes} == {"no pairs of both kinds"}
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["chance"]
+    plt.close("all")

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -647,7 +648,7 @@ def test_training_images_without_identities_are_refused_with_the_layout(pack, pr
     remove(pack, "classification/train")
     (pack / "classification" / "train").mkdir()
     Image.fromarray(random_image(1)).save(pack / "classification" / "train" / "a.png")
-    message = refusal(prepared, pack, r"holds no identities; it needs \{identity\}")
+    message = refusal(prepared, pack, "holds images but no folders of identities")
     assert message.startswith(str(pack / "classification" / "train"))
 
 
@@ -655,7 +656,8 @@ def test_dev_without_identities_is_refused(pack, prepared, random_image):
     remove(pack, "classification/dev")
     (pack / "classification" / "dev").mkdir()
     Image.fromarray(random_image(1)).save(pack / "classification" / "dev" / "a.png")
-    assert refusal(prepared, pack, "no image is left").startswith(f"{pack / 'classification' / 'dev'}: ")
+    message = refusal(prepared, pack, "holds images but no folders of identities")
+    assert message.startswith(f"{pack / 'classification' / 'dev'}: ")
 
 
 # Label files.
@@ -869,15 +871,17 @@ def test_an_unlabelled_test_is_every_second_of_dev(pack, prepared, random_image,
     target, index = prepared(pack)
     assert index["divided"] == ["classification", "verification"]
     assert labelled(index, "val", "classification/dev/") == {
-        "n000003/a.png": 0, "n000003/c.png": 0, "n000020/a.png": 1, "n000100/a.png": 2
+        "n000003/a.png": 0, "n000003/c.png": 0, "n000020/b.png": 1
     }  # fmt: skip
-    assert labelled(index, "test", "classification/dev/") == {"n000003/b.png": 0, "n000020/b.png": 1}
-    # Of 407, nobody, 600, 407, nobody, 407, 600 the first, second, third and sixth are the odd ones of their identity.
+    assert labelled(index, "test", "classification/dev/") == {
+        "n000003/b.png": 0, "n000020/a.png": 1, "n000100/a.png": 2
+    }  # fmt: skip
+    # 407, nobody, 600, 407, nobody, 407, 600 by identity: nobody 2 and 5, 407 1, 4 and 6, 600 3 and 7.
     assert labelled(index, "probes_dev", "verification/unknown_dev/") == {
-        "000001.png": 0, "000002.png": -1, "000003.png": 2, "000006.png": 0
+        "000002.png": -1, "000001.png": 0, "000006.png": 0, "000007.png": 2
     }  # fmt: skip
     assert labelled(index, "probes_test", "verification/unknown_dev/") == {
-        "000004.png": 0, "000005.png": -1, "000007.png": 2
+        "000005.png": -1, "000004.png": 0, "000003.png": 2
     }  # fmt: skip
     for part in PARTS:
         for number, file in enumerate(index["splits"][part]["files"]):
@@ -907,8 +911,44 @@ def test_halves_of_dev_have_nothing_in_common_and_leave_nothing_out(pack, prepar
 
 def test_a_dev_that_cannot_be_divided_is_refused(pack, prepared):
     remove(pack, *WITHOUT_TEST, *(f"classification/dev/n000003/{letter}.png" for letter in "bc"))
-    remove(pack, "classification/dev/n000020/b.png")
+    remove(pack, "classification/dev/n000020", "classification/dev/n000100")
     refusal(prepared, pack, "cannot be divided")
+
+
+def test_probes_that_are_single_go_to_both_halves(pack, prepared, write_labels):
+    remove(pack, *WITHOUT_TEST)
+    labels = ("n000407", "n000000", "n000600", "n000501", "n000000", "n000000", "n000000")
+    write_labels(pack, "dev", [(f"{number:06d}.png", label) for number, label in enumerate(labels, start=1)])
+    _, index = prepared(pack)
+    halves = [index["splits"][f"probes_{split}"]["labels"] for split in ("dev", "test")]
+    assert [half.count(-1) for half in halves] == [2, 2]
+    assert sorted(label for half in halves for label in half if label >= 0) == [0, 1, 2]
+    assert all(max(half) >= 0 for half in halves)
+
+
+def test_a_person_of_the_gallery_without_a_usable_image_is_refused(pack, prepared):
+    folder = sorted((pack / "verification" / "known").iterdir())[0]
+    for image in folder.iterdir():
+        image.write_bytes(b"broken")
+    assert refusal(prepared, pack, "no image of this identity is left", undecodable="skip").startswith(f"{folder}: ")
+
+
+def test_a_label_column_given_twice_names_no_images(pack, prepared):
+    path = pack / "verification" / "verification_dev.csv"
+    path.write_text("label,label\na,b\n")
+    assert refusal(prepared, pack, "needs a column label and one that names images").startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(("width", "height"), [(4000, 2), (2, 4000)])
+def test_the_middle_of_a_strip_is_cropped_in_little_memory(width, height):
+    strip = np.zeros((height, width, 3), dtype=np.uint8)
+    strip[height // 2 - 1 : height // 2 + 1, width // 2 - 1 : width // 2 + 1] = 200
+    tracemalloc.start()
+    found = np.asarray(resize(Image.fromarray(strip), 64, "crop"))
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
+    assert found.shape == (64, 64, 3)
+    assert found[32, 32].tolist() == [200, 200, 200]
 
 
 # Nobody to be found.

@@ -4,7 +4,6 @@ import csv
 import hashlib
 import logging
 import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,20 +118,22 @@ def read_classification(home: Path, faulty: Faulty) -> tuple[dict[str, Images], 
         parts[split] = _labelled(found[split], identities)
     if parts["test"].files:
         return parts, identities, []
-    logger.info("%s has no identities: every second image of each identity of dev is taken for test", home / "test")
+    logger.info("%s has no identities: every second image of dev is taken for test", home / "test")
     parts["val"], parts["test"] = _every_second(parts["val"])
     if not parts["test"].files:
-        raise ValueError(f"{home / 'dev'}: has no identity of two images, so it cannot be divided into dev and test")
+        raise ValueError(f"{home / 'dev'}: holds a single image, which cannot be divided into dev and test")
     return parts, identities, ["classification"]
 
 
 def _by_identity(folder: Path, faulty: Faulty) -> dict[str, list[Path]]:
-    """Images by the name of the folder that they lie in; none where the folder is missing or holds images alone."""
+    """Images by the name of the folder that they lie in; none in a missing folder, or in a test without such."""
     if not folder.is_dir():
         return {}
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if folders and _images_in(folder):
         raise ValueError(f"{_images_in(folder)[0]}: lies beside folders of identities, in none of them")
+    if not folders and _images_in(folder) and folder.name != CLASSIFICATION_FOLDERS["test"]:
+        raise ValueError(f"{folder}: holds images but no folders of identities")
     found = {path.name: _images_in(path) for path in folders}
     empty = [str(folder / name) for name, files in found.items() if not files]
     faulty.judge("empty_identity", empty, "an identity's folder without images")
@@ -152,12 +153,10 @@ def _labelled(by_identity: Mapping[str, list[Path]], identities: Sequence[str]) 
 
 
 def _every_second(images: Images) -> tuple[Images, Images]:
-    """The first, third, ... of each identity, and the others."""
-    seen: dict[int, int] = defaultdict(int)
-    first = []
-    for label in images.labels:
-        first.append(seen[label] % 2 == 0)
-        seen[label] += 1
+    """The first, third, ... of all images in the order of identities and names, and the others."""
+    first = [False] * len(images.labels)
+    for place, image in enumerate(sorted(range(len(images.labels)), key=lambda one: (images.labels[one], one))):
+        first[image] = place % 2 == 0
     return images.chosen(first), images.chosen([not one for one in first])
 
 
@@ -173,9 +172,7 @@ def read_verification(home: Path, faulty: Faulty) -> tuple[Images, dict[str, Ima
     probes = {"dev": _probes(home, "dev", gallery)}
     if _label_file(home, "test").is_file():
         return known, probes | {"test": _probes(home, "test", gallery)}, gallery, []
-    logger.info(
-        "there is no %s: every second probe of each identity of dev is taken for test", _label_file(home, "test")
-    )
+    logger.info("there is no %s: every second probe of dev is taken for test", _label_file(home, "test"))
     dev, test = _every_second(probes["dev"])
     return known, {"dev": dev, "test": test}, gallery, ["verification"]
 
@@ -230,7 +227,7 @@ def _read_labels(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]
             columns = list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
-    if LABEL not in columns or len(columns) < 2:
+    if LABEL not in columns or not set(columns) - {LABEL}:
         raise ValueError(
             f"{path}: needs a column {LABEL} and one that names images, found {', '.join(columns) or 'none'}"
         )

@@ -25,12 +25,14 @@ from bbnet.tasks.face.data.pack import (
 from bbnet.tasks.face.settings import Faults
 
 IMAGES_AT_ONCE = 256
+LONGEST_SCALED = 4  # in shorter edges
+WHOLE_PARTS = ("train", "known")  # of whose identities none may be lost
 
 
 def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
     """Decodes every image once: uint8 `{part}.npy` [images, 3, size, size] of train, val, test, known, dev and test.
 
-    Where test has no identities or labels, every second image or probe of each identity of dev, by name, stands for it.
+    Where test has no identities or labels, every second image or probe of dev, by identity and name, stands for it.
 
     Returns the index: identities, and files and labels of each part; mean and sd of the training pixels.
     Raises: ValueError naming an image that cannot be decoded, an identity without images, an image or identity of a
@@ -50,9 +52,9 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
             raise ValueError(f"{classification / CLASSIFICATION_FOLDERS[part]}: no image is left")
         if part == "train":
             index["mean"], index["sd"] = pixels.mean_and_sd()
-            gone = sorted(set(range(len(identities))) - set(used.labels))
-            if gone:
-                raise ValueError(f"{classification / 'train' / identities[gone[0]]}: no image of this identity is left")
+        gone = sorted(set(images.labels) - set(used.labels))
+        if gone and part in WHOLE_PARTS:
+            raise ValueError(f"{images.files[images.labels.index(gone[0])].parent}: no image of this identity is left")
         index["splits"][part] = {
             "files": [str(file.relative_to(root)) for file in used.files],
             "labels": used.labels,
@@ -97,8 +99,16 @@ def resize(image: Image.Image, size: int, rule: str) -> Image.Image:
     if rule == "stretch":
         return image.resize((size, size), Image.Resampling.BILINEAR)
     edge = min(width, height) if rule == "crop" else max(width, height)
+    if rule == "crop" and max(width, height) > LONGEST_SCALED * edge:  # a strip would take all memory
+        image = _middle(image, min(width, LONGEST_SCALED * edge), min(height, LONGEST_SCALED * edge))
     scaled = image.resize(
-        (max(1, round(width * size / edge)), max(1, round(height * size / edge))), Image.Resampling.BILINEAR
+        (max(1, round(image.width * size / edge)), max(1, round(image.height * size / edge))),
+        Image.Resampling.BILINEAR,
     )
-    left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
-    return scaled.crop((left, top, left + size, top + size))
+    return _middle(scaled, size, size)
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Cut out, or black around."""
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
