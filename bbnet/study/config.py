@@ -227,7 +227,7 @@ def check_sources(study: Study, file: Path) -> None:
             raise ConfigError(f"{file}: tasks.{task}.data.path: there is no folder {path}")
         for label, model in settings.models.items():
             weights = getattr(model, "weights", None)
-            if weights is not None and not Path(weights.path).expanduser().is_file():
+            if weights is not None and weights.path and not Path(weights.path).expanduser().is_file():
                 key = f"tasks.{task}.models.{label}.weights.path"
                 raise ConfigError(f"{file}: {key}: there is no file {weights.path}")
 

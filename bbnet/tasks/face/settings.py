@@ -55,8 +55,15 @@ class Faults(Section):
 class Weights(Section):
     """ImageNet weights of torchvision's ResNet-101, as `resnet101-63fe2227.pth`."""
 
-    pack: Literal["imagenet_resnet101"] = Field(description="Read in place, nothing is copied.")
-    path: str = Field(min_length=1, description="The file; the digits in its name must begin its SHA-256.")
+    pack: Literal["imagenet_resnet101"] = Field(description="The digits in the file's name must begin its SHA-256.")
+    path: str | None = Field(None, min_length=1, description="The file, read in place; absent: it is downloaded.")
+    url: str | None = Field(None, pattern="^https?://", description="To download it from; absent: torchvision's own.")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Weights":
+        if self.path is not None and self.url is not None:
+            raise ValueError("path and url exclude each other")
+        return self
 
 
 class ResNet(Section):

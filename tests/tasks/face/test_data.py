@@ -5,8 +5,11 @@ import json
 import re
 import shutil
 import struct
+import threading
 import tracemalloc
 import zlib
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -1135,3 +1138,45 @@ def test_what_is_scored_on_test_are_its_images_the_gallery_and_the_probes(pack, 
         "test": [2, 1, -1, 0],
     }
     assert (opened.probes["test"].images[2].numpy() == pixels(pack / "verification/unknown_test/000003.png")).all()
+
+
+# Weights from a server.
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A folder that is served on loopback, and its address."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    served = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
+    threading.Thread(target=served.serve_forever, daemon=True).start()
+    yield folder, f"http://127.0.0.1:{served.server_port}"
+    served.shutdown()
+    served.server_close()
+
+
+def test_weights_are_downloaded_and_checked(server, tmp_path):
+    folder, address = server
+    content = bytes(range(256)) * 300
+    name = f"resnet101-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    (folder / name).write_bytes(content)
+    target = tmp_path / "target"
+    target.mkdir()
+    manifest = fetch({"pack": "imagenet_resnet101", "url": f"{address}/{name}"}, target)
+    assert manifest == {"pack": "imagenet_resnet101", "file": name}
+    assert (target / name).read_bytes() == content
+    assert [path.name for path in target.iterdir()] == [name]
+
+
+def test_weights_of_other_content_or_that_are_not_there_are_refused(server, tmp_path):
+    folder, address = server
+    (folder / "resnet101-00000000.pth").write_bytes(b"others")
+    with pytest.raises(ValueError, match="its SHA-256 begins with .* its name says 00000000"):
+        fetch({"pack": "imagenet_resnet101", "url": f"{address}/resnet101-00000000.pth"}, tmp_path)
+    with pytest.raises(ValueError, match=f"^{address}/resnet101-63fe2227.pth: cannot be downloaded .*404"):
+        fetch({"pack": "imagenet_resnet101", "url": f"{address}/resnet101-63fe2227.pth"}, tmp_path)
+
+
+def test_weights_come_from_one_place():
+    with pytest.raises(ValueError, match="path and url exclude each other"):
+        fetch({"pack": "imagenet_resnet101", "url": "http://127.0.0.1/a-00000000.pth", "path": "a"}, None)

@@ -24,16 +24,18 @@ NAMED_IN_ERRORS = 3
 
 
 def fetch(data: Mapping[str, Any], target: Path) -> dict[str, Any]:
-    """Renders the embedded pack into `target`, or takes the folder or file of weights named; checks what is there.
+    """Renders the embedded pack or downloads weights into `target`, or takes what is named; checks what is there.
 
     Returns the manifest: `root` where the pack lies elsewhere; the names of its two folders, or the file of weights.
     Raises: ValueError naming a folder that is missing, or weights whose content is not what their name says.
     """
     pack = TypeAdapter(Data | Weights).validate_python(data)
-    if isinstance(pack, Weights):
+    if isinstance(pack, Weights) and pack.path is not None:
         path = Path(pack.path).expanduser().absolute()
         check_weights(path)
         return {"pack": pack.pack, "root": str(path.parent), "file": path.name}
+    if isinstance(pack, Weights):
+        return {"pack": pack.pack, "file": _download_weights(pack.url, target).name}
     if isinstance(pack, FaceFolder):
         root = Path(pack.path).expanduser().absolute()
         return {"pack": pack.pack, "root": str(root)} | _halves(root)
@@ -41,6 +43,23 @@ def fetch(data: Mapping[str, Any], target: Path) -> dict[str, Any]:
 
     write_face_pack(target, **pack.model_dump(exclude={"pack"}))
     return {"pack": pack.pack} | _halves(target)
+
+
+def _download_weights(url: str | None, target: Path) -> Path:
+    """The file in `target`, checked; raises ValueError naming the address that does not give it."""
+    import torch.hub  # late: nothing else here needs torch
+
+    if url is None:
+        from torchvision.models import ResNet101_Weights
+
+        url = ResNet101_Weights.IMAGENET1K_V1.url
+    path = target / url.rsplit("/", 1)[1]
+    try:
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    except OSError as error:
+        raise ValueError(f"{url}: cannot be downloaded ({error})") from None
+    check_weights(path)
+    return path
 
 
 def check_weights(path: Path) -> None:
