@@ -55,6 +55,11 @@ def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 
 
+def read_manifest(path: Path) -> dict:
+    """Of a pack; its `root` is the folder beside it where the pack does not lie elsewhere."""
+    return {"root": str(path.with_suffix(""))} | read_json(path)
+
+
 def to_json(value: dict) -> str:
     return json.dumps(value, indent=1, sort_keys=True) + "\n"
 

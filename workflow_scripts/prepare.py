@@ -1,6 +1,6 @@
 """Decodes a pack once into arrays, and writes their index."""
 
-from common import JSON, arguments, read_json, run, to_json
+from common import JSON, arguments, read_manifest, run, to_json
 
 from bbnet.data.store import whole_file, whole_folder
 from bbnet.tasks import task as tasks
@@ -8,7 +8,7 @@ from bbnet.tasks import task as tasks
 
 def main(options) -> None:
     task = tasks.load(options.config["task"])
-    manifest = {"root": str(options.raw.with_suffix(""))} | read_json(options.raw)
+    manifest = read_manifest(options.raw)
     with whole_folder(options.index.with_suffix(""), options.partial, resume=True) as target:
         index = task.prepare(manifest, options.config["settings"], target)
     with whole_file(options.index) as partial:

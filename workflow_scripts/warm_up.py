@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from common import JSON, TEXT, arguments, read_json, run, write_csv
+from common import JSON, TEXT, arguments, read_json, read_manifest, run, write_csv
 
 from bbnet.training.checkpoint import save_state
 from bbnet.training.runs import Job, warm_up
@@ -12,7 +12,7 @@ def main(options) -> None:
     job = Job(options.config, options.prepared.with_suffix(""), read_json(options.prepared))
     weights = None
     if options.weights is not None:
-        manifest = {"root": str(options.weights.with_suffix(""))} | read_json(options.weights)
+        manifest = read_manifest(options.weights)
         weights = Path(manifest["root"], manifest["file"])
     state, history, units = warm_up(job, weights)
     save_state(options.folder / "checkpoint.pt", state | {"fingerprint": options.fingerprint})

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bbnet.plots.style import DENSE_COLOUR, MARKERS, SEEDS_FOR_INTERVALS, method_colours, method_label
+from bbnet.plots.style import DENSE_COLOUR, MARKERS, SEEDS_FOR_INTERVALS, method_colours, method_label, seeds_title
 
 DODGE, WIDEST_DODGE = 0.13, 0.76
 WIDTH_OF_BUDGET, WIDTH_OF_REST = 3.2, 2.7
@@ -67,7 +67,11 @@ def plot_by_bucket(
     for method, side in methods:
         marker = {"color": colours[method], "marker": MARKERS[side], "markersize": 5, "linestyle": "none"}
         handles.append(plt.Line2D([], [], **marker, label=method_label(method, side)))
-    figure.legend(handles=handles, loc="outside right center", title=_legend_title(relative["n_seeds"]))
+    figure.legend(
+        handles=handles,
+        loc="outside right center",
+        title=seeds_title(relative["n_seeds"], "; from left to\nright in this order"),
+    )
     return figure
 
 
@@ -93,9 +97,3 @@ def _draw_cell(axis: Axes, x: float, cell: pd.Series, singles: pd.Series, colour
     else:
         axis.plot([x] * len(singles), singles, ".", color=colour, markersize=4, alpha=0.6)
     axis.plot([x], [cell["mean"]], color=colour, marker=marker, markersize=5, linestyle="none")
-
-
-def _legend_title(n_seeds: pd.Series) -> str:
-    fewest = n_seeds.min()
-    shown = "mean, 95 % interval" if fewest >= SEEDS_FOR_INTERVALS else "mean and single seeds"
-    return f"{shown}\n({fewest} seed{'s' if fewest > 1 else ''}; from left to\nright in this order)"

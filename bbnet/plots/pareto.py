@@ -10,7 +10,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
-from bbnet.plots.style import LINES, MARKERS, SEEDS_FOR_INTERVALS, method_colours, method_label
+from bbnet.plots.style import LINES, MARKERS, SEEDS_FOR_INTERVALS, method_colours, method_label, seeds_title
 
 LABEL_POINTS = (20, 8)
 LABELLED_METHODS = 8
@@ -60,7 +60,9 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str])
         handles,
         labels,
         loc="outside right center",
-        title=_legend_title(cells[cells["metric"].isin(metrics)]["n_seeds"]),
+        title=seeds_title(
+            cells[cells["metric"].isin(metrics)]["n_seeds"], "; methods of equal cost\nstand side by side"
+        ),
     )
     if len(colours) > LABELLED_METHODS:
         return figure
@@ -77,12 +79,6 @@ def _shown(values: pd.DataFrame, metric: str, cost: str) -> pd.Series:
     if cost == "net_density":
         sparse = sparse[sparse.groupby(level="method")["net_density"].transform("min") < 1]
     return sparse[metric]
-
-
-def _legend_title(n_seeds: pd.Series) -> str:
-    fewest = n_seeds.min()
-    shown = "mean, 95 % interval" if fewest >= SEEDS_FOR_INTERVALS else "mean and single seeds"
-    return f"{shown}\n({fewest} seed{'s' if fewest > 1 else ''}; methods of equal cost\nstand side by side)"
 
 
 def _draw_dense(axis: Axes, dense: pd.Series, singles: pd.Series) -> None:

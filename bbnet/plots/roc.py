@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bbnet.plots.style import DENSE_COLOUR, LINES, SEEDS_FOR_INTERVALS, method_colours, method_label
+from bbnet.plots.style import DENSE_COLOUR, LINES, SEEDS_FOR_INTERVALS, method_colours, method_label, seeds_title
 
 WIDTH_OF_BUDGET, WIDTH_OF_REST, HEIGHT = 3.4, 2.2, 3.6
 
@@ -41,7 +41,7 @@ def plot_roc(curves: pd.DataFrame) -> Figure:
     handles = {
         label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles, loc="outside right center", title=_legend_title(seeds))
+    figure.legend(handles.values(), handles, loc="outside right center", title=seeds_title(seeds))
     return figure
 
 
@@ -54,9 +54,3 @@ def _draw_curve(axis: Axes, curve: pd.DataFrame, colour: str, line: str, label: 
     else:
         for single in zip(*curve["seeds"], strict=True):
             axis.plot(curve["point"], single, color=colour, linewidth=0.5, alpha=0.6)
-
-
-def _legend_title(n_seeds: pd.Series) -> str:
-    fewest = n_seeds.min()
-    shown = "mean, 95 % interval" if fewest >= SEEDS_FOR_INTERVALS else "mean and single seeds"
-    return f"{shown}\n({fewest} seed{'s' if fewest > 1 else ''})"

@@ -54,6 +54,13 @@ def method_label(method: str, side: str) -> str:
     return method if side == "none" else f"{method} ({side})"
 
 
+def seeds_title(n_seeds: pd.Series, remark: str = "") -> str:
+    """The legend's title: what is drawn of the seeds, and how many there are at least."""
+    fewest = n_seeds.min()
+    shown = "mean, 95 % interval" if fewest >= SEEDS_FOR_INTERVALS else "mean and single seeds"
+    return f"{shown}\n({fewest} seed{'s' if fewest > 1 else ''}{remark})"
+
+
 def read_table(path: Path, task: str, model: str) -> pd.DataFrame:
     """Rows of one task and model from a .csv or .parquet of the summary."""
     table = pd.read_csv(path, dtype={"budget": str}) if path.suffix == ".csv" else pd.read_parquet(path)

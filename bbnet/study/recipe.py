@@ -106,8 +106,10 @@ def buckets_code(task: str) -> str:
 
 
 def task_code(script: str, task: str) -> str:
-    """`summary_code`, and the task's own folder."""
-    return fingerprint({"summary": summary_code(script), "task": _code(_python_files(PACKAGE / "tasks" / task))})
+    """`summary_code`, the task's own folder, and what metrics of several tasks share."""
+    metrics = [PACKAGE / "tasks" / f"{name}.py" for name in ("buckets", "ratios")]
+    own = _code([*metrics, *_python_files(PACKAGE / "tasks" / task)])
+    return fingerprint({"summary": summary_code(script), "task": own})
 
 
 def _data_code(task: str) -> list[Path]:
@@ -119,8 +121,7 @@ def _data_code(task: str) -> list[Path]:
 
 def _training_code(task: str, algorithm: str) -> list[Path]:
     core = [*SPARSITY.glob("*.py"), SPARSITY / "algorithms" / "__init__.py"]
-    shared = [PACKAGE / "tasks" / f"{name}.py" for name in ("settings", "task", "batches")]
-    shared += [PACKAGE / "data" / "store.py"]
+    shared = [*(PACKAGE / "tasks").glob("*.py"), PACKAGE / "data" / "store.py"]
     folders = [PACKAGE / "training", PACKAGE / "tasks" / task]
     files = [file for folder in folders for file in _python_files(folder)]
     return [*core, *shared, *files, SPARSITY / "algorithms" / f"{algorithm}.py"]

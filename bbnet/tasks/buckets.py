@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+BUCKETS = ("head", "mid", "tail")
 HEAD_PERCENTILE, TAIL_PERCENTILE = 90, 50
 
 
@@ -27,6 +28,6 @@ def bucket_types(counts: Mapping[str, int]) -> dict[str, Any]:
             "types": sum(1 for own in types.values() if own == bucket),
             "occurrences": sum(counts[name] for name, own in types.items() if own == bucket),
         }
-        for bucket in ("head", "mid", "tail")
+        for bucket in BUCKETS
     }
     return {"head_from": head_from, "mid_from": mid_from, "sizes": sizes, "types": types}

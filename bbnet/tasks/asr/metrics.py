@@ -2,10 +2,11 @@
 
 import numpy as np
 
+from bbnet.tasks.buckets import BUCKETS
+from bbnet.tasks.ratios import ratio
 from bbnet.tasks.task import Items, Metric
 
 SELECTION = "wer"
-BUCKETS = ("head", "mid", "tail")
 COUNTED = "words"
 OTHER = "_other"  # suffix of metrics on test-other; those without are on test-clean
 
@@ -54,7 +55,7 @@ def relative_metrics(items: Items, dense: Items, weights: np.ndarray | None = No
     for suffix in ("", OTHER):
         if f"wer{suffix}" in own:
             gain = theirs[f"wer{suffix}"] - own[f"wer{suffix}"]
-            found[f"werr{suffix}"] = 100 * _ratio(gain, theirs[f"wer{suffix}"])
+            found[f"werr{suffix}"] = 100 * ratio(gain, theirs[f"wer{suffix}"])
             for bucket in BUCKETS:
                 name = f"wer_{bucket}{suffix}"
                 found[f"d{name}"] = own[name] - theirs[name]
@@ -75,18 +76,12 @@ def _rates(items: Items, weights: np.ndarray) -> dict[str, np.ndarray]:
 
     words = total("words")
     rates = {
-        "wer": 100 * _ratio(total("substitutions", "deletions", "insertions"), words),
-        "cer": 100 * _ratio(total("character_errors"), total("characters")),
+        "wer": 100 * ratio(total("substitutions", "deletions", "insertions"), words),
+        "cer": 100 * ratio(total("character_errors"), total("characters")),
     }
     if "head_words" in items:
-        rates["insertion_rate"] = 100 * _ratio(total("insertions"), words)
+        rates["insertion_rate"] = 100 * ratio(total("insertions"), words)
         for bucket in (*BUCKETS, "oov"):
             errors = total(f"{bucket}_substitutions", f"{bucket}_deletions")
-            rates[f"wer_{bucket}"] = 100 * _ratio(errors, total(f"{bucket}_words"))
+            rates[f"wer_{bucket}"] = 100 * ratio(errors, total(f"{bucket}_words"))
     return rates
-
-
-def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, NaN where the whole is 0."""
-    whole = np.asarray(whole, dtype=float)
-    return np.where(whole == 0, np.nan, part / np.where(whole == 0, 1, whole))

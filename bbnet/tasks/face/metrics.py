@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from bbnet.tasks.buckets import BUCKETS
 from bbnet.tasks.face import verification
+from bbnet.tasks.ratios import ratio
 from bbnet.tasks.task import Items, Metric
 
 SELECTION = "top1"
 PARETO = ("top1", "auroc")
-BUCKETS = ("head", "mid", "tail")
 FAR_LEVELS = {"tar_at_far_1e-2": 1e-2, "tar_at_far_1e-3": 1e-3}
 METRICS = {name: Metric("share", "higher") for name in ("top1", "top5", "auroc", *FAR_LEVELS, "verification_accuracy")}
 METRICS |= {"eer": Metric("share", "lower")}
@@ -118,5 +119,5 @@ def _roc_points(scores: np.ndarray, genuine: np.ndarray, weights: np.ndarray, th
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted mean over the last axis, NaN where all weights are 0."""
-    total = np.asarray(np.broadcast_to(weights, np.broadcast_shapes(values.shape, weights.shape)).sum(-1), dtype=float)
-    return np.where(total == 0, np.nan, (values * weights).sum(-1) / np.where(total == 0, 1, total))
+    counted = np.broadcast_to(weights, np.broadcast_shapes(values.shape, weights.shape))
+    return ratio((values * weights).sum(-1), counted.sum(-1))

@@ -6,6 +6,8 @@ impostor pairs, TAR that of the genuine ones.
 
 import numpy as np
 
+from bbnet.tasks.ratios import ratio
+
 ROUNDING = 1e-12
 
 
@@ -30,7 +32,7 @@ def roc(scores: np.ndarray, genuine: np.ndarray, weights: np.ndarray | None = No
         corners = np.concatenate([[0], np.stack([above, at_least], axis=1).ravel(), [len(order)]])
         accepted = np.zeros((*weights.shape[:-1], len(order) + 1))
         np.cumsum(weights[..., order], axis=-1, out=accepted[..., 1:])
-        return _share(accepted[..., corners], accepted[..., -1:])
+        return ratio(accepted[..., corners], accepted[..., -1:])
 
     return accepted_share(~genuine), accepted_share(genuine)
 
@@ -69,7 +71,7 @@ def balanced_accuracy(
     """(TAR + 1 - FAR) / 2 at a threshold: genuine and impostor pairs together weigh the same; as `roc` otherwise."""
     weights = np.ones(len(scores)) if weights is None else weights
     right = (scores >= threshold) == genuine
-    rates = [_share((weights * (right & kind)).sum(-1), (weights * kind).sum(-1)) for kind in (genuine, ~genuine)]
+    rates = [ratio((weights * (right & kind)).sum(-1), (weights * kind).sum(-1)) for kind in (genuine, ~genuine)]
     return (rates[0] + rates[1]) / 2
 
 
@@ -105,8 +107,3 @@ def _best_threshold(scores: np.ndarray, gain_above: np.ndarray, gain_below: np.n
     below, at_least = values[best - 1], values[best]
     middle = below + (at_least - below) / 2
     return float(middle if below < middle else at_least)
-
-
-def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, NaN where the whole is 0."""
-    return np.where(whole == 0, np.nan, part / np.where(whole == 0, 1, whole))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bbnet.data.store import open_array
 from bbnet.tasks.batches import full_batches, shuffled_batches
+from bbnet.tasks.buckets import BUCKETS
 from bbnet.tasks.face.data.pack import PROBE_FOLDERS
 from bbnet.tasks.face.settings import FaceTraining
 
@@ -68,5 +69,4 @@ class FacesToScore(Faces):
         super().__init__(prepared, index, "test")
         self.known = Faces(prepared, index, "known")
         self.probes = {split: Faces(prepared, index, f"probes_{split}") for split in PROBE_FOLDERS}
-        numbers = {bucket: number for number, bucket in enumerate(("head", "mid", "tail"))}
-        self.buckets = np.array([numbers[index["buckets"][name]] for name in index["identities"]])
+        self.buckets = np.array([BUCKETS.index(index["buckets"][name]) for name in index["identities"]])

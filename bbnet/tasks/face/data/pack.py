@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
+from torch.hub import download_url_to_file
 
 from bbnet.data.images import SUFFIXES
 from bbnet.tasks.face.settings import Data, FaceFolder, Faults, Weights
@@ -47,15 +48,13 @@ def fetch(data: Mapping[str, Any], target: Path) -> dict[str, Any]:
 
 def _download_weights(url: str | None, target: Path) -> Path:
     """The file in `target`, checked; raises ValueError naming the address that does not give it."""
-    import torch.hub  # late: nothing else here needs torch
-
     if url is None:
-        from torchvision.models import ResNet101_Weights
+        from torchvision.models import ResNet101_Weights  # late: importing it takes seconds
 
         url = ResNet101_Weights.IMAGENET1K_V1.url
     path = target / url.rsplit("/", 1)[1]
     try:
-        torch.hub.download_url_to_file(url, str(path), progress=False)
+        download_url_to_file(url, str(path), progress=False)
     except OSError as error:
         raise ValueError(f"{url}: cannot be downloaded ({error})") from None
     check_weights(path)
