@@ -16,11 +16,12 @@ rule fetch:
     params:
         config=lambda wildcards: canonical_json(PACKS[f"{wildcards.pack}-{wildcards.key}"]),
         partial=f"{KNOBS.data_dir}/partial",
+        downloads=f"{KNOBS.data_dir}/downloads",
     message:
         "fetch {wildcards.pack}"
     shell:
         "python workflow_scripts/fetch.py --config {params.config:q} --manifest {output.manifest:q}"
-        " --partial {params.partial:q} --log {log:q}"
+        " --partial {params.partial:q} --downloads {params.downloads:q} --log {log:q}"
 
 
 rule prepare:

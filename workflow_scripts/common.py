@@ -56,8 +56,9 @@ def read_json(path: Path) -> dict:
 
 
 def read_manifest(path: Path) -> dict:
-    """Of a pack; its `root` is the folder beside it where the pack does not lie elsewhere."""
-    return {"root": str(path.with_suffix(""))} | read_json(path)
+    """Of a pack; its `root` is the folder beside it or one inside that, where the pack does not lie elsewhere."""
+    manifest = read_json(path)
+    return manifest | {"root": str(path.with_suffix("") / manifest.get("root", ""))}
 
 
 def to_json(value: dict) -> str:

@@ -2,13 +2,16 @@
 
 import logging
 import sys
+import threading
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
 
 Item = TypeVar("Item")
+Advance = Callable[[int], None]
 logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 30
 
@@ -26,3 +29,29 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
         if done == total or time.monotonic() - last > SECONDS_BETWEEN_LINES:
             logger.info("%s: %d%s", what, done, "" if total is None else f" of {total}")
             last = time.monotonic()
+
+
+@contextmanager
+def count_bytes(what: str, total: int | None) -> Iterator[Advance]:
+    """A function that takes, from any thread, how many bytes are done more, or fewer if it is negative."""
+    lock = threading.Lock()
+    done, began = 0, time.monotonic()
+    last = began
+    bar = tqdm(desc=what, total=total, unit="B", unit_scale=True, leave=False) if sys.stderr.isatty() else None
+
+    def advance(size: int) -> None:
+        nonlocal done, last
+        with lock:
+            done += size
+            if bar is not None:
+                bar.update(size)
+            elif time.monotonic() - last > SECONDS_BETWEEN_LINES:
+                last = time.monotonic()
+                of_total = "" if total is None else f" of {total / 1e6:.0f}"
+                logger.info("%s: %.0f%s MB, %.1f MB/s", what, done / 1e6, of_total, done / 1e6 / (last - began))
+
+    try:
+        yield advance
+    finally:
+        if bar is not None:
+            bar.close()

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +44,29 @@ def whole_folder(path: Path, partial_root: Path, resume: bool = False) -> Iterat
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype | type) -> np.memmap:
     """A new .npy file of that shape, to be filled in place."""
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+
+
+@contextmanager
+def appended_array(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype | type
+) -> Iterator[Callable[[np.ndarray], None]]:
+    """A function that takes the rows of a new .npy file of that shape, part by part, and keeps none in memory.
+
+    Raises: ValueError if they are not as many as `shape` says.
+    """
+    written = 0
+    with path.open("wb") as file:
+        header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+
+        def append(rows: np.ndarray) -> None:
+            nonlocal written
+            written += len(rows)
+            file.write(np.ascontiguousarray(rows, dtype=dtype))
+
+        yield append
+    if written != shape[0]:
+        raise ValueError(f"{path}: {written} rows were written, {shape[0]} were announced")
 
 
 def open_array(path: Path) -> np.memmap:

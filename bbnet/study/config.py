@@ -223,8 +223,8 @@ def check_sources(study: Study, file: Path) -> None:
     """Raises ConfigError if a pack that should lie on this machine is not there; `file` is the study's."""
     for task, settings in study.task_settings().items():
         path = getattr(settings.data, "path", None)
-        if path is not None and not Path(path).expanduser().is_dir():
-            raise ConfigError(f"{file}: tasks.{task}.data.path: there is no folder {path}")
+        if path is not None and not Path(path).expanduser().exists():
+            raise ConfigError(f"{file}: tasks.{task}.data.path: there is no folder or archive {path}")
         for label, model in settings.models.items():
             weights = getattr(model, "weights", None)
             if weights is not None and weights.path and not Path(weights.path).expanduser().is_file():

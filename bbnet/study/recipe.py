@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel
 
 from bbnet.study.config import Knobs, Study
@@ -37,7 +38,7 @@ class Recipes:
         generator = PACKAGE / "data" / "synthetic" / f"{data.pack}.py"
         files = [SCRIPTS / "fetch.py", *_data_code(task)]
         files += [generator] if generator.exists() else []
-        return {"task": task, "data": data.model_dump(), "code": _code(files)}
+        return {"task": task, "data": data.model_dump(), "code": _code(files)} | _published(data)
 
     def prepare(self, task: str) -> dict[str, Any]:
         later = {"models", "training", "slabs", *self.tasks[task].scoring()}
@@ -92,6 +93,22 @@ class Recipes:
     def run_fingerprint(self, run: Run) -> str:
         """What the `record.json` of a finished run carries."""
         return fingerprint(self.train(run))
+
+
+def _published(data: BaseModel) -> dict[str, Any]:
+    """What a published pack must be, not where it comes from; and which archive stands for it on this machine."""
+    table = yaml.safe_load((PACKAGE / "data" / "packs.yaml").read_text(encoding="utf-8"))
+    if data.pack not in table:
+        return {}
+    archive = Path(data.path or "").expanduser()
+    pack = table[data.pack]
+    return {
+        "files": {
+            name: {key: file[key] for key in sorted(file) if key != "urls"} for name, file in pack["files"].items()
+        },
+        "counts": pack.get("counts"),
+        "archive": [archive.stat().st_size, archive.stat().st_mtime_ns] if archive.is_file() else None,
+    }
 
 
 def summary_code(script: str) -> str:

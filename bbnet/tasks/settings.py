@@ -12,6 +12,17 @@ class Section(BaseModel, extra="forbid", frozen=True):
     """A part of a task's settings."""
 
 
+class PublishedPack(Section):
+    """A pack of bbnet/data/packs.yaml, downloaded unless it is on this machine already."""
+
+    path: str | None = Field(
+        None, min_length=1, description="A folder, read in place, or an archive; absent: it is downloaded."
+    )
+    complete: bool = Field(
+        True, description="It must be whole, by the published counts; false takes any pack of this layout."
+    )
+
+
 class Training(Section):
     """One learning-rate schedule spans the dense warm-up and the sparse phase: linear rise, then cosine to zero."""
 

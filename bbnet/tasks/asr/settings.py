@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from bbnet.tasks.settings import ModelLabel, Section, Training
+from bbnet.tasks.settings import ModelLabel, PublishedPack, Section, Training
 
 LEXICON_SIZE = 273  # of bbnet/data/synthetic/spoken_words.py, which the study must not import
 
@@ -42,16 +42,26 @@ class SpokenWords(Section):
         return self
 
 
-class LibriSpeechFolder(Section):
-    """LibriSpeech, or any corpus of its layout, on disk: {split}/{speaker}/{chapter}/*.flac and *.trans.txt."""
+TrainingPart = Literal["train-clean-100", "train-clean-360", "train-other-500"]
 
-    pack: Literal["librispeech"] = Field(description="Read in place, nothing is copied.")
-    path: str = Field(
-        min_length=1, description="Folder that holds train-clean-100, dev-clean, test-clean and test-other."
+
+class LibriSpeech(PublishedPack):
+    """LibriSpeech, or any corpus of its layout: {part}/{speaker}/{chapter}/*.flac and *.trans.txt."""
+
+    pack: Literal["librispeech"]
+    train: list[TrainingPart] = Field(
+        ["train-clean-100"], min_length=1, description="Parts to train on: 100, 360 and 500 hours."
     )
 
+    @field_validator("train")
+    @classmethod
+    def _each_once(cls, parts: list[str]) -> list[str]:
+        if len(set(parts)) < len(parts):
+            raise ValueError("a part is given twice")
+        return parts
 
-Data = Annotated[SpokenWords | LibriSpeechFolder, Field(discriminator="pack")]
+
+Data = Annotated[SpokenWords | LibriSpeech, Field(discriminator="pack")]
 
 
 class Characters(Section):

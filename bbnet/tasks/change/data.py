@@ -11,10 +11,11 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from bbnet.data.images import SUFFIXES, PixelMoments, decode, open_image
+from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
 from bbnet.data.progress import track
 from bbnet.data.store import create_array, open_array
 from bbnet.tasks.batches import full_batches, shuffled_batches
-from bbnet.tasks.change.settings import Data, LevirFolder
+from bbnet.tasks.change.settings import AerialScenes, Data
 from bbnet.tasks.settings import FixedBatchTraining
 
 SPLITS = ("train", "val", "test")
@@ -22,21 +23,38 @@ PARTS = ("A", "B", "label")
 EVALUATION_PIXELS = 2**16
 
 
-def fetch(data: Mapping[str, Any], target: Path) -> dict[str, Any]:
-    """Renders the embedded pack into `target`, or takes the folder named; checks the layout.
+def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) -> dict[str, Any]:
+    """Renders the embedded pack or unpacks LEVIR-CD into `target`, or takes the folder named; checks what is there.
 
-    Returns the manifest: the image names of each split, and `root` where the pack lies elsewhere.
-    Raises: ValueError naming a split, folder or file that is missing.
+    Returns the manifest: the image names of each split, and what `bring` adds.
+    Raises: ValueError naming a split, folder or file that is missing, or what cannot be fetched.
     """
     pack = TypeAdapter(Data).validate_python(data)
-    if isinstance(pack, LevirFolder):
-        root = Path(pack.path).expanduser().absolute()
-        return {"pack": pack.pack, "root": str(root), "splits": {split: _pair_names(root, split) for split in SPLITS}}
+    if isinstance(pack, AerialScenes):
+        _render(pack, target)
+        return {"pack": pack.pack, "splits": {split: _pair_names(target, split) for split in SPLITS}}
+    root, origin = bring(pack.pack, pack.path, target, downloads, holding=SPLITS)
+    names = {split: _pair_names(root, split) for split in SPLITS}
+    if pack.complete:
+        for split in SPLITS:
+            _check_whole(root, split, names[split], read_pack(pack.pack).counts[split])
+    return {"pack": pack.pack, "splits": names} | origin
+
+
+def _render(pack: AerialScenes, target: Path) -> None:
     from bbnet.data.synthetic.aerial_scenes import write_scene_pairs  # late: no training job renders
 
     pairs = {split: getattr(pack, split) for split in SPLITS}
     write_scene_pairs(target, seed=pack.seed, size=pack.size, pairs=pairs, unchanged=pack.unchanged)
-    return {"pack": pack.pack, "splits": {split: _pair_names(target, split) for split in SPLITS}}
+
+
+def _check_whole(root: Path, split: str, names: list[str], published: int) -> None:
+    numbered = {f"{split}_{number}.png" for number in range(1, published + 1)}
+    missing = sorted(numbered - set(names)) if numbered & set(names) else []
+    refuse_incomplete(root / split, len(names), published, "pairs", missing)
+    for name in spread(names):
+        for part in PARTS:
+            decode(root / split / part / name, "RGB")
 
 
 def _pair_names(root: Path, split: str) -> list[str]:

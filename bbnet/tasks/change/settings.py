@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bbnet.tasks.settings import FixedBatchTraining, ModelLabel, Section
+from bbnet.tasks.settings import FixedBatchTraining, ModelLabel, PublishedPack, Section
 
 
 class AerialScenes(Section):
@@ -19,14 +19,13 @@ class AerialScenes(Section):
     unchanged: float = Field(0.2, ge=0, lt=1, description="Share of the pairs without any change.")
 
 
-class LevirFolder(Section):
-    """LEVIR-CD, or any pack of its layout, already on disk: {train,val,test}/{A,B,label}/name."""
+class LevirCD(PublishedPack):
+    """LEVIR-CD, or any pack of its layout: {train,val,test}/{A,B,label}/name."""
 
-    pack: Literal["levir_cd"] = Field(description="Read in place, nothing is copied.")
-    path: str = Field(min_length=1, description="Folder that holds train, val and test.")
+    pack: Literal["levir_cd"]
 
 
-Data = Annotated[AerialScenes | LevirFolder, Field(discriminator="pack")]
+Data = Annotated[AerialScenes | LevirCD, Field(discriminator="pack")]
 
 
 class FCSiamConc(Section):

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bbnet.tasks.settings import FixedBatchTraining, ModelLabel, Section
+from bbnet.tasks.settings import FixedBatchTraining, ModelLabel, PublishedPack, Section
 
 RESNET101 = {"widths": [64, 128, 256, 512], "blocks": [3, 4, 23, 3]}
 EXPANSION = 4
@@ -33,14 +33,13 @@ class RenderedFaces(Section):
         return self
 
 
-class FaceFolder(Section):
-    """The face pack, or any of its layout, on disk: *classification/ and *verification/."""
+class FacePack(PublishedPack):
+    """The face pack, or any of its layout: *classification/ and *verification/."""
 
-    pack: Literal["faces"] = Field(description="Read in place, nothing is copied.")
-    path: str = Field(min_length=1, description="Folder that holds the folders classification and verification.")
+    pack: Literal["faces"]
 
 
-Data = Annotated[RenderedFaces | FaceFolder, Field(discriminator="pack")]
+Data = Annotated[RenderedFaces | FacePack, Field(discriminator="pack")]
 
 Rule = Literal["refuse", "skip"]
 
@@ -55,15 +54,12 @@ class Faults(Section):
 class Weights(Section):
     """ImageNet weights of torchvision's ResNet-101, as `resnet101-63fe2227.pth`."""
 
-    pack: Literal["imagenet_resnet101"] = Field(description="The digits in the file's name must begin its SHA-256.")
-    path: str | None = Field(None, min_length=1, description="The file, read in place; absent: it is downloaded.")
-    url: str | None = Field(None, pattern="^https?://", description="To download it from; absent: torchvision's own.")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "Weights":
-        if self.path is not None and self.url is not None:
-            raise ValueError("path and url exclude each other")
-        return self
+    pack: Literal["imagenet_resnet101"]
+    path: str | None = Field(
+        None,
+        min_length=1,
+        description="The file, read in place, whose name ends in the first digits of its SHA-256; absent: downloaded.",
+    )
 
 
 class ResNet(Section):

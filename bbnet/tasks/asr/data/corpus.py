@@ -1,17 +1,17 @@
 """A corpus in LibriSpeech's layout: {split}/{speaker}/{chapter}/{utterance}.flac and {speaker}-{chapter}.trans.txt."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from bbnet.tasks.asr.settings import Data, LibriSpeechFolder, SpokenWords
+from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
+from bbnet.tasks.asr.data.features import read_audio
+from bbnet.tasks.asr.settings import Data, SpokenWords
 
 SPLITS = {"train": ("train-clean-100",), "val": ("dev-clean",), "test": ("test-clean", "test-other")}
-FOLDERS = tuple(folder for folders in SPLITS.values() for folder in folders)
-ROOT_OF_ARCHIVES = "LibriSpeech"
 
 
 @dataclass(frozen=True)
@@ -23,20 +23,37 @@ class Utterance:
     text: str
 
 
-def fetch(data: Mapping[str, Any], target: Path) -> dict[str, Any]:
-    """Speaks the embedded pack into `target`, or takes the folder named; checks the layout.
+def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) -> dict[str, Any]:
+    """Speaks the embedded pack or unpacks LibriSpeech into `target`, or takes the folder named; checks what is there.
 
-    Returns the manifest: the number of audio files of each split, and `root` where the pack lies elsewhere.
-    Raises: ValueError naming a split that is missing or holds no audio.
+    Returns the manifest: the folders of each split, their numbers of audio files, and what `bring` adds.
+    Raises: ValueError naming a folder that is missing, holds no audio or is not complete, or what cannot be fetched.
     """
     pack = TypeAdapter(Data).validate_python(data)
-    if isinstance(pack, LibriSpeechFolder):
-        root = Path(pack.path).expanduser().absolute()
-        if (root / ROOT_OF_ARCHIVES).is_dir():
-            root = root / ROOT_OF_ARCHIVES
-        return {"pack": pack.pack, "root": str(root), "audio_files": _count_audio(root)}
-    _speak(pack, target)
-    return {"pack": pack.pack, "audio_files": _count_audio(target)}
+    if isinstance(pack, SpokenWords):
+        _speak(pack, target)
+        return {"pack": pack.pack, "splits": SPLITS, "audio_files": _count_audio(target, folders_of(SPLITS))}
+    splits = SPLITS | {"train": tuple(pack.train)}
+    folders = folders_of(splits)
+    archives = [f"{folder}.tar.gz" for folder in folders]
+    root, origin = bring(pack.pack, pack.path, target, downloads, holding=folders, parts=archives)
+    counts = _count_audio(root, folders)
+    if pack.complete:
+        for folder in folders:
+            _check_whole(root, folder, read_pack(pack.pack).counts[folder])
+    return {"pack": pack.pack, "splits": splits, "audio_files": counts} | origin
+
+
+def folders_of(splits: Mapping[str, Sequence[str]]) -> list[str]:
+    """The folders of all splits, in their order."""
+    return [folder for folders in splits.values() for folder in folders]
+
+
+def _check_whole(root: Path, folder: str, published: int) -> None:
+    utterances, unpaired = read_folder(root, folder)
+    refuse_incomplete(root / folder, len(utterances), published, "utterances", list(unpaired.values()))
+    for utterance in spread(utterances):
+        read_audio(utterance.audio)
 
 
 def _speak(pack: SpokenWords, target: Path) -> None:
@@ -61,11 +78,11 @@ def _speak(pack: SpokenWords, target: Path) -> None:
     )
 
 
-def _count_audio(root: Path) -> dict[str, int]:
+def _count_audio(root: Path, folders: Sequence[str]) -> dict[str, int]:
     counts = {}
-    for folder in FOLDERS:
+    for folder in folders:
         if not (root / folder).is_dir():
-            raise ValueError(f"{root / folder}: no such folder; a corpus holds {', '.join(FOLDERS)}")
+            raise ValueError(f"{root / folder}: no such folder; a corpus holds {', '.join(folders)}")
         counts[folder] = sum(1 for _ in (root / folder).glob("*/*/*.flac"))
         if not counts[folder]:
             raise ValueError(f"{root / folder}: holds no audio; allowed is {{speaker}}/{{chapter}}/*.flac")

@@ -20,8 +20,8 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from bbnet.data.progress import track
-from bbnet.data.store import create_array, whole_file
-from bbnet.tasks.asr.data.corpus import FOLDERS, SPLITS, Utterance, read_folder
+from bbnet.data.store import appended_array, whole_file
+from bbnet.tasks.asr.data.corpus import Utterance, folders_of, read_folder
 from bbnet.tasks.asr.data.features import BINS, SAMPLE_RATE, UndecodableError, log_mel, positions, read_audio
 from bbnet.tasks.asr.data.tokens import normalise, train_tokeniser
 from bbnet.tasks.asr.settings import Faults, Tokens
@@ -82,33 +82,36 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
     Raises: ValueError naming the utterances that a rule of `faults` refuses, or a split without any left.
     """
     faulty = FaultyUtterances(Faults(**settings["faults"]))
+    splits = manifest["splits"]
     found: dict[str, list[Utterance]] = {}
-    for folder in FOLDERS:
+    for folder in folders_of(splits):
         found[folder], unpaired = read_folder(Path(manifest["root"]), folder)
         faulty.judge(folder, "unpaired", unpaired)
     shards = list(_shards(found, target / "shards", faulty.rules.low_rate))
     _compute(shards)
-    kept = {folder: _usable(folder, shards, faulty) for folder in FOLDERS}
+    kept = {folder: _usable(folder, shards, faulty) for folder in found}
     _drop_without_words(kept, faulty)
     _refuse_empty(manifest, kept)
     tokens: Tokens = TypeAdapter(Tokens).validate_python(settings["tokens"])
     texts = {folder: [normalise(text) for _, text, _ in rows] for folder, rows in kept.items()}
-    tokeniser = train_tokeniser(tokens, texts[FOLDERS[0]], target)
-    encoded = {folder: [tokeniser.encode(text) for text in texts[folder]] for folder in FOLDERS}
-    _drop_too_many_tokens(FOLDERS[0], kept, texts, encoded, faulty)
+    tokeniser = train_tokeniser(tokens, [text for folder in splits["train"] for text in texts[folder]], target)
+    encoded = {folder: [tokeniser.encode(text) for text in texts[folder]] for folder in found}
+    for folder in splits["train"]:
+        _drop_too_many_tokens(folder, kept, texts, encoded, faulty)
     _refuse_empty(manifest, kept)
-    mean, sd = _write_features(shards, kept, target)
-    all_tokens = [tokens for folder in FOLDERS for tokens in encoded[folder]]
+    mean, sd = _write_features(shards, kept, splits["train"], target)
+    all_tokens = [tokens for folder in found for tokens in encoded[folder]]
     np.save(target / "tokens.npy", np.array([token for tokens in all_tokens for token in tokens], dtype=np.int32))
     np.save(target / "token_starts.npy", np.cumsum([0, *map(len, all_tokens)], dtype=np.int64))
     shutil.rmtree(target / "shards")
-    train = kept[FOLDERS[0]]
+    train = [row for folder in splits["train"] for row in kept[folder]]
+    train_tokens = sum(len(tokens) for folder in splits["train"] for tokens in encoded[folder])
     return {
         "tokens": settings["tokens"] | {"vocabulary": tokeniser.size},
         "mean": mean,
         "sd": sd,
         "mean_frames": round(sum(frames for *_, frames in train) / len(train)),
-        "mean_tokens": max(1, round(sum(map(len, encoded[FOLDERS[0]])) / len(train))),
+        "mean_tokens": max(1, round(train_tokens / len(train))),
         "skipped": faulty.skipped,
         "resampled": faulty.resampled,
         "splits": {
@@ -117,7 +120,7 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
                 "texts": [text for folder in folders for text in texts[folder]],
                 "folders": [[folder, len(kept[folder])] for folder in folders],
             }
-            for split, folders in SPLITS.items()
+            for split, folders in splits.items()
         },
     }
 
@@ -260,28 +263,24 @@ def _drop_too_many_tokens(
 
 
 def _write_features(
-    shards: Sequence[Shard], kept: Mapping[str, list[tuple[str, str, int]]], target: Path
+    shards: Sequence[Shard], kept: Mapping[str, list[tuple[str, str, int]]], training: Sequence[str], target: Path
 ) -> tuple[list[float], list[float]]:
-    """Writes `features.npy` and `starts.npy`; returns mean and sd per bin of the training split."""
+    """Writes `features.npy` and `starts.npy`; returns mean and sd per bin of the training folders."""
     keys = {folder: {key for key, *_ in rows} for folder, rows in kept.items()}
     count, total, squares = 0, np.zeros(BINS), np.zeros(BINS)
     for shard in shards:
-        if shard.folder == FOLDERS[0]:
+        if shard.folder in training:
             features = _kept_features(shard, keys[shard.folder]).astype(np.float64)
             count += len(features)
             total += features.sum(0)
             squares += np.square(features).sum(0)
     mean = total / count
     sd = np.maximum(np.sqrt(np.maximum(squares / count - mean**2, 0)), SMALLEST_SD)
-    starts = np.cumsum([0, *(frames for folder in FOLDERS for *_, frames in kept[folder])], dtype=np.int64)
+    starts = np.cumsum([0, *(frames for rows in kept.values() for *_, frames in rows)], dtype=np.int64)
     np.save(target / "starts.npy", starts)
-    array = create_array(target / "features.npy", (int(starts[-1]), BINS), np.float32)
-    filled = 0
-    for shard in track(shards, "prepare: normalise"):
-        features = _kept_features(shard, keys[shard.folder])
-        array[filled : filled + len(features)] = (features - mean) / sd
-        filled += len(features)
-    array.flush()
+    with appended_array(target / "features.npy", (int(starts[-1]), BINS), np.float32) as append:
+        for shard in track(shards, "prepare: normalise"):
+            append((_kept_features(shard, keys[shard.folder]) - mean) / sd)
     return mean.tolist(), sd.tolist()
 
 

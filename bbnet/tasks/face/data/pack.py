@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
-from torch.hub import download_url_to_file
 
-from bbnet.data.images import SUFFIXES
-from bbnet.tasks.face.settings import Data, FaceFolder, Faults, Weights
+from bbnet.data.images import SUFFIXES, decode
+from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
+from bbnet.tasks.face.settings import Data, Faults, RenderedFaces, Weights
 
 logger = logging.getLogger(__name__)
 HALVES = ("classification", "verification")
@@ -24,41 +24,70 @@ LABEL = "label"
 NAMED_IN_ERRORS = 3
 
 
-def fetch(data: Mapping[str, Any], target: Path) -> dict[str, Any]:
-    """Renders the embedded pack or downloads weights into `target`, or takes what is named; checks what is there.
+def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) -> dict[str, Any]:
+    """Renders or unpacks a pack or puts weights into `target`, or takes what is named; checks what is there.
 
-    Returns the manifest: `root` where the pack lies elsewhere; the names of its two folders, or the file of weights.
-    Raises: ValueError naming a folder that is missing, or weights whose content is not what their name says.
+    Returns the manifest: the names of the pack's two folders, or the file of weights, and what `bring` adds.
+    Raises: ValueError naming a folder that is missing or not complete, weights whose content is not what their name
+        says, or what cannot be fetched.
     """
     pack = TypeAdapter(Data | Weights).validate_python(data)
-    if isinstance(pack, Weights) and pack.path is not None:
+    if isinstance(pack, RenderedFaces):
+        from bbnet.data.synthetic.rendered_faces import write_face_pack  # late: no training job renders
+
+        write_face_pack(target, **pack.model_dump(exclude={"pack"}))
+        return {"pack": pack.pack} | _halves(target)
+    if isinstance(pack, Weights):
+        return {"pack": pack.pack} | _fetch_weights(pack, target, downloads)
+    root, origin = bring(pack.pack, pack.path, target, downloads, holding=[f"*{half}" for half in HALVES])
+    halves = _halves(root)
+    if pack.complete:
+        _check_whole(root, halves, read_pack(pack.pack).counts)
+    return {"pack": pack.pack} | halves | origin
+
+
+def _fetch_weights(pack: Weights, target: Path, downloads: Path) -> dict[str, Any]:
+    if pack.path is not None:
         path = Path(pack.path).expanduser().absolute()
         check_weights(path)
-        return {"pack": pack.pack, "root": str(path.parent), "file": path.name}
-    if isinstance(pack, Weights):
-        return {"pack": pack.pack, "file": _download_weights(pack.url, target).name}
-    if isinstance(pack, FaceFolder):
-        root = Path(pack.path).expanduser().absolute()
-        return {"pack": pack.pack, "root": str(root)} | _halves(root)
-    from bbnet.data.synthetic.rendered_faces import write_face_pack  # late: no training job renders
-
-    write_face_pack(target, **pack.model_dump(exclude={"pack"}))
-    return {"pack": pack.pack} | _halves(target)
+        return {"root": str(path.parent), "file": path.name}
+    _, origin = bring(pack.pack, None, target, downloads)
+    (file,) = origin["files"]
+    return {"file": file} | origin
 
 
-def _download_weights(url: str | None, target: Path) -> Path:
-    """The file in `target`, checked; raises ValueError naming the address that does not give it."""
-    if url is None:
-        from torchvision.models import ResNet101_Weights  # late: importing it takes seconds
+def _check_whole(root: Path, halves: Mapping[str, str], published: Mapping[str, int]) -> None:
+    classification, verification = (root / halves[half] for half in HALVES)
+    train = _images_by_folder(classification / "train")
+    unknown_people = sorted(set(_images_by_folder(classification / "dev")) - set(train))
+    refuse_incomplete(classification / "train", len(train), published["identities"], "identities", unknown_people)
+    images = {
+        classification / "train": [image for images in train.values() for image in images],
+        verification / "known": [
+            image for images in _images_by_folder(verification / "known").values() for image in images
+        ],
+        **{verification / name: _images_in(verification / name) for name in PROBE_FOLDERS.values()},
+    }
+    for folder, found in images.items():
+        missing = _unseen_probes(verification, folder.name, found)
+        refuse_incomplete(folder, len(found), published[folder.name], "images", missing)
+        for image in spread(found):
+            decode(image, "RGB")
 
-        url = ResNet101_Weights.IMAGENET1K_V1.url
-    path = target / url.rsplit("/", 1)[1]
-    try:
-        download_url_to_file(url, str(path), progress=False)
-    except OSError as error:
-        raise ValueError(f"{url}: cannot be downloaded ({error})") from None
-    check_weights(path)
-    return path
+
+def _unseen_probes(home: Path, folder: str, found: Sequence[Path]) -> list[str]:
+    """Images that the label file of a folder of probes names, and that are not there."""
+    split = next((split for split, probes in PROBE_FOLDERS.items() if probes == folder), None)
+    if split is None or not _label_file(home, split).is_file():
+        return []
+    _, rows = _read_labels(_label_file(home, split))
+    values = {value for _, row in rows for column, value in row.items() if column != LABEL}
+    there = {_join_key(file.name) for file in found}
+    return sorted(one for one in values if Path(one).suffix.lower() in SUFFIXES and _join_key(one) not in there)
+
+
+def _images_by_folder(home: Path) -> dict[str, list[Path]]:
+    return {folder.name: _images_in(folder) for folder in sorted(home.iterdir()) if folder.is_dir()}
 
 
 def check_weights(path: Path) -> None:

@@ -1,0 +1,436 @@
+"""Downloads: resumed, retried, checked while they stream, and under their final name only when they are right."""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import requests
+import urllib3
+
+from bbnet.data.progress import Advance, count_bytes
+from bbnet.data.store import whole_file
+
+logger = logging.getLogger(__name__)
+AT_ONCE = 4
+CHUNK = 1 << 20
+MOST_REDIRECTS = 10
+MOST_TRIES = 100  # of an address that keeps giving a little more
+LONGEST_WAIT_SECONDS = 60
+SLOWEST_BYTES_PER_SECOND = 1024
+MAGIC = (b"PK", b"\x1f\x8b")  # zip, gzip
+HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to fetch.
+
+    Args:
+        urls: tried in order.
+        size: in bytes, where it is known.
+        algorithm: `sha256` or `md5`.
+        digits: of the checksum, all or the first ones; absent: the first download is trusted and recorded.
+    """
+
+    name: str
+    urls: tuple[str, ...]
+    size: int | None = None
+    algorithm: str = "sha256"
+    digits: str | None = None
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server is waited for.
+
+    Args:
+        connect: seconds until it answers.
+        stall: seconds in which at least 1 KiB/s must arrive.
+        tries: in a row that bring nothing.
+        back_off: seconds before the second try, doubled before each further one.
+    """
+
+    connect: float = 20
+    stall: float = 30
+    tries: int = 4
+    back_off: float = 1
+
+
+class _UnusableError(Exception):
+    """This address will not give the file."""
+
+
+class _InterruptedError(Exception):
+    """Another try may succeed, after `wait` seconds at least."""
+
+    def __init__(self, message: str, wait: float = 0, stalled: bool = False) -> None:
+        super().__init__(message)
+        self.wait = wait
+        self.stalled = stalled
+
+
+def fetch_files(sources: Sequence[Source], folder: Path, patience: Patience | None = None) -> dict[str, str]:
+    """Brings files into `folder`, several at once; what is there already is checked, not fetched.
+
+    Returns the checksum of each, as `algorithm:digits`.
+    Raises: ValueError naming the file and what each of its addresses answered, a checksum that is not that of the
+        table or of the first download, or a disk without the space.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [source for source in sources if not (folder / source.name).exists()]
+    left = {source.name: (source.size or 0) - _size(_part(folder, source)) for source in missing}
+    check_space(folder, sum(max(0, size) for size in left.values()), f"downloading {', '.join(left)}")
+    stop = threading.Event()
+    sizes = [source.size for source in sources]
+    with count_bytes("download", None if None in sizes else sum(sizes)) as advance:
+        pool = ThreadPoolExecutor(AT_ONCE)
+        downloads = {source: _Download(source, folder, patience or Patience(), advance, stop) for source in sources}
+        jobs = {source.name: pool.submit(download.run) for source, download in downloads.items()}
+        try:
+            wait(jobs.values(), return_when=FIRST_EXCEPTION)
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+    failed = [job for job in jobs.values() if not job.cancelled() and job.exception() is not None]
+    for job in sorted(failed, key=lambda job: isinstance(job.exception(), _StoppedError)):
+        job.result()
+    return {name: job.result() for name, job in jobs.items()}
+
+
+class _StoppedError(Exception):
+    """Another file failed."""
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Raises ValueError if the disk of `folder` has less than `needed` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ValueError(f"{folder}: {what} needs {_shown(needed)}, the disk has {_shown(free)} left")
+
+
+def holds(source: Source, path: Path) -> str:
+    """The checksum of a file at `path`, as `algorithm:digits`; raises ValueError unless it is that of `source`."""
+    if source.size is not None and path.stat().st_size != source.size:
+        raise ValueError(f"{path}: has {path.stat().st_size} bytes, {source.name} has {source.size}")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, source.algorithm).hexdigest()
+    if source.digits is not None and not found.startswith(source.digits):
+        raise ValueError(f"{path}: its {source.algorithm} is {found}, that of {source.name} is {source.digits}")
+    return f"{source.algorithm}:{found}"
+
+
+class _Download:
+    """One file on its way; its bytes gather in a hidden file beside it, from which a later call goes on."""
+
+    def __init__(
+        self, source: Source, folder: Path, patience: Patience, advance: Advance, stop: threading.Event
+    ) -> None:
+        self.source = source
+        self.final = folder / source.name
+        self.part = _part(folder, source)
+        self.origin = folder / f".{source.name}.origin"
+        self.trusted = folder / f"{source.name}.sha256"
+        self.patience = patience
+        self.advance = advance
+        self.stop = stop
+        self.counted = 0
+
+    def run(self) -> str:
+        """Raises ValueError saying what each address answered, or what keeps the disk from taking the file."""
+        try:
+            with _alone(self.final.with_name(f".{self.source.name}.lock"), self._check_stop):
+                return self._there_already() or self._from_any()
+        except OSError as error:
+            kept = f"; the {_size(self.part)} bytes that are there are kept" if _size(self.part) else ""
+            raise ValueError(f"{error.filename or self.part}: cannot be written ({error.strerror}){kept}") from None
+
+    def _there_already(self) -> str | None:
+        """The checksum of the file under its final name; a wrong one is removed, unless it was trusted first."""
+        if not self.final.exists():
+            return None
+        try:
+            digest = self._demand(holds(self.source, self.final))
+        except ValueError as error:
+            if self.source.digits is None:
+                raise
+            logger.warning("%s; it is fetched again", error)
+            self.final.unlink()
+            return None
+        self._count(self.final.stat().st_size)
+        return digest
+
+    def _from_any(self) -> str:
+        answers = []
+        for url in self.source.urls:
+            try:
+                return self._from(url)
+            except _UnusableError as error:
+                logger.warning("%s: %s", url, error)
+                answers.append(f"{url} {error}")
+        raise ValueError(f"{self.source.name} cannot be fetched: {'; '.join(answers)}")
+
+    def _from(self, url: str) -> str:
+        fruitless = tries = 0
+        while True:
+            before = _size(self.part)
+            try:
+                with requests.Session() as session:
+                    session.max_redirects = MOST_REDIRECTS
+                    return self._try(session, url)
+            except _InterruptedError as error:
+                tries += 1
+                fruitless = 1 if _size(self.part) > before and not error.stalled else fruitless + 1
+                if fruitless >= self.patience.tries or tries >= MOST_TRIES:
+                    raise _UnusableError(f"{error}, {tries} tries") from None
+                pause = max(error.wait, self.patience.back_off * 2 ** (fruitless - 1))
+                logger.info("%s: %s %s; again in %.0f s", self.source.name, url, error, pause)
+                self.stop.wait(min(pause, LONGEST_WAIT_SECONDS))
+                self._check_stop()
+
+    def _try(self, session: requests.Session, url: str) -> str:
+        """One request, or none where all bytes are there; the checksum of the file, which then has its name."""
+        start = self._resumable(url)
+        if start != self.source.size:
+            start = self._receive(session, url, start)
+        try:
+            digest = holds(self.source, self.part)
+        except ValueError as error:
+            self._discard()
+            message = str(error).removeprefix(f"{self.part}: ")
+            if start:  # the beginning may have come from elsewhere
+                raise _InterruptedError(f"gave another end to what was there: {message}") from None
+            raise _UnusableError(f"gives another file: {message}") from None
+        try:
+            self._demand(digest)
+        except ValueError:
+            self._discard()
+            raise
+        os.replace(self.part, self.final)
+        self.origin.unlink(missing_ok=True)
+        return digest
+
+    def _demand(self, digest: str) -> str:
+        """A file without a published checksum must be the one that was trusted first."""
+        if self.source.digits is not None:
+            return digest
+        if not self.trusted.exists():
+            logger.warning(
+                "%s: no checksum is published; trusted now, and from now on: %s (%s)",
+                self.source.name,
+                digest,
+                self.trusted,
+            )
+            with whole_file(self.trusted) as partial:
+                partial.write_text(f"{digest.removeprefix('sha256:')}  {self.source.name}\n")
+        trusted = f"sha256:{self.trusted.read_text().split()[0]}"
+        if trusted != digest:
+            raise ValueError(
+                f"{self.source.name}: its checksum is {digest}, that of the first download was {trusted}; "
+                f"whoever trusts the new file removes {self.trusted} and the old one"
+            )
+        return digest
+
+    def _resumable(self, url: str) -> int:
+        """How many bytes are there to go on from."""
+        there = _size(self.part)
+        too_many = self.source.size is not None and there > self.source.size
+        if there and (too_many or (self.source.digits is None and self._validator(url) is None)):
+            self._discard()
+            return 0
+        return there
+
+    def _validator(self, url: str) -> str | None:
+        """What the server called the version whose first bytes are there, if they came from this address."""
+        try:
+            origin = json.loads(self.origin.read_text())
+        except (OSError, ValueError):
+            return None
+        return origin["validator"] if origin["url"] == url else None
+
+    def _receive(self, session: requests.Session, url: str, start: int) -> int:
+        """Appends what the server sends to the part; returns where it began."""
+        headers = {"Accept-Encoding": "identity", "User-Agent": "bbnet"}
+        if start:
+            headers["Range"] = f"bytes={start}-"
+            if self.source.digits is None:
+                headers["If-Range"] = str(self._validator(url))
+        timeout = (self.patience.connect, self.patience.stall)
+        try:
+            with session.get(url, headers=headers, stream=True, timeout=timeout) as response:
+                return self._read(response, url, start)
+        except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError):
+            raise _InterruptedError(f"does not answer within {self.patience.stall:g} s", stalled=True) from None
+        except requests.TooManyRedirects:
+            raise _UnusableError(f"redirects more than {MOST_REDIRECTS} times") from None
+        except requests.exceptions.SSLError as error:
+            raise _UnusableError(f"has no certificate to trust ({error})") from None
+        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError):
+            raise _InterruptedError(_after("cannot be reached or broke off", _size(self.part))) from None
+        except requests.RequestException as error:
+            raise _UnusableError(f"cannot be asked ({error})") from None
+
+    def _read(self, response: requests.Response, url: str, start: int) -> int:
+        if start and response.headers.get("Content-Range") == f"bytes */{start}":  # nothing is left to send
+            return start
+        start = self._check_status(response, start)
+        length = response.headers.get("Content-Length", "")
+        offered = start + int(length) if length.isdigit() else None
+        body = _Body(response, self.patience.stall, self._check_stop)
+        first = body.first() if not start else b""
+        self._refuse_html(response, url, first)
+        if self.source.size is not None and offered not in (None, self.source.size):
+            raise _UnusableError(f"offers {offered} bytes, {self.source.name} has {self.source.size}")
+        expected = self.source.size or offered
+        check_space(self.part.parent, (expected or 0) - start, f"downloading {self.source.name}")
+        self._record_origin(response, url)
+        self._count(start)
+        self._append(body, first, start, expected)
+        there = _size(self.part)
+        if expected is not None and there < expected:
+            raise _InterruptedError(_after(f"ended before its {expected} bytes", there))
+        return start
+
+    def _check_status(self, response: requests.Response, start: int) -> int:
+        """Where the bytes that follow belong."""
+        status = response.status_code
+        if status == requests.codes.partial and start:
+            if response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                return start
+            self._discard()
+            raise _InterruptedError("gives another range than was asked for")
+        if status == requests.codes.ok:
+            return 0
+        if status == requests.codes.requested_range_not_satisfiable and start:
+            self._discard()
+            raise _InterruptedError("has not the range that was asked for")
+        message = f"answers {status} {response.reason}"
+        if status in (408, 425, 429) or status >= 500:
+            after = response.headers.get("Retry-After", "")
+            raise _InterruptedError(message, wait=float(after) if after.isdigit() else 0)
+        raise _UnusableError(message)
+
+    def _refuse_html(self, response: requests.Response, url: str, first: bytes) -> None:
+        declared = response.headers.get("Content-Type", "").startswith("text/html")
+        if HTML.match(first) or (declared and first and not first.startswith(MAGIC)):
+            title = TITLE.search(first)
+            called = f" ('{' '.join(title[1].decode(errors='replace').split())}')" if title else ""
+            drive = "; Google Drive asks for a click or refuses for today" if _is_drive(url) else ""
+            raise _UnusableError(f"answers with an HTML page{called} instead of the file{drive}")
+
+    def _record_origin(self, response: requests.Response, url: str) -> None:
+        etag = response.headers.get("ETag", "")
+        validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
+        self.origin.write_text(json.dumps({"url": url, "validator": validator}))
+
+    def _append(self, body: "_Body", first: bytes, start: int, expected: int | None) -> None:
+        with self.part.open("r+b" if start else "wb") as file:
+            file.seek(start)
+            there = start
+            for chunk in body.chunks(first):
+                there += len(chunk)
+                if expected is not None and there > expected:
+                    raise _UnusableError(f"sends more than the {expected} bytes of {self.source.name}")
+                file.write(chunk)
+                self._count(there)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _discard(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.origin.unlink(missing_ok=True)
+
+    def _count(self, there: int) -> None:
+        self.advance(there - self.counted)
+        self.counted = there
+
+    def _check_stop(self) -> None:
+        if self.stop.is_set():
+            raise _StoppedError(self.source.name)
+
+
+class _Body:
+    """The bytes of an answer as they arrive; a drip is an interruption."""
+
+    def __init__(self, response: requests.Response, stall: float, check_stop: Callable[[], None]) -> None:
+        self.raw = response.raw
+        self.stall = stall
+        self.check_stop = check_stop
+        self.since = time.monotonic()
+        self.arrived = 0
+
+    def first(self) -> bytes:
+        """Enough of the beginning to tell a page from a file."""
+        gathered = b""
+        while len(gathered) < 4096 and (chunk := self._next()):
+            gathered += chunk
+        return gathered
+
+    def chunks(self, first: bytes) -> Iterator[bytes]:
+        """`first`, then the rest."""
+        if first:
+            yield first
+        while chunk := self._next():
+            yield chunk
+
+    def _next(self) -> bytes:
+        self.check_stop()
+        chunk = self.raw.read1(CHUNK, decode_content=False)
+        self.arrived += len(chunk)
+        waited = time.monotonic() - self.since
+        if waited >= self.stall:
+            if self.arrived < waited * SLOWEST_BYTES_PER_SECOND and chunk:
+                message = f"sent {self.arrived} bytes in {waited:.0f} s, below {SLOWEST_BYTES_PER_SECOND} bytes/s"
+                raise _InterruptedError(message, stalled=True)
+            self.since, self.arrived = time.monotonic(), 0
+        return chunk
+
+
+@contextmanager
+def _alone(lock: Path, check_stop: Callable[[], None]) -> Iterator[None]:
+    """Waits until no other process or thread holds the lock file, which goes free when its holder dies."""
+    with lock.open("w") as file:
+        waiting = False
+        while True:
+            check_stop()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waiting:
+                    logger.info("%s: another process fetches this file; waiting for it", lock)
+                waiting = True
+                time.sleep(0.2)
+        yield
+
+
+def _part(folder: Path, source: Source) -> Path:
+    return folder / f".{source.name}.part"
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _after(message: str, size: int) -> str:
+    return f"{message}, after {size} bytes"
+
+
+def _shown(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
+
+
+def _is_drive(url: str) -> bool:
+    return (urlsplit(url).hostname or "").endswith("google.com")

@@ -1,0 +1,202 @@
+"""Archives unpacked without leaving their target, whatever they hold."""
+
+import gzip
+import lzma
+import re
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO, NoReturn
+
+from bbnet.data.progress import track
+
+SUFFIXES = (".zip", ".tar.gz", ".tgz")
+CHUNK = 1 << 20
+MOST_BYTES = 1 << 40
+MOST_MEMBERS = 10_000_000
+LARGEST_RATIO = 100  # of what is unpacked to the archive; of speech and images it is about 1
+RATIO_FROM_BYTES = 64 << 20  # small archives of small files may well be smaller by more
+LONGEST_NAME_BYTES = 1024
+BLOCK = 512  # of tar, whose end is a block of zeros
+DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+DAMAGE = (
+    EOFError,
+    OverflowError,
+    ValueError,  # of zipfile and tarfile, for numbers and names that are none
+    gzip.BadGzipFile,
+    lzma.LZMAError,
+    struct.error,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class ArchiveError(ValueError):
+    """An archive that will not be unpacked."""
+
+
+def unpack(archive: Path, target: Path) -> None:
+    """Unpacks a .zip or .tar.gz into the folder `target`: regular files and folders only, with default permissions.
+
+    Raises: ArchiveError naming archive and member: a path that is absolute, has `..`, a backslash or control character,
+        or is there twice; a link, device or other special file; an encrypted, damaged or truncated archive; one that
+        would unpack to more than 100 times its size (beyond 64 MiB), 1 TiB or 10 million members; a disk without the
+        space. What was unpacked until then stays in `target`.
+    """
+    name = archive.name.lower()
+    if not name.endswith(SUFFIXES):
+        raise ArchiveError(f"{archive}: not an archive that can be unpacked; allowed are {', '.join(SUFFIXES)}")
+    writer = _Writer(archive, target)
+    try:
+        if name.endswith(".zip"):
+            _unpack_zip(archive, writer)
+        else:
+            _unpack_tar(archive, writer)
+    except ArchiveError:
+        raise
+    except DAMAGE as error:
+        raise ArchiveError(f"{archive}: is damaged or truncated ({error})") from None
+    except (RuntimeError, NotImplementedError) as error:  # of zipfile: encrypted, or an unknown compression
+        raise ArchiveError(f"{archive}: cannot be unpacked ({error})") from None
+    except OSError as error:
+        raise ArchiveError(f"{archive}: cannot be unpacked to {error.filename or target} ({error.strerror})") from None
+
+
+class _Writer:
+    """Writes members below the target, and keeps count of what no archive may exceed."""
+
+    def __init__(self, archive: Path, target: Path) -> None:
+        self.archive = archive
+        self.target = target
+        self.names: set[PurePosixPath] = set()
+        self.folders: set[PurePosixPath] = set()
+        self.written = 0
+        self.most = min(MOST_BYTES, max(RATIO_FROM_BYTES, LARGEST_RATIO * archive.stat().st_size))
+
+    def refuse(self, member: str, why: str) -> NoReturn:
+        raise ArchiveError(f"{self.archive}: {member!r} {why}")
+
+    def place(self, name: str, is_folder: bool) -> PurePosixPath | None:
+        """Where in the target a member goes, None for the target itself; raises ArchiveError for a path not allowed."""
+        path = PurePosixPath(name)
+        if path.is_absolute() or DRIVE.match(name):
+            self.refuse(name, "is an absolute path")
+        if ".." in path.parts:
+            self.refuse(name, "leads out of the archive")
+        if "\\" in name or not name.isprintable():
+            self.refuse(name, "has a backslash or a control character in its path")
+        if len(name.encode(errors="replace")) > LONGEST_NAME_BYTES:
+            self.refuse(f"{name[:60]}...", f"has a path of more than {LONGEST_NAME_BYTES} bytes")
+        if not path.parts and not is_folder:
+            self.refuse(name, "is a file without a name")
+        if not path.parts:
+            return None
+        if path in self.names or (path in self.folders and not is_folder):
+            self.refuse(name, "is in the archive twice")
+        if any(parent in self.names for parent in path.parents):
+            self.refuse(name, "lies in a file")
+        (self.folders if is_folder else self.names).add(path)
+        self.folders.update(path.parents)
+        if len(self.names) + len(self.folders) > MOST_MEMBERS:
+            self.refuse(name, f"is one of more than {MOST_MEMBERS} members")
+        return path
+
+    def announce(self, size: int) -> None:
+        """Raises ArchiveError if `size` bytes more would be too many."""
+        if self.written + size > self.most:
+            size = self.archive.stat().st_size
+            raise ArchiveError(f"{self.archive}: would unpack its {size} bytes to more than {self.most}")
+
+    def folder(self, name: str) -> None:
+        path = self.place(name, is_folder=True)
+        if path is not None:
+            (self.target / path).mkdir(parents=True, exist_ok=True)
+
+    def file(self, name: str, content: BinaryIO, size: int) -> None:
+        """Raises ArchiveError unless `content` has `size` bytes."""
+        path = self.target / self.place(name, is_folder=False)
+        self.announce(size)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = 0
+        with path.open("wb") as file:
+            while chunk := content.read(CHUNK):
+                self.announce(len(chunk))
+                there += len(chunk)
+                self.written += len(chunk)
+                file.write(chunk)
+        if there != size:
+            self.refuse(name, f"has {there} bytes, the archive says {size}")
+
+
+def _unpack_zip(archive: Path, writer: _Writer) -> None:
+    with zipfile.ZipFile(archive) as file:
+        members = file.infolist()
+        writer.announce(sum(member.file_size for member in members))
+        for member in track(members, f"unpack {archive.name}"):
+            _refuse_special(member, writer)
+            if member.is_dir():
+                writer.folder(member.filename)
+            else:
+                with file.open(member) as content:
+                    writer.file(member.filename, content, member.file_size)
+
+
+def _refuse_special(member: zipfile.ZipInfo, writer: _Writer) -> None:
+    kind = stat.S_IFMT(member.external_attr >> 16)
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        writer.refuse(member.filename, "is a link, device or other special file")
+
+
+def _unpack_tar(archive: Path, writer: _Writer) -> None:
+    with gzip.open(archive) as stream:
+        bounded = _Bounded(stream, writer)
+        with tarfile.open(fileobj=bounded, mode="r|", bufsize=CHUNK) as file:
+            for member in track(_members(file), f"unpack {archive.name}"):
+                if member.isdir():
+                    writer.folder(member.name)
+                elif member.isreg() and not member.issparse():
+                    writer.file(member.name, file.extractfile(member), member.size)
+                else:
+                    writer.refuse(member.name, "is a link, device, sparse or other special file")
+            end = file.offset
+        while bounded.read(CHUNK):  # to the end, where gzip has its checksum
+            pass
+        # tarfile takes a header that is none for the end.
+        if bounded.position < end + BLOCK or bounded.last_written > end:
+            raise ArchiveError(f"{archive}: is damaged or truncated (the end of the archive is not at {end})")
+
+
+def _members(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    while (member := file.next()) is not None:
+        file.members = []  # else it keeps them all
+        yield member
+
+
+class _Bounded:
+    """A stream that ends in an error where it gives more than the archive may unpack to, headers included.
+
+    Attributes:
+        position: bytes given so far.
+        last_written: the position behind the last that was not 0.
+    """
+
+    def __init__(self, stream: BinaryIO, writer: _Writer) -> None:
+        self.stream = stream
+        self.writer = writer
+        self.most = 2 * writer.most  # headers of small files may be larger than these
+        self.position = self.last_written = 0
+
+    def read(self, size: int) -> bytes:
+        chunk = self.stream.read(size)
+        written = len(chunk.rstrip(b"\0"))
+        if written:
+            self.last_written = self.position + written
+        self.position += len(chunk)
+        if self.position > self.most:
+            self.writer.announce(self.most)
+        return chunk
