@@ -78,8 +78,9 @@ class Pack(BaseModel, extra="forbid", frozen=True):
         return files
 
 
-def read_pack(name: str, table: Path = TABLE) -> Pack:
-    """The pack of that name in the table; raises ValueError naming what is wrong with it."""
+def read_pack(name: str, table: Path | None = None) -> Pack:
+    """The pack of that name in the table, `TABLE` if absent; raises ValueError naming what is wrong with it."""
+    table = table or TABLE
     try:
         content = yaml.safe_load(table.read_text(encoding="utf-8"))
         return Pack.model_validate(content[name])
@@ -110,7 +111,7 @@ def bring(
         parts: the files of the pack that are needed; all of them if absent.
 
     Returns the folder that holds the pack; and, for the manifest, the same as `root`, relative if it is in `target`,
-        and the checksums of the `files` it came from.
+        and the checksums of the `files` that were unpacked.
     Raises: ValueError naming the file that cannot be had, or is not what the table says.
     """
     pack = read_pack(name)
@@ -126,7 +127,7 @@ def bring(
         archives = _local_archives(here, files)
         if not archives:
             root = _inside(here, holding)
-            return root, {"root": str(root), "files": {}}
+            return root, {"root": str(root)}
         digests = {archive.name: _digest(archive, pack) for archive in archives}
     check_space(target, sum(archive.stat().st_size for archive in archives), f"unpacking {name}")
     for archive, file in archives.items():

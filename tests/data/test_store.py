@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bbnet.data.store import create_array, open_array, whole_file, whole_folder
+from bbnet.data.store import appended_array, create_array, open_array, whole_file, whole_folder
 
 
 class Interrupted(BaseException):
@@ -136,3 +136,24 @@ def test_a_resumed_folder_keeps_what_a_failed_call_left_and_is_whole_or_absent(t
     with whole_folder(tmp_path / "pack", tmp_path / "partial", resume=True) as partial:
         (partial / "2.txt").write_text("done")
     assert tree(tmp_path) == {f"pack/{number}.txt": b"done" for number in range(3)}
+
+
+@pytest.mark.parametrize(("shape", "dtype"), [((7, 3), np.float32), ((7,), np.int64), ((7, 2, 2), np.uint8)])
+def test_an_array_appended_in_parts_is_the_same_file_as_one_saved_whole(tmp_path, shape, dtype):
+    whole = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    np.save(tmp_path / "whole.npy", whole)
+    with appended_array(tmp_path / "parts.npy", shape, dtype) as append:
+        append(whole[:4].astype(np.float64))
+        append(whole[4:4])
+        append(whole[4:])
+    np.testing.assert_array_equal(open_array(tmp_path / "parts.npy"), whole)
+    assert (tmp_path / "parts.npy").read_bytes() == (tmp_path / "whole.npy").read_bytes()
+
+
+@pytest.mark.parametrize("rows", [0, 6, 8])
+def test_fewer_or_more_rows_than_announced_are_refused(tmp_path, rows):
+    with (
+        pytest.raises(ValueError, match=f"{rows} rows were written, 7 were announced"),
+        appended_array(tmp_path / "a.npy", (7, 2), np.float32) as append,
+    ):
+        append(np.zeros((rows, 2)))

@@ -63,7 +63,7 @@ def prepare(tmp_path, monkeypatch):
         raw, target = tmp_path / "raw", tmp_path / name
         raw.mkdir(exist_ok=True)
         target.mkdir(exist_ok=True)
-        manifest = {"root": str(raw)} | task.fetch({"pack": "librispeech", "path": str(root)}, raw)
+        manifest = {"root": str(raw)} | task.fetch({"pack": "librispeech", "path": str(root), "complete": False}, raw)
         settings = {"tokens": tokens or {"kind": "characters"}, "faults": STRICT | faults}
         return target, json.loads(json.dumps(task.prepare(json.loads(json.dumps(manifest)), settings, target)))
 

@@ -18,7 +18,7 @@ def prepared(tmp_path):
         raw, target = tmp_path / "raw", tmp_path / "prepared"
         raw.mkdir(exist_ok=True)
         target.mkdir(exist_ok=True)
-        manifest = json.loads(json.dumps(fetch({"pack": "levir_cd", "path": str(root)}, raw)))
+        manifest = json.loads(json.dumps(fetch({"pack": "levir_cd", "path": str(root), "complete": False}, raw)))
         manifest = {"root": str(raw)} | manifest
         return target, json.loads(json.dumps(prepare(manifest, {"tile": tile}, target)))
 
@@ -253,7 +253,7 @@ def test_nothing_of_a_pack_on_disk_is_copied_or_changed(write_pack, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in root.rglob("*")}
     target = tmp_path / "raw"
     target.mkdir()
-    assert fetch({"pack": "levir_cd", "path": str(root)}, target)["root"] == str(root)
+    assert fetch({"pack": "levir_cd", "path": str(root), "complete": False}, target)["root"] == str(root)
     assert list(target.iterdir()) == []
     assert {path: path.stat().st_mtime_ns for path in root.rglob("*")} == before
 

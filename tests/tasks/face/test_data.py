@@ -14,9 +14,11 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch.nn import functional
 
+from bbnet.data import packs
 from bbnet.tasks.face.buckets import make_buckets
 from bbnet.tasks.face.data.batches import Faces, FacesToScore
 from bbnet.tasks.face.data.pack import check_weights, fetch
@@ -87,7 +89,7 @@ def test_a_folder_is_read_in_place_and_stays_as_it_is(pack, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in pack.rglob("*")}
     target = tmp_path / "raw"
     target.mkdir()
-    assert fetch({"pack": "faces", "path": str(pack)}, target) == {
+    assert fetch({"pack": "faces", "path": str(pack), "complete": False}, target) == {
         "pack": "faces",
         "root": str(pack),
         "classification": "classification",
@@ -101,14 +103,14 @@ def test_a_folder_may_be_named_from_home_or_from_here(pack, tmp_path, monkeypatc
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for path in ("~/pack", "pack"):
-        assert fetch({"pack": "faces", "path": path}, tmp_path)["root"] == str(pack)
+        assert fetch({"pack": "faces", "path": path, "complete": False}, tmp_path)["root"] == str(pack)
 
 
 def test_folders_may_bear_the_names_of_the_released_pack(pack, prepared, tmp_path):
     _, plain = prepared(pack)
     for half in ("classification", "verification"):
         (pack / half).rename(pack / f"11-785-s24-hw2p2-{half}")
-    manifest = fetch({"pack": "faces", "path": str(pack)}, tmp_path)
+    manifest = fetch({"pack": "faces", "path": str(pack), "complete": False}, tmp_path)
     assert manifest["classification"] == "11-785-s24-hw2p2-classification"
     assert manifest["verification"] == "11-785-s24-hw2p2-verification"
     _, index = prepared(pack)
@@ -131,7 +133,7 @@ def test_two_folders_for_a_half_are_named(pack, prepared):
 
 
 def test_a_root_that_is_not_there_is_named(prepared, tmp_path):
-    assert str(tmp_path / "nowhere") in refusal(prepared, tmp_path / "nowhere", "found none")
+    assert str(tmp_path / "nowhere") in refusal(prepared, tmp_path / "nowhere", "no such folder or archive")
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,9 @@ def test_a_missing_folder_of_a_half_is_named(pack, prepared, folder):
     assert refusal(prepared, pack, "no such folder").startswith(f"{pack / folder}: ")
 
 
-@pytest.mark.parametrize("pack_settings", [{"pack": "faces", "path": ""}, {"pack": "other"}, {"pack": "faces"}])
+@pytest.mark.parametrize(
+    "pack_settings", [{"pack": "faces", "path": ""}, {"pack": "other"}, {"pack": "faces", "complete": 7}]
+)
 def test_a_pack_that_is_not_described_is_refused(tmp_path, pack_settings):
     with pytest.raises(ValueError, match="validation error"):
         fetch(pack_settings, tmp_path)
@@ -1144,39 +1148,47 @@ def test_what_is_scored_on_test_are_its_images_the_gallery_and_the_probes(pack, 
 
 
 @pytest.fixture
-def server(tmp_path):
-    """A folder that is served on loopback, and its address."""
+def server(tmp_path, monkeypatch):
+    """A folder that is served on loopback; the table of packs has weights of the name and digits given there."""
     folder = tmp_path / "served"
     folder.mkdir()
     served = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(folder)))
     threading.Thread(target=served.serve_forever, daemon=True).start()
-    yield folder, f"http://127.0.0.1:{served.server_port}"
+    table = yaml.safe_load(packs.TABLE.read_text())
+
+    def publish(name, digits):
+        file = {"urls": [f"http://127.0.0.1:{served.server_port}/{{file}}"], "sha256": digits}
+        table["imagenet_resnet101"]["files"] = {name: file}
+        monkeypatch.setattr(packs, "TABLE", tmp_path / "packs.yaml")
+        packs.TABLE.write_text(yaml.safe_dump(table))
+
+    yield folder, publish
     served.shutdown()
     served.server_close()
 
 
 def test_weights_are_downloaded_and_checked(server, tmp_path):
-    folder, address = server
+    folder, publish = server
     content = bytes(range(256)) * 300
-    name = f"resnet101-{hashlib.sha256(content).hexdigest()[:8]}.pth"
+    digits = hashlib.sha256(content).hexdigest()
+    name = f"resnet101-{digits[:8]}.pth"
     (folder / name).write_bytes(content)
+    publish(name, digits[:8])
     target = tmp_path / "target"
     target.mkdir()
-    manifest = fetch({"pack": "imagenet_resnet101", "url": f"{address}/{name}"}, target)
-    assert manifest == {"pack": "imagenet_resnet101", "file": name}
+    manifest = fetch({"pack": "imagenet_resnet101"}, target, tmp_path / "downloads")
+    assert manifest == {"pack": "imagenet_resnet101", "file": name, "root": ".", "files": {name: f"sha256:{digits}"}}
     assert (target / name).read_bytes() == content
     assert [path.name for path in target.iterdir()] == [name]
 
 
 def test_weights_of_other_content_or_that_are_not_there_are_refused(server, tmp_path):
-    folder, address = server
-    (folder / "resnet101-00000000.pth").write_bytes(b"others")
-    with pytest.raises(ValueError, match="its SHA-256 begins with .* its name says 00000000"):
-        fetch({"pack": "imagenet_resnet101", "url": f"{address}/resnet101-00000000.pth"}, tmp_path)
-    with pytest.raises(ValueError, match=f"^{address}/resnet101-63fe2227.pth: cannot be downloaded .*404"):
-        fetch({"pack": "imagenet_resnet101", "url": f"{address}/resnet101-63fe2227.pth"}, tmp_path)
-
-
-def test_weights_come_from_one_place():
-    with pytest.raises(ValueError, match="path and url exclude each other"):
-        fetch({"pack": "imagenet_resnet101", "url": "http://127.0.0.1/a-00000000.pth", "path": "a"}, None)
+    folder, publish = server
+    name = "resnet101-00000000.pth"
+    publish(name, "00000000")
+    with pytest.raises(ValueError, match=f"{name} cannot be fetched: .*404"):
+        fetch({"pack": "imagenet_resnet101"}, tmp_path, tmp_path / "downloads")
+    (folder / name).write_bytes(b"others")
+    with pytest.raises(ValueError, match=f"{name} cannot be fetched: .*sha256 is .* is 00000000"):
+        fetch({"pack": "imagenet_resnet101"}, tmp_path, tmp_path / "downloads")
+    assert not (tmp_path / "downloads" / name).exists()
