@@ -26,11 +26,15 @@ from bbnet.sparsity.degrees import allocate_degrees
 from bbnet.sparsity.masks import keep_largest
 from bbnet.sparsity.slab import Slab, choose_slabs
 from bbnet.sparsity.sparsifier import METHODS, Sparsifier, sparsify
+from bbnet.study.config import Knobs, read_study
+from bbnet.study.machine import name_of
+from bbnet.study.recipe import Recipes
 from bbnet.tasks import task as tasks
 from bbnet.tasks.change.data import Batch
 from bbnet.tasks.change.model import FCSiamConc
 from bbnet.tasks.settings import FixedBatchTraining
 from bbnet.training.devices import choose_device
+from bbnet.training.step_time import measure
 from bbnet.training.trainer import Trainer, make_optimizer
 
 ROOT = Path(__file__).parent.parent
@@ -61,15 +65,6 @@ class Case:
     every: int
     at_once: bool = False
     threads: int = 1
-
-
-def machine(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name()
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    name = models[0] if models else platform.processor()
-    return f"{name}, {os.cpu_count()} cores"
 
 
 def seconds(work: Callable[[], None], device: torch.device) -> float:
@@ -265,12 +260,25 @@ def _refresh_share(task, study: dict, prepared: Path, index: dict, method: str, 
     return sum(refreshing) / training
 
 
+def throughput(device: torch.device) -> dict[str, dict[str, Any]]:
+    """By what a step depends on: how long a dense training step of each model of two studies takes, for `bbnet plan`."""
+    figures = {}
+    for name in ("demo", "paper"):
+        study = read_study(name, ROOT / "studies")
+        recipes = Recipes(study, Knobs(study=name, device=device.type))
+        for task, settings in study.task_settings().items():
+            for model in settings.models:
+                title = f"{name}: {task} {model}"
+                figures[recipes.step_key(task, model)] = {"title": title, **measure(study, task, model, device)}
+    return figures
+
+
 def section(device: torch.device) -> str:
     """The results as Markdown; the numbers again as JSON in a comment."""
     steps = {case.title: step_figures(case, device) for case in cases(device)}
-    masks, refreshes = mask_ratio(device), refresh_share(device)
+    masks, refreshes, speeds = mask_ratio(device), refresh_share(device), throughput(device)
     lines = [
-        f"## {machine(device)}",
+        f"## {name_of(device.type)}",
         "",
         f"Run on `{device.type}`, Python {platform.python_version()}, torch {torch.__version__}. Training steps "
         "between refreshes over the same step dense, interleaved in one run, fastest quartile; fused AdamW, b = 0.5. "
@@ -288,7 +296,11 @@ def section(device: torch.device) -> str:
         f"- Degrees and mask of a 1536 x 6144 slab: {masks['ratio']:.3f} of a torch.sort ({masks['ms_sort']:.0f} ms).",
         f"- All refreshes together, of the training time of a default run at its smallest budget: {shares}.",
         "",
-        f"<!-- {json.dumps({'steps': steps, 'mask': masks, 'refresh_share': refreshes})} -->",
+        "| a dense training step | time | weights |",
+        "|---|---|---|",
+        *(f"| {one['title']} | {1e3 * one['step_seconds']:.4g} ms | {one['weights']:,} |" for one in speeds.values()),
+        "",
+        f"<!-- {json.dumps({'steps': steps, 'mask': masks, 'refresh_share': refreshes, 'throughput': speeds})} -->",
         "",
     ]
     return "\n".join(lines)

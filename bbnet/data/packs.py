@@ -94,6 +94,11 @@ def read_pack(name: str, table: Path | None = None) -> Pack:
         raise ValueError(f"{table}: {key}: {problem['msg']}") from None
 
 
+def pack_of(data: BaseModel) -> Pack | None:
+    """The published pack that a section of a task's settings names, if it does."""
+    return read_pack(data.pack) if hasattr(data, "path") else None
+
+
 def bring(
     name: str,
     path: str | None,

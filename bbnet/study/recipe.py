@@ -90,6 +90,18 @@ class Recipes:
             "code": _code([SCRIPTS / "evaluate.py", *_training_code(run.task, train["method"]["algorithm"])]),
         }
 
+    def step_key(self, task: str, model: str) -> str:
+        """Of what a training step's time depends on, the machine apart."""
+        settings = self.tasks[task]
+        schedule = {"epochs", "warm_up_epochs", "learning_rate", "rise"}
+        step = {
+            "model": settings.models[model].model_dump(exclude={"weights"}),
+            "training": settings.training.model_dump(exclude=schedule),
+            "inputs": settings.model_dump(exclude={"models", "training", "slabs", "faults", *settings.scoring()}),
+            "cpu_threads": self.study.cpu_threads,
+        }
+        return f"{task}-{fingerprint(step)}"
+
     def run_fingerprint(self, run: Run) -> str:
         """What the `record.json` of a finished run carries."""
         return fingerprint(self.train(run))

@@ -1,6 +1,6 @@
 """Settings that every task has. Imports no torch: the DAG is parsed with these."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, StringConstraints, model_validator
 
@@ -10,6 +10,13 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 class Section(BaseModel, extra="forbid", frozen=True):
     """A part of a task's settings."""
+
+
+class Estimate(NamedTuple):
+    """What a study's data amount to, before they are there."""
+
+    steps_per_epoch: int
+    prepared_bytes: int
 
 
 class PublishedPack(Section):

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from bbnet.data.packs import Pack
     from bbnet.sparsity.slab import Slab
 
 Items = Mapping[str, np.ndarray]
@@ -56,8 +57,11 @@ class Task(Protocol):
     ModelSettings: type[BaseModel]  # of one entry of `models`
     TrainingSettings: type[Training]
 
-    def fetch(self, data: Mapping[str, Any], target: Path) -> dict[str, Any]:
-        """Makes the pack of the settings' `data` in `target`, or finds it; checks it and returns its manifest."""
+    def fetch(self, data: Mapping[str, Any], target: Path, downloads: Path) -> dict[str, Any]:
+        """Makes the pack of the settings' `data` in `target`, or finds it; checks it and returns its manifest.
+
+        What is downloaded for it stays in `downloads`.
+        """
 
     def prepare(self, manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
         """Decodes the pack once into arrays in `target`, and returns their index."""
@@ -76,6 +80,12 @@ class Task(Protocol):
 
     def slabs(self, model: "nn.Module", which: str, side: str) -> list["Slab"]:
         """The candidates for sparsification on a side (`in`, `out` or `both`)."""
+
+    def random_batch(self, settings: BaseModel, pack: "Pack | None", device: "torch.device") -> tuple[dict, Any]:
+        """As much of an index as `build_model` needs, and a batch of the size that training uses, of random content.
+
+        `pack` is the published one that `settings` (the task's `Settings`) name, if any.
+        """
 
     def augment(self, batch: Any, training: Training, generator: "torch.Generator") -> Any:
         """Random variants of a training batch, on its device; `generator` is of that device."""

@@ -1,12 +1,18 @@
 """Settings of the speech-recognition task."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bbnet.tasks.settings import ModelLabel, PublishedPack, Section, Training
+from bbnet.tasks.settings import Estimate, ModelLabel, PublishedPack, Section, Training
+
+if TYPE_CHECKING:
+    from bbnet.data.packs import Pack
 
 LEXICON_SIZE = 273  # of bbnet/data/synthetic/spoken_words.py, which the study must not import
+SECONDS_PER_SPOKEN_WORD = 0.27  # of the embedded pack, measured
+FILLED_SHARE = 0.93  # of a batch, whose longest utterance is up to 1.15 times its shortest
+BYTES_PER_SECOND = 100 * 80 * 4  # of features
 
 
 class SpokenWords(Section):
@@ -52,6 +58,10 @@ class LibriSpeech(PublishedPack):
     train: list[TrainingPart] = Field(
         ["train-clean-100"], min_length=1, description="Parts to train on: 100, 360 and 500 hours."
     )
+
+    def files(self) -> list[str]:
+        """The archives of the pack that are needed."""
+        return [f"{part}.tar.gz" for part in (*self.train, "dev-clean", "test-clean", "test-other")]
 
     @field_validator("train")
     @classmethod
@@ -158,6 +168,18 @@ class Settings(Section):
     def steps_per_epoch(self) -> int | None:
         """Not known before the durations are."""
         return None
+
+    def estimate(self, pack: "Pack | None") -> Estimate:
+        """About, by hours of speech; batches are not quite full."""
+        if isinstance(self.data, SpokenWords):
+            per_utterance = SECONDS_PER_SPOKEN_WORD * (self.data.shortest + self.data.longest) / 2
+            seconds = self.data.train * per_utterance
+            others = (self.data.val + 2 * self.data.test) * per_utterance
+        else:
+            seconds = 3600 * sum(pack.hours[part] for part in self.data.train)
+            others = 3600 * sum(pack.hours[part] for part in ("dev-clean", "test-clean", "test-other"))
+        steps = round(seconds / (FILLED_SHARE * self.training.batch_seconds))
+        return Estimate(max(1, steps), round(BYTES_PER_SECOND * (seconds + others)))
 
     def scoring(self) -> dict[str, Any]:
         """The settings that scoring on test alone uses, by key."""

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bbnet.data.packs import Pack
 from bbnet.tasks.asr.data.batches import Batch, Utterances, spec_augment
 from bbnet.tasks.asr.data.corpus import fetch
-from bbnet.tasks.asr.data.features import BINS, positions
+from bbnet.tasks.asr.data.features import BINS, FRAMES_PER_SECOND, positions
 from bbnet.tasks.asr.data.prepare import prepare
-from bbnet.tasks.asr.data.tokens import EOS, PAD, normalise
+from bbnet.tasks.asr.data.tokens import EOS, PAD, SPECIALS, CharacterTokeniser, normalise
 from bbnet.tasks.asr.decoding import transcribe
 from bbnet.tasks.asr.metrics import METRICS, SELECTION, metrics
 from bbnet.tasks.asr.model import SpeechTransformer, slabs
 from bbnet.tasks.asr.scoring import count_errors
+from bbnet.tasks.asr.settings import FILLED_SHARE, Characters, Settings
 from bbnet.tasks.asr.settings import SpeechTraining as TrainingSettings
 from bbnet.tasks.asr.settings import Transformer as ModelSettings
 from bbnet.tasks.task import Items
@@ -36,9 +38,14 @@ __all__ = [
     "metrics",
     "open_split",
     "prepare",
+    "random_batch",
     "slabs",
     "valid_positions",
 ]
+
+CHARACTERS_PER_SECOND = 14  # of read English, spaces included
+CHARACTERS_PER_PIECE = 4
+SHORTEST_FRAMES = 7  # that the convolutions take
 
 
 def open_split(prepared: Path, index: Mapping[str, Any], split: str) -> Utterances:
@@ -57,6 +64,25 @@ def example_inputs(index: Mapping[str, Any], device: torch.device) -> tuple[Tens
         torch.tensor([frames], device=device),
         torch.full((1, tokens + 1), EOS, device=device),
     )
+
+
+def random_batch(settings: Settings, pack: Pack | None, device: torch.device) -> tuple[dict[str, Any], Batch]:
+    """Utterances of mean length."""
+    steps, _ = settings.estimate(pack)
+    utterances = sum(pack.counts[part] for part in settings.data.train) if pack else settings.data.train
+    count = max(1, round(utterances / steps))
+    seconds = FILLED_SHARE * settings.training.batch_seconds / count
+    characters = isinstance(settings.tokens, Characters)
+    vocabulary = CharacterTokeniser.size if characters else settings.tokens.size
+    length = max(1, round(seconds * CHARACTERS_PER_SECOND / (1 if characters else CHARACTERS_PER_PIECE)))
+    frames = max(SHORTEST_FRAMES, round(seconds * FRAMES_PER_SECOND))
+    batch = Batch(
+        torch.randn(count, frames, BINS).to(device),
+        torch.full((count,), frames, device=device),
+        torch.randint(SPECIALS, vocabulary, (count, length)).to(device),
+        torch.full((count,), length, device=device),
+    )
+    return {"tokens": {"vocabulary": vocabulary}}, batch
 
 
 def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator) -> Batch:

@@ -1,10 +1,13 @@
 """Settings of the change-detection task."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bbnet.tasks.settings import FixedBatchTraining, ModelLabel, PublishedPack, Section
+from bbnet.tasks.settings import Estimate, FixedBatchTraining, ModelLabel, PublishedPack, Section
+
+if TYPE_CHECKING:
+    from bbnet.data.packs import Pack
 
 
 class AerialScenes(Section):
@@ -47,9 +50,16 @@ class Settings(Section):
 
     def steps_per_epoch(self) -> int | None:
         """Optimiser steps of an epoch, where they are known before the data are prepared."""
-        if not isinstance(self.data, AerialScenes):
-            return None
-        return self.data.train * (self.data.size // self.tile) ** 2 // self.training.batch_size
+        return self.estimate(None).steps_per_epoch if isinstance(self.data, AerialScenes) else None
+
+    def estimate(self, pack: "Pack | None") -> Estimate:
+        """Of the embedded pack exactly, of a published one by its counts."""
+        if isinstance(self.data, AerialScenes):
+            size, pairs = self.data.size, {split: getattr(self.data, split) for split in ("train", "val", "test")}
+        else:
+            size, pairs = pack.image_size, pack.counts
+        tiles = pairs["train"] * (size // self.tile) ** 2
+        return Estimate(tiles // self.training.batch_size, 7 * size**2 * sum(pairs.values()))
 
     def scoring(self) -> dict[str, Any]:
         """The settings that scoring on test alone uses, by key: none."""

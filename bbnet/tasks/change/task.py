@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bbnet.data.packs import Pack
 from bbnet.tasks.change import model as fc_siam_conc
 from bbnet.tasks.change.data import Batch, Tiles, fetch, prepare
 from bbnet.tasks.change.metrics import METRICS, SELECTION, metrics
 from bbnet.tasks.change.model import slabs
 from bbnet.tasks.change.settings import FCSiamConc as ModelSettings
+from bbnet.tasks.change.settings import Settings
 from bbnet.tasks.settings import FixedBatchTraining as TrainingSettings
 from bbnet.tasks.task import Items
 
@@ -31,6 +33,7 @@ __all__ = [
     "metrics",
     "open_split",
     "prepare",
+    "random_batch",
     "slabs",
     "valid_positions",
 ]
@@ -47,6 +50,13 @@ def build_model(settings: ModelSettings, index: Mapping[str, Any]) -> nn.Module:
 
 def example_inputs(index: Mapping[str, Any], device: torch.device) -> tuple[Tensor, ...]:
     return (torch.zeros(1, 2, 3, index["tile"], index["tile"], device=device),)
+
+
+def random_batch(settings: Settings, pack: Pack | None, device: torch.device) -> tuple[dict[str, Any], Batch]:
+    size, tile = settings.training.batch_size, settings.tile
+    images = torch.randint(0, 256, (size, 2, 3, tile, tile), dtype=torch.uint8)
+    labels = (torch.rand(size, tile, tile) < 0.1).to(torch.uint8)
+    return {"mean": [127.0] * 3, "sd": [64.0] * 3}, Batch(images.to(device), labels.to(device))
 
 
 def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator) -> Batch:

@@ -1,10 +1,13 @@
 """Settings of the face task."""
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bbnet.tasks.settings import FixedBatchTraining, ModelLabel, PublishedPack, Section
+from bbnet.tasks.settings import Estimate, FixedBatchTraining, ModelLabel, PublishedPack, Section
+
+if TYPE_CHECKING:
+    from bbnet.data.packs import Pack
 
 RESNET101 = {"widths": [64, 128, 256, 512], "blocks": [3, 4, 23, 3]}
 EXPANSION = 4
@@ -133,11 +136,20 @@ class Settings(Section):
     models: dict[ModelLabel, ResNet] = Field(min_length=1, description="Label: its sizes.")
     training: FaceTraining
 
+    def estimate(self, pack: "Pack | None") -> Estimate:
+        """Of the embedded pack exactly, of a published one by its counts."""
+        data = self.data
+        if isinstance(data, RenderedFaces):
+            verification = data.gallery * (data.gallery_images + 2 * data.probes) + 2 * data.strangers
+            train, others = data.train, data.identities * (data.val + data.test) + verification
+        else:
+            train = pack.counts["train"]
+            others = sum(pack.counts.values()) - train - pack.counts["identities"]
+        return Estimate(train // self.training.batch_size, 3 * self.size**2 * (train + others))
+
     def steps_per_epoch(self) -> int | None:
         """Optimiser steps of an epoch, where they are known before the data are prepared."""
-        if not isinstance(self.data, RenderedFaces):
-            return None
-        return self.data.train // self.training.batch_size
+        return self.estimate(None).steps_per_epoch if isinstance(self.data, RenderedFaces) else None
 
     def scoring(self) -> dict[str, Any]:
         """The settings that scoring on test alone uses, by key: none."""

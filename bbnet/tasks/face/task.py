@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bbnet.data.packs import Pack
 from bbnet.tasks.face import verification
 from bbnet.tasks.face.augmentation import augmented
 from bbnet.tasks.face.data.batches import Batch, Faces, FacesToScore
@@ -18,6 +19,7 @@ from bbnet.tasks.face.metrics import METRICS, SELECTION, metrics
 from bbnet.tasks.face.model import FaceNetwork, load_pretrained, slabs
 from bbnet.tasks.face.settings import FaceTraining as TrainingSettings
 from bbnet.tasks.face.settings import ResNet as ModelSettings
+from bbnet.tasks.face.settings import Settings
 from bbnet.tasks.task import Items
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "metrics",
     "open_split",
     "prepare",
+    "random_batch",
     "slabs",
     "valid_positions",
 ]
@@ -51,6 +54,14 @@ def build_model(settings: ModelSettings, index: Mapping[str, Any]) -> nn.Module:
 
 def example_inputs(index: Mapping[str, Any], device: torch.device) -> tuple[Tensor, ...]:
     return (torch.zeros(1, 3, index["size"], index["size"], device=device),)
+
+
+def random_batch(settings: Settings, pack: Pack | None, device: torch.device) -> tuple[dict[str, Any], Batch]:
+    people = pack.counts["identities"] if pack else settings.data.identities
+    images = torch.randint(0, 256, (settings.training.batch_size, 3, settings.size, settings.size), dtype=torch.uint8)
+    labels = torch.randint(people, (len(images),))
+    index = {"identities": [""] * people, "mean": [127.0] * 3, "sd": [64.0] * 3}
+    return index, Batch(images.to(device), labels.to(device))
 
 
 def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator) -> Batch:

@@ -35,8 +35,7 @@ def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) ->
         return {"pack": pack.pack, "splits": SPLITS, "audio_files": _count_audio(target, folders_of(SPLITS))}
     splits = SPLITS | {"train": tuple(pack.train)}
     folders = folders_of(splits)
-    archives = [f"{folder}.tar.gz" for folder in folders]
-    root, origin = bring(pack.pack, pack.path, target, downloads, holding=folders, parts=archives)
+    root, origin = bring(pack.pack, pack.path, target, downloads, holding=folders, parts=pack.files())
     counts = _count_audio(root, folders)
     if pack.complete:
         for folder in folders:

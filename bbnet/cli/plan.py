@@ -1,0 +1,169 @@
+"""`bbnet plan`: runs, disk and hours of a study, before anyone spends them."""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from tabulate import tabulate
+
+from bbnet.data.packs import pack_of
+from bbnet.study import grid, machine
+from bbnet.study.config import ConfigError, Knobs, Study, check_sources, read_knobs, read_study
+from bbnet.study.recipe import Recipes
+
+STUDIES = Path("studies")
+BENCHMARKS = Path("docs", "benchmarks.md")
+BYTES_PER_WEIGHT = 4
+WEIGHTS_PER_WARM_START = 3  # the model, and two moments of its optimiser
+
+
+def add_to(commands: Any) -> None:
+    parser = commands.add_parser("plan", help="runs, disk and hours of a study", description=__doc__)
+    parser.add_argument("--study", help="a file of studies/, without .yaml; absent: that of config.yaml")
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="absent: that of config.yaml")
+    parser.set_defaults(run=print_plan)
+
+
+def print_plan(options: argparse.Namespace) -> None:
+    """Raises ConfigError for a study that cannot be used."""
+    if not STUDIES.is_dir():
+        raise ConfigError(f"there is no folder {STUDIES.absolute()}; bbnet is run where the Snakefile is")
+    chosen = {key: getattr(options, key) for key in ("study", "device") if getattr(options, key) is not None}
+    knobs = read_knobs(yaml.safe_load(Path("config.yaml").read_text()) | chosen)
+    study = read_study(knobs.study, STUDIES)
+    check_sources(study, STUDIES / f"{knobs.study}.yaml")
+    print(f"Study {knobs.study}, on {machine.name_of(knobs.device)}\n")
+    costs = [
+        _cost(study, knobs, task, label)
+        for task, settings in study.task_settings().items()
+        for label in settings.models
+    ]
+    print(_hours_table(costs))
+    print(_disk_table(study, knobs, costs))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one model of a task: its runs, the training steps of them all, and how long a step takes, if that is known."""
+
+    task: str
+    model: str
+    runs: int
+    steps: int
+    step_seconds: float | None
+    source: str
+    run_bytes: int | None
+
+    @property
+    def hours(self) -> float | None:
+        return None if self.step_seconds is None else self.steps * self.step_seconds / 3600
+
+
+def _cost(study: Study, knobs: Knobs, task: str, label: str) -> Cost:
+    settings = study.task_settings()[task]
+    runs = [run for run in grid.runs(study) if (run.task, run.model) == (task, label)]
+    training = settings.training
+    per_epoch = settings.estimate(pack_of(settings.data)).steps_per_epoch
+    epochs = len(runs) * training.sparse_epochs + len(study.seeds) * training.warm_up_epochs
+    measured, source = _recorded(study, knobs, task, label)
+    if measured is None:
+        measured, source = _measured_here(study, knobs, task, label)
+    stored = len(runs) + WEIGHTS_PER_WARM_START * len(study.seeds)
+    return Cost(
+        task,
+        label,
+        len(runs),
+        epochs * per_epoch,
+        measured and measured["step_seconds"],
+        source,
+        measured and BYTES_PER_WEIGHT * measured["weights"] * stored,
+    )
+
+
+def _recorded(study: Study, knobs: Knobs, task: str, label: str) -> tuple[Mapping[str, Any] | None, str]:
+    """What `make bench` wrote of this model and batch on such a device."""
+    wanted = machine.name_of(knobs.device)
+    key = Recipes(study, knobs).step_key(task, label)
+    for part in BENCHMARKS.read_text().split("\n## ")[1:] if BENCHMARKS.is_file() else []:
+        heading, _, rest = part.partition("\n")
+        numbers = [line for line in rest.splitlines() if line.startswith("<!-- {")]
+        if heading.strip() == wanted and numbers:
+            entry = json.loads(numbers[0].removeprefix("<!-- ").removesuffix(" -->")).get("throughput", {}).get(key)
+            if entry is not None:
+                return entry, f"{BENCHMARKS}, {entry['steps']} steps on {wanted}"
+    return None, ""
+
+
+def _measured_here(study: Study, knobs: Knobs, task: str, label: str) -> tuple[Mapping[str, Any] | None, str]:
+    """From training steps here, in a process of their own."""
+    print(f"timing {task} {label}: {BENCHMARKS} knows no such device ...", file=sys.stderr)
+    command = [sys.executable, "-m", "bbnet.training.step_time"]
+    result = subprocess.run(
+        [*command, "--task", task, "--model", label, "--device", knobs.device],
+        input=study.model_dump_json(exclude_unset=True),
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode:
+        why = result.stderr.strip().splitlines()[-1:] or [f"ended by signal {-result.returncode}"]
+        return None, f"unknown: timing failed ({why[0]})"
+    measured = json.loads(result.stdout)
+    return measured, f"{measured['steps']} timed steps here"
+
+
+def _hours_table(costs: list[Cost]) -> str:
+    rows = [
+        (
+            cost.task,
+            cost.model,
+            cost.runs,
+            f"{cost.steps:,}",
+            "unknown" if cost.step_seconds is None else f"{1e3 * cost.step_seconds:.3g} ms",
+            "unknown" if cost.hours is None else _shown_hours(cost.hours),
+            cost.source,
+        )
+        for cost in costs
+    ]
+    known = [cost.hours for cost in costs if cost.hours is not None]
+    total = _shown_hours(sum(known)) if len(known) == len(costs) else "unknown"
+    rows.append(("all", "", sum(cost.runs for cost in costs), f"{sum(cost.steps for cost in costs):,}", "", total, ""))
+    table = tabulate(rows, headers=("task", "model", "runs", "steps", "a step", "hours", "from"), disable_numparse=True)
+    note = "Hours of one device, for training steps at the speed of dense; scoring and the data come on top."
+    return f"{table}\n\n{note}\n"
+
+
+def _shown_hours(hours: float) -> str:
+    return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
+
+
+def _disk_table(study: Study, knobs: Knobs, costs: list[Cost]) -> str:
+    rows, recipes = [], Recipes(study, knobs)
+    for task, settings in study.task_settings().items():
+        for data in recipes.packs(task):
+            rows += _download_rows(task, data)
+        prepared = settings.estimate(pack_of(settings.data)).prepared_bytes
+        rows.append((task, "prepared arrays", f"about {_shown(prepared)}"))
+    for cost in costs:
+        size = "unknown" if cost.run_bytes is None else f"about {_shown(cost.run_bytes)}"
+        rows.append((cost.task, f"weights of {cost.runs} runs and their warm starts", size))
+    return tabulate(rows, headers=("task", "on disk", "size"))
+
+
+def _download_rows(task: str, data: Any) -> list[tuple[str, str, str]]:
+    pack = pack_of(data)
+    if pack is None or data.path is not None:
+        return []
+    needed = data.files() if hasattr(data, "files") else list(pack.files)
+    sizes = [pack.files[name].size for name in needed]
+    size = "size not published" if None in sizes else _shown(sum(sizes))
+    return [(task, f"{data.pack}: {len(needed)} files to download ({pack.licence}), and as much unpacked", size)]
+
+
+def _shown(size: float) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
