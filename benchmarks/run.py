@@ -261,7 +261,7 @@ def _refresh_share(task, study: dict, prepared: Path, index: dict, method: str, 
 
 
 def throughput(device: torch.device) -> dict[str, dict[str, Any]]:
-    """By what a step depends on: how long a dense training step of each model of two studies takes, for `bbnet plan`."""
+    """How long a dense step of each model of two studies takes, by what that depends on; `bbnet plan` reads it."""
     figures = {}
     for name in ("demo", "paper"):
         study = read_study(name, ROOT / "studies")

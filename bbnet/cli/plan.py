@@ -39,11 +39,8 @@ def print_plan(options: argparse.Namespace) -> None:
     study = read_study(knobs.study, STUDIES)
     check_sources(study, STUDIES / f"{knobs.study}.yaml")
     print(f"Study {knobs.study}, on {machine.name_of(knobs.device)}\n")
-    costs = [
-        _cost(study, knobs, task, label)
-        for task, settings in study.task_settings().items()
-        for label in settings.models
-    ]
+    tasks = study.task_settings()
+    costs = [_cost(study, knobs, task, label) for task in tasks for label in tasks[task].models]
     print(_hours_table(costs))
     print(_disk_table(study, knobs, costs))
 

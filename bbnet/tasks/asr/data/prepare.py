@@ -27,7 +27,7 @@ from bbnet.tasks.asr.data.tokens import normalise, train_tokeniser
 from bbnet.tasks.asr.settings import Faults, Tokens
 
 logger = logging.getLogger(__name__)
-UTTERANCES_PER_SHARD = 128
+UTTERANCES_PER_SHARD = 32
 NAMED_IN_ERRORS = 3
 SMALLEST_SD = 1e-3
 PR_SET_PDEATHSIG = 1
