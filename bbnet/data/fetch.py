@@ -5,6 +5,7 @@ import hashlib
 import json
 import logging
 import os
+import queue
 import re
 import shutil
 import threading
@@ -30,7 +31,12 @@ MOST_TRIES = 100  # of an address that keeps giving a little more
 LONGEST_WAIT_SECONDS = 60
 SLOWEST_BYTES_PER_SECOND = 1024
 MAGIC = (b"PK", b"\x1f\x8b")  # zip, gzip
-HTML = re.compile(rb"\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
+HTML = re.compile(
+    rb"(\xef\xbb\xbf)?\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b",
+    re.IGNORECASE | re.DOTALL,
+)
+LONGEST_TITLE = 80
+RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.ASCII)
 TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 
@@ -89,7 +95,10 @@ def fetch_files(sources: Sequence[Source], folder: Path, patience: Patience | No
     Raises: ValueError naming the file and what each of its addresses answered, a checksum that is not that of the
         table or of the first download, or a disk without the space.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder}: cannot be made ({error.strerror})") from None
     missing = [source for source in sources if not (folder / source.name).exists()]
     left = {source.name: (source.size or 0) - _size(_part(folder, source)) for source in missing}
     check_space(folder, sum(max(0, size) for size in left.values()), f"downloading {', '.join(left)}")
@@ -187,15 +196,14 @@ class _Download:
         while True:
             before = _size(self.part)
             try:
-                with requests.Session() as session:
-                    session.max_redirects = MOST_REDIRECTS
+                with _Session() as session:
                     return self._try(session, url)
             except _InterruptedError as error:
                 tries += 1
-                fruitless = 1 if _size(self.part) > before and not error.stalled else fruitless + 1
+                fruitless = 0 if _size(self.part) > before and not error.stalled else fruitless + 1
                 if fruitless >= self.patience.tries or tries >= MOST_TRIES:
                     raise _UnusableError(f"{error}, {tries} tries") from None
-                pause = max(error.wait, self.patience.back_off * 2 ** (fruitless - 1))
+                pause = max(error.wait, self.patience.back_off * 2 ** max(0, fruitless - 1))
                 logger.info("%s: %s %s; again in %.0f s", self.source.name, url, error, pause)
                 self.stop.wait(min(pause, LONGEST_WAIT_SECONDS))
                 self._check_stop()
@@ -215,9 +223,9 @@ class _Download:
             raise _UnusableError(f"gives another file: {message}") from None
         try:
             self._demand(digest)
-        except ValueError:
+        except ValueError as error:
             self._discard()
-            raise
+            raise _UnusableError(f"gives another file: {error}") from None
         os.replace(self.part, self.final)
         self.origin.unlink(missing_ok=True)
         return digest
@@ -235,7 +243,10 @@ class _Download:
             )
             with whole_file(self.trusted) as partial:
                 partial.write_text(f"{digest.removeprefix('sha256:')}  {self.source.name}\n")
-        trusted = f"sha256:{self.trusted.read_text().split()[0]}"
+        recorded = self.trusted.read_text(errors="replace").split()
+        if not recorded:
+            raise ValueError(f"{self.trusted}: is empty; it should hold the checksum of the first download")
+        trusted = f"sha256:{recorded[0]}"
         if trusted != digest:
             raise ValueError(
                 f"{self.source.name}: its checksum is {digest}, that of the first download was {trusted}; "
@@ -267,14 +278,11 @@ class _Download:
             headers["Range"] = f"bytes={start}-"
             if self.source.digits is None:
                 headers["If-Range"] = str(self._validator(url))
-        timeout = (self.patience.connect, self.patience.stall)
         try:
-            with session.get(url, headers=headers, stream=True, timeout=timeout) as response:
+            with self._ask(session, url, headers) as response:
                 return self._read(response, url, start)
         except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError):
             raise _InterruptedError(f"does not answer within {self.patience.stall:g} s", stalled=True) from None
-        except requests.TooManyRedirects:
-            raise _UnusableError(f"redirects more than {MOST_REDIRECTS} times") from None
         except requests.exceptions.SSLError as error:
             raise _UnusableError(f"has no certificate to trust ({error})") from None
         except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError):
@@ -282,19 +290,61 @@ class _Download:
         except requests.RequestException as error:
             raise _UnusableError(f"cannot be asked ({error})") from None
 
+    def _ask(self, session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
+        """The answer behind all redirects, its body not read."""
+        for _ in range(MOST_REDIRECTS + 1):
+            response = self._ask_once(session, url, headers)
+            if not response.is_redirect:
+                return response
+            response.close()
+            try:
+                url = requests.compat.urljoin(url, response.headers["location"].encode("latin1").decode())
+            except ValueError as error:
+                raise _UnusableError(f"redirects to an address that is none ({error})") from None
+        raise _UnusableError(f"redirects more than {MOST_REDIRECTS} times")
+
+    def _ask_once(self, session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
+        """In a thread of its own: http.client waits anew for every byte of the headers, so the clock is watched."""
+        answers: queue.SimpleQueue[requests.Response | Exception] = queue.SimpleQueue()
+        timeout = (self.patience.connect, self.patience.stall)
+
+        def ask() -> None:
+            try:
+                answers.put(session.get(url, headers=headers, stream=True, timeout=timeout))
+            except Exception as error:
+                answers.put(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        deadline = time.monotonic() + sum(timeout)
+        while time.monotonic() < deadline:
+            self._check_stop()
+            try:
+                answer = answers.get(timeout=min(0.2, max(0.0, deadline - time.monotonic())))
+            except queue.Empty:
+                continue
+            if isinstance(answer, ValueError) and not isinstance(answer, requests.RequestException):
+                raise _UnusableError(f"cannot be asked ({answer})")
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        raise requests.exceptions.Timeout
+
     def _read(self, response: requests.Response, url: str, start: int) -> int:
         if start and response.headers.get("Content-Range") == f"bytes */{start}":  # nothing is left to send
             return start
-        start = self._check_status(response, start)
-        length = response.headers.get("Content-Length", "")
-        offered = start + int(length) if length.isdigit() else None
+        start = self._check_status(response, url, start)
+        offered = _whole_size(response, start)
         body = _Body(response, self.patience.stall, self._check_stop)
         first = body.first() if not start else b""
         self._refuse_html(response, url, first)
+        if not start and not first:
+            raise _UnusableError("gives an empty file")
         if self.source.size is not None and offered not in (None, self.source.size):
             raise _UnusableError(f"offers {offered} bytes, {self.source.name} has {self.source.size}")
         expected = self.source.size or offered
         check_space(self.part.parent, (expected or 0) - start, f"downloading {self.source.name}")
+        if not start:
+            self._discard()
         self._record_origin(response, url)
         self._count(start)
         self._append(body, first, start, expected)
@@ -303,14 +353,16 @@ class _Download:
             raise _InterruptedError(_after(f"ended before its {expected} bytes", there))
         return start
 
-    def _check_status(self, response: requests.Response, start: int) -> int:
+    def _check_status(self, response: requests.Response, url: str, start: int) -> int:
         """Where the bytes that follow belong."""
         status = response.status_code
         if status == requests.codes.partial and start:
-            if response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            found = RANGE.match(response.headers.get("Content-Range", ""))
+            same = self.source.digits is not None or self._validator(url) == _validator_of(response)
+            if found and int(found[1]) == start and same:
                 return start
             self._discard()
-            raise _InterruptedError("gives another range than was asked for")
+            raise _InterruptedError("gives another range or version than was asked for")
         if status == requests.codes.ok:
             return 0
         if status == requests.codes.requested_range_not_satisfiable and start:
@@ -318,22 +370,20 @@ class _Download:
             raise _InterruptedError("has not the range that was asked for")
         message = f"answers {status} {response.reason}"
         if status in (408, 425, 429) or status >= 500:
-            after = response.headers.get("Retry-After", "")
-            raise _InterruptedError(message, wait=float(after) if after.isdigit() else 0)
+            raise _InterruptedError(message, wait=_number(response, "Retry-After") or 0)
         raise _UnusableError(message)
 
     def _refuse_html(self, response: requests.Response, url: str, first: bytes) -> None:
-        declared = response.headers.get("Content-Type", "").startswith("text/html")
+        declared = response.headers.get("Content-Type", "").lower().startswith("text/html")
         if HTML.match(first) or (declared and first and not first.startswith(MAGIC)):
             title = TITLE.search(first)
-            called = f" ('{' '.join(title[1].decode(errors='replace').split())}')" if title else ""
+            text = " ".join(title[1].decode(errors="replace").split())[:LONGEST_TITLE] if title else ""
+            called = f" ({text!r})" if text else ""
             drive = "; Google Drive asks for a click or refuses for today" if _is_drive(url) else ""
             raise _UnusableError(f"answers with an HTML page{called} instead of the file{drive}")
 
     def _record_origin(self, response: requests.Response, url: str) -> None:
-        etag = response.headers.get("ETag", "")
-        validator = etag if etag.startswith('"') else response.headers.get("Last-Modified")
-        self.origin.write_text(json.dumps({"url": url, "validator": validator}))
+        self.origin.write_text(json.dumps({"url": url, "validator": _validator_of(response)}))
 
     def _append(self, body: "_Body", first: bytes, start: int, expected: int | None) -> None:
         with self.part.open("r+b" if start else "wb") as file:
@@ -416,6 +466,33 @@ def _alone(lock: Path, check_stop: Callable[[], None]) -> Iterator[None]:
         yield
 
 
+class _Session(requests.Session):
+    """Follows no redirect: requests would read the page of one to its end, however long that takes."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        return None
+
+
+def _number(response: requests.Response, header: str) -> int | None:
+    text = response.headers.get(header, "")
+    return int(text) if text.isascii() and text.isdigit() else None
+
+
+def _whole_size(response: requests.Response, start: int) -> int | None:
+    """Of the file, of which the answer may be a part."""
+    found = RANGE.match(response.headers.get("Content-Range", ""))
+    if start and found and found[2] != "*":
+        return int(found[2])
+    length = _number(response, "Content-Length")
+    return None if length is None else start + length
+
+
+def _validator_of(response: requests.Response) -> str | None:
+    """What the server calls this version of the file."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag.startswith('"') else response.headers.get("Last-Modified")
+
+
 def _part(folder: Path, source: Source) -> Path:
     return folder / f".{source.name}.part"
 
@@ -433,4 +510,4 @@ def _shown(size: int) -> str:
 
 
 def _is_drive(url: str) -> bool:
-    return (urlsplit(url).hostname or "").endswith("google.com")
+    return f".{urlsplit(url).hostname or ''}".endswith(".google.com")

@@ -87,7 +87,7 @@ def read_pack(name: str, table: Path | None = None) -> Pack:
     except KeyError:
         raise ValueError(f"{table}: has no pack {name}; it has {', '.join(content)}") from None
     except (yaml.YAMLError, TypeError) as error:
-        raise ValueError(f"{table}: cannot be read ({error})") from None
+        raise ValueError(f"{table}: cannot be read ({' '.join(str(error).split())})") from None
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(map(str, (name, *problem["loc"])))
@@ -154,7 +154,7 @@ def _inside(folder: Path, holding: Collection[str]) -> Path:
 def _lift(folder: Path, name: str) -> None:
     """Archives of `name` may hold a folder of that name around everything."""
     outer = folder / name
-    if name and _inside(folder, ()) == outer and not (outer / name).exists():
+    if name and _inside(folder, ()) == outer and not any((folder / entry.name).exists() for entry in outer.iterdir()):
         for entry in outer.iterdir():
             os.rename(entry, folder / entry.name)
         outer.rmdir()

@@ -1,14 +1,15 @@
 """Archives unpacked without leaving their target, whatever they hold."""
 
 import gzip
-import lzma
 import re
 import stat
 import struct
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NoReturn
 
@@ -20,15 +21,23 @@ MOST_BYTES = 1 << 40
 MOST_MEMBERS = 10_000_000
 LARGEST_RATIO = 100  # of what is unpacked to the archive; of speech and images it is about 1
 RATIO_FROM_BYTES = 64 << 20  # small archives of small files may well be smaller by more
-LONGEST_NAME_BYTES = 1024
+LONGEST_PATH_BYTES = 1024
+DEEPEST = 64
+LONGEST_HEADER_BYTES = 1 << 14  # of tar: long names and the like; tarfile is slow to parse longer ones
+LONGEST_SHOWN = 200
 BLOCK = 512  # of tar, whose end is a block of zeros
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # others are decompressed without a bound
+ZIP_END = struct.Struct("<4s4H2IH")
+ZIP_END_MAGIC = b"PK\5\6"
 DAMAGE = (
     EOFError,
+    IndexError,  # of zipfile and tarfile, like the next two, for numbers and names that are none
     OverflowError,
-    ValueError,  # of zipfile and tarfile, for numbers and names that are none
+    ValueError,
+    MemoryError,
+    RuntimeError,  # encrypted
     gzip.BadGzipFile,
-    lzma.LZMAError,
     struct.error,
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -44,27 +53,38 @@ def unpack(archive: Path, target: Path) -> None:
     """Unpacks a .zip or .tar.gz into the folder `target`: regular files and folders only, with default permissions.
 
     Raises: ArchiveError naming archive and member: a path that is absolute, has `..`, a backslash or control character,
-        or is there twice; a link, device or other special file; an encrypted, damaged or truncated archive; one that
-        would unpack to more than 100 times its size (beyond 64 MiB), 1 TiB or 10 million members; a disk without the
-        space. What was unpacked until then stays in `target`.
+        is deeper than 64 folders or is there twice; a link, device or other special file; an encrypted, damaged or
+        truncated archive, or a zip neither stored nor deflated; one that would unpack to more than 100 times its size
+        (beyond 64 MiB), 1 TiB or 10 million members; a disk without the space. What was unpacked until then stays.
     """
     name = archive.name.lower()
     if not name.endswith(SUFFIXES):
         raise ArchiveError(f"{archive}: not an archive that can be unpacked; allowed are {', '.join(SUFFIXES)}")
-    writer = _Writer(archive, target)
     try:
-        if name.endswith(".zip"):
-            _unpack_zip(archive, writer)
-        else:
-            _unpack_tar(archive, writer)
+        writer = _Writer(archive, target)
+        with _errors_of(str(archive)):
+            if name.endswith(".zip"):
+                _unpack_zip(archive, writer)
+            else:
+                _unpack_tar(archive, writer)
+    except OSError as error:
+        raise ArchiveError(f"{archive}: cannot be unpacked: {error.filename or target}: {error.strerror}") from None
+
+
+@contextmanager
+def _errors_of(what: str) -> Iterator[None]:
+    """Damage is an ArchiveError that names `what`."""
+    try:
+        yield
     except ArchiveError:
         raise
     except DAMAGE as error:
-        raise ArchiveError(f"{archive}: is damaged or truncated ({error})") from None
-    except (RuntimeError, NotImplementedError) as error:  # of zipfile: encrypted, or an unknown compression
-        raise ArchiveError(f"{archive}: cannot be unpacked ({error})") from None
-    except OSError as error:
-        raise ArchiveError(f"{archive}: cannot be unpacked to {error.filename or target} ({error.strerror})") from None
+        why = _shortened(str(error)) or type(error).__name__
+        raise ArchiveError(f"{what}: is encrypted, damaged or truncated ({why})") from None
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 class _Writer:
@@ -78,20 +98,23 @@ class _Writer:
         self.written = 0
         self.most = min(MOST_BYTES, max(RATIO_FROM_BYTES, LARGEST_RATIO * archive.stat().st_size))
 
+    def called(self, member: str) -> str:
+        return f"{self.archive}: {_shortened(member)!r}"
+
     def refuse(self, member: str, why: str) -> NoReturn:
-        raise ArchiveError(f"{self.archive}: {member!r} {why}")
+        raise ArchiveError(f"{self.called(member)} {why}")
 
     def place(self, name: str, is_folder: bool) -> PurePosixPath | None:
         """Where in the target a member goes, None for the target itself; raises ArchiveError for a path not allowed."""
+        if len(name.encode(errors="replace")) > LONGEST_PATH_BYTES or name.count("/") > DEEPEST:
+            self.refuse(name, f"has a path of more than {LONGEST_PATH_BYTES} bytes or {DEEPEST} folders")
         path = PurePosixPath(name)
         if path.is_absolute() or DRIVE.match(name):
             self.refuse(name, "is an absolute path")
         if ".." in path.parts:
             self.refuse(name, "leads out of the archive")
-        if "\\" in name or not name.isprintable():
+        if "\\" in name or any(unicodedata.category(character) in ("Cc", "Cf", "Cs") for character in name):
             self.refuse(name, "has a backslash or a control character in its path")
-        if len(name.encode(errors="replace")) > LONGEST_NAME_BYTES:
-            self.refuse(f"{name[:60]}...", f"has a path of more than {LONGEST_NAME_BYTES} bytes")
         if not path.parts and not is_folder:
             self.refuse(name, "is a file without a name")
         if not path.parts:
@@ -112,8 +135,10 @@ class _Writer:
             size = self.archive.stat().st_size
             raise ArchiveError(f"{self.archive}: would unpack its {size} bytes to more than {self.most}")
 
-    def folder(self, name: str) -> None:
+    def folder(self, name: str, size: int) -> None:
         path = self.place(name, is_folder=True)
+        if size:
+            self.refuse(name, "is a folder with content")
         if path is not None:
             (self.target / path).mkdir(parents=True, exist_ok=True)
 
@@ -136,33 +161,45 @@ class _Writer:
 def _unpack_zip(archive: Path, writer: _Writer) -> None:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
+        _check_zip_end(archive, file, len(members))
         writer.announce(sum(member.file_size for member in members))
         for member in track(members, f"unpack {archive.name}"):
-            _refuse_special(member, writer)
-            if member.is_dir():
-                writer.folder(member.filename)
-            else:
-                with file.open(member) as content:
-                    writer.file(member.filename, content, member.file_size)
+            name = member.orig_filename  # zipfile cuts the other at a 0
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+                writer.refuse(name, "is a link, device or other special file")
+            if member.compress_type not in ZIP_METHODS:
+                writer.refuse(name, "is compressed by another method than deflate")
+            if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
+                writer.refuse(name, f"has {member.compress_size} bytes, the archive says {member.file_size}")
+            with _errors_of(writer.called(name)), file.open(member) as content:
+                if name.endswith("/"):
+                    writer.folder(name, member.file_size)
+                else:
+                    writer.file(name, content, member.file_size)
 
 
-def _refuse_special(member: zipfile.ZipInfo, writer: _Writer) -> None:
-    kind = stat.S_IFMT(member.external_attr >> 16)
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        writer.refuse(member.filename, "is a link, device or other special file")
+def _check_zip_end(archive: Path, file: zipfile.ZipFile, members: int) -> None:
+    """A directory with a damaged line may be read as a shorter one, and zipfile does not count."""
+    with archive.open("rb") as raw:
+        raw.seek(-ZIP_END.size - len(file.comment), 2)
+        magic, *_, count, _, start, _ = ZIP_END.unpack(raw.read(ZIP_END.size))
+    if magic != ZIP_END_MAGIC or count not in (members % 2**16, 0xFFFF) or start not in (file.start_dir, 0xFFFFFFFF):
+        raise ArchiveError(f"{archive}: is damaged or truncated (its end does not belong to its {members} members)")
 
 
 def _unpack_tar(archive: Path, writer: _Writer) -> None:
     with gzip.open(archive) as stream:
         bounded = _Bounded(stream, writer)
-        with tarfile.open(fileobj=bounded, mode="r|", bufsize=CHUNK) as file:
+        with tarfile.open(fileobj=bounded, mode="r|", bufsize=CHUNK, tarinfo=_ShortHeader) as file:
             for member in track(_members(file), f"unpack {archive.name}"):
-                if member.isdir():
-                    writer.folder(member.name)
-                elif member.isreg() and not member.issparse():
-                    writer.file(member.name, file.extractfile(member), member.size)
-                else:
-                    writer.refuse(member.name, "is a link, device, sparse or other special file")
+                with _errors_of(writer.called(member.name)):
+                    if member.isdir():
+                        writer.folder(member.name, member.size)
+                    elif member.isreg() and not member.issparse():
+                        writer.file(member.name, file.extractfile(member), member.size)
+                    else:
+                        writer.refuse(member.name, "is a link, device, sparse or other special file")
             end = file.offset
         while bounded.read(CHUNK):  # to the end, where gzip has its checksum
             pass
@@ -175,6 +212,25 @@ def _members(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := file.next()) is not None:
         file.members = []  # else it keeps them all
         yield member
+
+
+class _ShortHeader(tarfile.TarInfo):
+    """Refuses headers about headers that are long."""
+
+    ABOUT_OTHERS = (
+        tarfile.XHDTYPE,
+        tarfile.SOLARIS_XHDTYPE,
+        tarfile.XGLTYPE,
+        tarfile.GNUTYPE_LONGNAME,
+        tarfile.GNUTYPE_LONGLINK,
+    )
+
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in cls.ABOUT_OTHERS and not 0 <= header.size <= LONGEST_HEADER_BYTES:
+            raise tarfile.TarError(f"a header of {header.size} bytes, {LONGEST_HEADER_BYTES} are allowed")
+        return header
 
 
 class _Bounded:

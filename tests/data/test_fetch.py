@@ -249,10 +249,6 @@ def tmpfs(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
-def bug(reason):
-    return pytest.mark.xfail(strict=True, reason=f"bbnet.data.fetch: {reason}")
-
-
 def known(*urls, content=CONTENT, name=NAME, size=True):
     """A file of a table that has its length and checksum."""
     return Source(name, urls, len(content) if size else None, "sha256", hashlib.sha256(content).hexdigest())
@@ -457,14 +453,12 @@ def test_a_file_cut_before_its_kind_shows_is_fetched_all_the_same(server, tmp_pa
 @pytest.mark.parametrize("source", [known, unknown])
 def test_after_a_failed_call_the_next_has_only_the_rest_sent(server, tmp_path, source):
     source = source(
-        server.serve(
-            f"/{NAME}", file(CONTENT, until=HALF, etag='"a"'), status(503), status(503), file(CONTENT, etag='"a"')
-        )
+        server.serve(f"/{NAME}", file(CONTENT, until=HALF, etag='"a"'), *[status(503)] * 3, file(CONTENT, etag='"a"'))
     )
     with pytest.raises(ValueError, match=NAME):
         fetch_one(source, tmp_path)
     assert not (tmp_path / NAME).exists()
-    assert len(server.requests) == 3
+    assert len(server.requests) == 4
     fetch_one(source, tmp_path)
     assert right(tmp_path)
     assert server.ranges()[-1] == f"bytes={HALF}-"
@@ -473,8 +467,8 @@ def test_after_a_failed_call_the_next_has_only_the_rest_sent(server, tmp_path, s
 
 def test_a_cut_that_never_ends_is_an_error_and_a_second_call_goes_on(server, tmp_path):
     source = known(server.serve(f"/{NAME}", file(CONTENT, until=HALF)))
-    assert f"broke off, after {HALF} bytes, 3 tries" in fails_cleanly(server, tmp_path, source)
-    assert server.ranges() == [None] + 3 * [f"bytes={HALF}-"]
+    assert f"broke off, after {HALF} bytes, 4 tries" in fails_cleanly(server, tmp_path, source)
+    assert server.ranges() == [None] + 4 * [f"bytes={HALF}-"]
     assert server.requests[-1].sent == len(CONTENT) - HALF
 
 
@@ -516,7 +510,6 @@ def test_a_server_that_never_gives_the_range_ends_in_an_error(server, tmp_path, 
     assert "range" in message
 
 
-@bug("the total in Content-Range is not read")
 def test_a_range_that_ends_too_early_is_gone_on_from(server, tmp_path):
     def short(handler):
         end = HALF + 50_000
@@ -592,7 +585,6 @@ def test_an_empty_body_is_no_file_of_the_table(server, tmp_path):
     fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", status(200, b"")), size=False))
 
 
-@bug("nothing is trusted as a file")
 def test_an_empty_body_is_not_trusted(server, tmp_path):
     fails_cleanly(server, tmp_path, unknown(server.serve(f"/{NAME}", status(200, b""))))
 
@@ -620,7 +612,6 @@ def test_a_page_without_a_title_is_refused_too(server, tmp_path, body):
     assert "HTML page" in message
 
 
-@bug("neither a byte order mark, nor XML, nor a type in capitals is looked for")
 @pytest.mark.parametrize(
     "kind, body",
     [
@@ -728,7 +719,6 @@ def test_a_redirect_to_nowhere_is_an_error(server, tmp_path, where):
     ],
     ids=["address", "latin1", "retry_after", "length"],
 )
-@bug("raises errors of requests, int() and float() as they are")
 def test_a_header_that_makes_no_sense_is_an_error_that_names_the_file(server, tmp_path, answer):
     fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", answer)))
 
@@ -749,7 +739,6 @@ def test_a_drip_is_an_error(server, tmp_path, before):
     assert "below 1024 bytes/s" in message and "2 tries" in message
 
 
-@bug("time-outs hold for single reads alone")
 def test_a_drip_of_headers_is_an_error(server, tmp_path):
     """Each byte comes within the time that a stall may last."""
     gate, dripped = server.gate(), []
@@ -766,7 +755,6 @@ def test_a_drip_of_headers_is_an_error(server, tmp_path):
     assert dripped == []
 
 
-@bug("requests reads the page of a redirect to its end")
 def test_a_redirect_whose_page_drips_is_followed_or_given_up(server, tmp_path):
     gate, dripped = server.gate(), []
     server.serve("/elsewhere", file(CONTENT))
@@ -1120,9 +1108,7 @@ def test_a_trusted_file_is_fetched_again_after_the_server_gave_another(server, t
     assert str(tmp_path / f"{NAME}.sha256") in message
 
 
-@pytest.mark.parametrize(
-    "text", [pytest.param("", marks=bug("IndexError")), pytest.param("\n", marks=bug("IndexError")), "what is this?\n"]
-)
+@pytest.mark.parametrize("text", ["", "\n", "what is this?\n"])
 def test_a_record_that_is_none_is_an_error_that_names_it(server, tmp_path, text):
     (tmp_path / f"{NAME}.sha256").write_text(text)
     with pytest.raises(ValueError, match=re.escape(f"{NAME}.sha256")):
@@ -1150,7 +1136,7 @@ def test_a_failed_download_is_not_trusted(server, tmp_path):
 )
 @pytest.mark.parametrize("calls", [1, 2])
 def test_two_versions_are_never_mixed(server, tmp_path, old, new, calls):
-    breaks = [status(503)] * 2 if calls == 2 else []
+    breaks = [status(503)] * 3 if calls == 2 else []
     source = unknown(
         server.serve(f"/{NAME}", file(OTHER, until=HALF, **old), *breaks, file(CONTENT[:-7], **new)),
     )
@@ -1168,7 +1154,6 @@ def test_a_shorter_version_leaves_nothing_of_the_longer(server, tmp_path):
     assert right(tmp_path, content=shorter)
 
 
-@bug("the validator of a 206 is not compared")
 def test_two_versions_are_not_mixed_by_a_server_that_ignores_if_range(server, tmp_path):
     again = file(CONTENT, etag='"b"', obeys_if_range=False)
     source = unknown(server.serve(f"/{NAME}", file(OTHER, until=HALF, etag='"a"'), again))

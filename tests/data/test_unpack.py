@@ -26,8 +26,6 @@ TAR_END = bytes(1024)
 ZIP_METHODS = {
     "stored": zipfile.ZIP_STORED,
     "deflated": zipfile.ZIP_DEFLATED,
-    "bz2": zipfile.ZIP_BZIP2,
-    "lzma": zipfile.ZIP_LZMA,
 }
 TAR_FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 LZMA_FILTER = {"id": lzma.FILTER_LZMA1, "preset": 0}
@@ -468,10 +466,15 @@ HOSTILE = {
         "member",
         lambda out: zip_of(entry("member", b"123", packed=b"123456")),
     ),
-    "zip of a size and CRC too small, deflated": (
+    "zip of a bz2 member": (
         "a.zip",
         "member",
-        lambda out: zip_of(entry("member", b"123", packed=deflated(b"123456"), method=8)),
+        lambda out: zip_of(entry("member", b"123", packed=bz2.compress(b"123"), method=12)),
+    ),
+    "zip of an lzma member": (
+        "a.zip",
+        "member",
+        lambda out: zip_of(entry("member", b"123", packed=lzma_packed(b"123"), method=14)),
     ),
     "zip of a size far too large": ("a.zip", None, lambda out: zip_of(entry("member", b"123", size=0xFFFFFFFE))),
     "zip of deflated data that are none": (

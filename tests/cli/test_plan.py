@@ -1,0 +1,155 @@
+"""What `bbnet plan` says of a study's runs, disk and hours, and where it has the hours from."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bbnet.cli import main
+from bbnet.study import machine
+from bbnet.study.config import Knobs, read_study
+from bbnet.study.recipe import Recipes
+
+ROOT = Path(__file__).parents[2]
+STUDY = {
+    "seeds": [0, 1, 2],
+    "budgets": [0.5, 0.8],
+    "methods": {
+        "dense": {"algorithm": "dense"},
+        "sp_in": {"algorithm": "budgeted_broadcast", "side": "in"},
+        "rigl": {"algorithm": "rigl", "side": "in"},
+    },
+    "tasks": {
+        "change": {
+            "data": {"pack": "aerial_scenes", "size": 64, "train": 10, "val": 4, "test": 6},
+            "tile": 32,
+            "models": {"tiny": {"widths": [8, 8]}},
+            "training": {"epochs": 7, "warm_up_epochs": 2, "batch_size": 8, "learning_rate": 0.003},
+        }
+    },
+}
+RUNS = 3 * (1 + 2 * 2)
+STEPS = (RUNS * 5 + 3 * 2) * (10 * 4 // 8)
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A folder with config.yaml, studies and docs, in which commands run."""
+    shutil.copy(ROOT / "config.yaml", tmp_path)
+    shutil.copytree(ROOT / "studies", tmp_path / "studies")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "studies" / "micro.yaml").write_text(yaml.safe_dump(STUDY))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def plan(capsys, *arguments: str) -> str:
+    main(["plan", "--study", "micro", *arguments])
+    return capsys.readouterr().out
+
+
+def row(text: str, start: str) -> list[str]:
+    return next(line for line in text.splitlines() if line.startswith(start)).split()
+
+
+def record(house: Path, device: str, seconds: float, name: str = "micro") -> None:
+    """As `make bench` writes it."""
+    key = Recipes(read_study(name, house / "studies"), Knobs(study=name)).step_key("change", "tiny")
+    figures = {"throughput": {key: {"step_seconds": seconds, "steps": 20, "weights": 1_000_000}}}
+    page = f"# Benchmarks\n\nText.\n\n## Another\n\ntext\n\n## {device}\n\n<!-- {json.dumps(figures)} -->\n"
+    (house / "docs" / "benchmarks.md").write_text(page)
+
+
+def test_recorded_throughput_gives_hours_by_arithmetic(house, capsys):
+    record(house, machine.name_of("cpu"), 7.2)
+    text = plan(capsys, "--device", "cpu")
+    assert row(text, "change")[:5] == ["change", "tiny", str(RUNS), str(STEPS), "7.2e+03"]
+    assert f"{STEPS * 7.2 / 3600:.2g}" in row(text, "change")
+    assert "docs/benchmarks.md, 20 steps on " in text
+    assert f"about {4 * 1_000_000 * (RUNS + 9) / 1e6:.1f} MB" in text
+    assert f"about {7 * 64**2 * 20 / 1e6:.1f} MB" in text
+
+
+def test_without_a_record_of_such_a_device_steps_are_timed_here(house, capsys):
+    record(house, "Some Other GPU", 7.2)
+    text = plan(capsys, "--device", "cpu")
+    assert "20 timed steps here" in text
+    seconds = float(row(text, "change")[4]) / 1000
+    assert 0.0005 < seconds < 5
+
+
+def test_a_record_of_another_batch_does_not_count(house, capsys):
+    record(house, machine.name_of("cpu"), 7.2)
+    changed = json.loads(json.dumps(STUDY))
+    changed["tasks"]["change"]["training"]["batch_size"] = 4
+    (house / "studies" / "micro.yaml").write_text(yaml.safe_dump(changed))
+    assert "timed steps here" in plan(capsys, "--device", "cpu")
+
+
+def test_more_epochs_or_another_learning_rate_still_count(house, capsys):
+    record(house, machine.name_of("cpu"), 7.2)
+    changed = json.loads(json.dumps(STUDY))
+    changed["tasks"]["change"]["training"] |= {"epochs": 12, "learning_rate": 0.1}
+    (house / "studies" / "micro.yaml").write_text(yaml.safe_dump(changed))
+    text = plan(capsys, "--device", "cpu")
+    assert "docs/benchmarks.md" in text
+    assert row(text, "change")[3] == str((RUNS * 10 + 3 * 2) * 5)
+
+
+@pytest.mark.skipif(machine.name_of("auto") != machine.name_of("cpu"), reason="there is a GPU here")
+def test_a_device_that_is_not_here_gives_unknown_hours_and_the_reason(house, capsys):
+    text = plan(capsys, "--device", "cuda")
+    assert "on a GPU that is not here" in text
+    assert "unknown: timing failed" in text
+    assert "torch sees no GPU" in text
+    assert row(text, "all")[-1] == "unknown"
+
+
+def test_the_paper_study_is_planned_with_its_downloads(house, capsys, monkeypatch):
+    monkeypatch.setattr("bbnet.cli.plan._measured_here", lambda *_: (None, "unknown"))
+    main(["plan", "--study", "paper"])
+    text = capsys.readouterr().out
+    runs = 3 * (1 + 7 * 4)
+    for task in ("asr", "change", "face"):
+        assert row(text, task)[2] == str(runs)
+    assert row(text, "all")[1] == str(3 * runs)
+    total = (6387309499 + 337926286 + 346663984 + 328757843) / 1e9
+    assert "librispeech: 4 files to download (CC BY 4.0), and as much unpacked" in text
+    assert f"{total:.1f} GB" in text
+    assert "faces: 1 files to download (unclear)" in text
+    assert "imagenet_resnet101: 1 files" in text
+    steps = {"change": 445 * 16 // 8, "face": 140_020 // 64}
+    epochs = {"change": runs * 20 + 3 * 10, "face": runs * 15 + 3 * 5}
+    for task in steps:
+        assert row(text, task)[3] == f"{steps[task] * epochs[task]:,}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--study", "nope"], "there is no file studies/nope.yaml"),
+        (["--study", "../x"], "study: string should match pattern"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_line(house, arguments, message):
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", *arguments])
+    assert message in str(ended.value)
+    assert "\n" not in str(ended.value)
+
+
+def test_outside_of_the_house_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="run where the Snakefile is"):
+        main(["plan"])
+
+
+def test_the_command_is_installed_and_imports_no_torch(house):
+    script = "import sys; import bbnet.cli; print([name for name in sys.modules if name.split('.')[0] == 'torch'])"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
+    shown = subprocess.run([Path(sys.executable).with_name("bbnet"), "plan", "--help"], capture_output=True, text=True)
+    assert "--study" in shown.stdout
