@@ -15,8 +15,11 @@ container: "envs/bbnet.sif"
 include: "rules/common.smk"
 
 
-# Jobs find this interpreter's environment first, and the container's own where there is one.
-shell.prefix(f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; ")
+# Jobs find this interpreter's environment first, and the container's own where there is one; `live` reruns none of them.
+shell.prefix(
+    f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH"
+    f" BBNET_LIVE={KNOBS.live} BBNET_LIVE_DIR={shlex.quote(RESULTS)}/live; "
+)
 
 
 pathvars:
@@ -38,6 +41,7 @@ rule all:
         SUMMARY,
         FIGURES,
         TABLES,
+        "<results>/report.html",
 
 
 rule figures:

@@ -63,11 +63,25 @@ COLLECTED = [
     "metrics.json",
     "cost.json",
     "units.csv",
+    "codes.csv",
     "items.parquet",
 ]
 SUMMARY = [
     f"<results>/summary/{file}"
-    for file in ("runs.csv", "cells.csv", "grid.csv", "timing.csv", "items.parquet", "units.parquet", "history.parquet")
+    for file in (
+        "runs.csv",
+        "cells.csv",
+        "contrasts.csv",
+        "claims.csv",
+        "slabs.csv",
+        "grid.csv",
+        "study.json",
+        "timing.csv",
+        "items.parquet",
+        "units.parquet",
+        "history.parquet",
+        "refreshes.parquet",
+    )
 ]
 
 
@@ -113,28 +127,50 @@ def panel_inputs(task):
 
 
 def figures_of(task, model):
-    """The Pareto plot, the buckets and the panels compare with dense: without it there are none."""
+    """The Pareto plot, contrasts, buckets, claims and panels compare with dense: without it there are none."""
     taken = [RUNS[folder] for folder in TAKEN if folder.startswith(f"{task}/{model}/")]
     panels = [RUNS[folder] for folder in panel_folders(task, model)[1:]]
     dense_seeds = {run.seed for run in taken if run.method == "dense"}
     beside_dense = [run for run in taken if run.method != "dense" and run.seed in dense_seeds]
     pareto = ["pareto"] if dense_seeds else []
+    compared = ["contrasts", "claims"] if beside_dense else []
     by_bucket = ["by_bucket"] if beside_dense and has_buckets(task) else []
     roc = ["roc"] if has_pairs(task) else []
-    return [*pareto, *by_bucket, *roc, "learning_curves", *(f"panels-{run.method}-b{run.budget}" for run in panels)]
+    always = ["balance", "churn", "learning_curves"]
+    return [*pareto, *compared, *by_bucket, *roc, *always, *(f"panels-{run.method}-b{run.budget}" for run in panels)]
+
+
+STUDY_WIDE = (None, None)
+FIGURES_OF = {STUDY_WIDE: ["coverage"]} | {(task, model): figures_of(task, model) for task, model in MODELS}
+TABLES_OF = {STUDY_WIDE: ["methods"]} | {model: ["results", "contrasts_table", "costs"] for model in MODELS}
+
+
+def prefix(task, model):
+    """What the names of figures and tables of a task and model begin with."""
+    return f"{task}-{model}-" if task else ""
 
 
 FIGURES = [
-    f"<results>/figures/{task}-{model}-{figure}.{extension}"
-    for task, model in MODELS
-    for figure in figures_of(task, model)
-    for extension in ("pdf", "png")
+    f"<results>/figures/{prefix(*of)}{figure}.{extension}"
+    for of, figures in FIGURES_OF.items()
+    for figure in figures
+    for extension in ("pdf", "png", "csv")
 ]
 TABLES = [
-    f"<results>/tables/{task}-{model}-results.{extension}"
-    for task, model in MODELS
+    f"<results>/tables/{prefix(*of)}{table}.{extension}"
+    for of, tables in TABLES_OF.items()
+    for table in tables
     for extension in ("csv", "md", "tex")
 ]
+PANELS = {
+    of: [f"<results>/summary/panels/{of[0]}.npz"] if any(figure.startswith("panels-") for figure in figures) else []
+    for of, figures in FIGURES_OF.items()
+}
+
+
+def caption(name):
+    """Of a figure or table in the report; panels of all methods share one."""
+    return f"../report/{name.split('-')[0]}.rst"
 
 
 def remove_outdated():

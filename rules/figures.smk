@@ -1,94 +1,35 @@
-# Figures, from the summary alone.
-rule pareto:
-    input:
-        cells="<results>/summary/cells.csv",
-        runs="<results>/summary/runs.csv",
-        grid="<results>/summary/grid.csv",
-    output:
-        pdf="<results>/figures/{task}-{model}-pareto.pdf",
-        png="<results>/figures/{task}-{model}-pareto.png",
-    log:
-        "<results>/logs/figures/{task}-{model}-pareto.log",
-    params:
-        code=lambda wildcards: recipe.task_code("figure_pareto", wildcards.task),
-    message:
-        "figure: Pareto plot of {wildcards.task} {wildcards.model}"
-    shell:
-        "python workflow_scripts/figure_pareto.py --task {wildcards.task:q} --model {wildcards.model:q}"
-        " --cells {input.cells:q} --runs {input.runs:q} --grid {input.grid:q} --figures {output:q} --log {log:q}"
+# Figures and their data, from the summary alone: one job for the study, and one for each task and model.
+for of, figures in FIGURES_OF.items():
+    task, model = of
 
-
-rule learning_curves:
-    input:
-        history="<results>/summary/history.parquet",
-        grid="<results>/summary/grid.csv",
-    output:
-        pdf="<results>/figures/{task}-{model}-learning_curves.pdf",
-        png="<results>/figures/{task}-{model}-learning_curves.png",
-    log:
-        "<results>/logs/figures/{task}-{model}-learning_curves.log",
-    params:
-        code=lambda wildcards: recipe.task_code("figure_learning_curves", wildcards.task),
-    message:
-        "figure: learning curves of {wildcards.task} {wildcards.model}"
-    shell:
-        "python workflow_scripts/figure_learning_curves.py --task {wildcards.task:q} --model {wildcards.model:q}"
-        " --history {input.history:q} --grid {input.grid:q} --figures {output:q} --log {log:q}"
-
-
-rule by_bucket:
-    input:
-        cells="<results>/summary/cells.csv",
-        runs="<results>/summary/runs.csv",
-        per_item="<results>/summary/items.parquet",
-        grid="<results>/summary/grid.csv",
-    output:
-        pdf="<results>/figures/{task}-{model}-by_bucket.pdf",
-        png="<results>/figures/{task}-{model}-by_bucket.png",
-    log:
-        "<results>/logs/figures/{task}-{model}-by_bucket.log",
-    params:
-        code=lambda wildcards: recipe.task_code("figure_by_bucket", wildcards.task),
-    message:
-        "figure: Head, Mid and Tail of {wildcards.task} {wildcards.model}"
-    shell:
-        "python workflow_scripts/figure_by_bucket.py --task {wildcards.task:q} --model {wildcards.model:q}"
-        " --cells {input.cells:q} --runs {input.runs:q} --items {input.per_item:q} --grid {input.grid:q}"
-        " --figures {output:q} --log {log:q}"
-
-
-rule roc:
-    input:
-        per_item="<results>/summary/items.parquet",
-        grid="<results>/summary/grid.csv",
-    output:
-        pdf="<results>/figures/{task}-{model}-roc.pdf",
-        png="<results>/figures/{task}-{model}-roc.png",
-    log:
-        "<results>/logs/figures/{task}-{model}-roc.log",
-    params:
-        code=lambda wildcards: recipe.task_code("figure_roc", wildcards.task),
-    message:
-        "figure: ROC of {wildcards.task} {wildcards.model}"
-    shell:
-        "python workflow_scripts/figure_roc.py --task {wildcards.task:q} --model {wildcards.model:q}"
-        " --items {input.per_item:q} --grid {input.grid:q} --figures {output:q} --log {log:q}"
-
-
-rule panel_figure:
-    input:
-        panels="<results>/summary/panels/{task}.npz",
-        grid="<results>/summary/grid.csv",
-    output:
-        pdf="<results>/figures/{task}-{model}-panels-{method}-b{budget}.pdf",
-        png="<results>/figures/{task}-{model}-panels-{method}-b{budget}.png",
-    log:
-        "<results>/logs/figures/{task}-{model}-panels-{method}-b{budget}.log",
-    params:
-        code=lambda wildcards: recipe.summary_code("figure_panels"),
-    message:
-        "figure: panels of {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}"
-    shell:
-        "python workflow_scripts/figure_panels.py --task {wildcards.task:q} --model {wildcards.model:q}"
-        " --method {wildcards.method:q} --budget {wildcards.budget:q}"
-        " --panels {input.panels:q} --grid {input.grid:q} --figures {output:q} --log {log:q}"
+    rule:
+        name:
+            f"figures_{task}_{model}" if task else "figures_study"
+        input:
+            SUMMARY,
+            PANELS[of],
+        output:
+            [f"<results>/figures/{prefix(*of)}{figure}.pdf" for figure in figures],
+            [f"<results>/figures/{prefix(*of)}{figure}.csv" for figure in figures],
+            [
+                report(
+                    f"<results>/figures/{prefix(*of)}{figure}.png",
+                    caption=caption(figure),
+                    category=task or "study",
+                    subcategory="figures",
+                    labels={"model": model or "all", "figure": figure},
+                )
+                for figure in figures
+            ],
+        log:
+            f"<results>/logs/figures-{prefix(*of)}.log",
+        params:
+            code=recipe.task_code("figures", task) if task else recipe.summary_code("figures"),
+            figures=figures,
+            of=["--task", task, "--model", model] if task else [],
+            results=RESULTS,
+        message:
+            f"figures of {task} {model}" if task else "figures of the study"
+        shell:
+            "python workflow_scripts/figures.py --results {params.results:q} {params.of:q}"
+            " --figures {params.figures:q} --log {log:q}"

@@ -119,6 +119,7 @@ rule evaluate:
         per_item="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/items.parquet",
         predictions="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/predictions.npz",
         units="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/units.csv",
+        codes="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/codes.csv",
         metrics="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/metrics.json",
         cost="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/cost.json",
     log:

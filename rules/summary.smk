@@ -6,7 +6,10 @@ rule collect:
         runs="<results>/summary/runs.csv",
         per_item="<results>/summary/items.parquet",
         units="<results>/summary/units.parquet",
+        slabs="<results>/summary/slabs.csv",
         history="<results>/summary/history.parquet",
+        refreshes="<results>/summary/refreshes.parquet",
+        study="<results>/summary/study.json",
         grid="<results>/summary/grid.csv",
         timing="<results>/summary/timing.csv",
     log:
@@ -28,16 +31,22 @@ rule compare:
     input:
         runs="<results>/summary/runs.csv",
         per_item="<results>/summary/items.parquet",
+        units="<results>/summary/units.parquet",
+        slabs="<results>/summary/slabs.csv",
+        study="<results>/summary/study.json",
     output:
         cells="<results>/summary/cells.csv",
+        contrasts="<results>/summary/contrasts.csv",
+        claims="<results>/summary/claims.csv",
     log:
         "<results>/logs/compare.log",
     params:
         code=[recipe.task_code("compare", task) for task in TASKS],
+        summary=subpath(output.cells, parent=True),
     message:
-        "compare: mean, sd and interval of every cell"
+        "compare: cells, contrasts and claims"
     shell:
-        "python workflow_scripts/compare.py --runs {input.runs:q} --items {input.per_item:q} --cells {output.cells:q} --log {log:q}"
+        "python workflow_scripts/compare.py --summary {params.summary:q} --log {log:q}"
 
 
 rule panels:

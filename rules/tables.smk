@@ -1,18 +1,52 @@
-# Tables, from the summary alone.
-rule results_table:
+# Tables, from the summary alone, and the page that holds all of them and all figures.
+for of, tables in TABLES_OF.items():
+    task, model = of
+
+    rule:
+        name:
+            f"tables_{task}_{model}" if task else "tables_study"
+        input:
+            SUMMARY,
+        output:
+            [f"<results>/tables/{prefix(*of)}{table}.csv" for table in tables],
+            [f"<results>/tables/{prefix(*of)}{table}.tex" for table in tables],
+            [
+                report(
+                    f"<results>/tables/{prefix(*of)}{table}.md",
+                    caption=caption(table),
+                    category=task or "study",
+                    subcategory="tables",
+                    labels={"model": model or "all", "table": table},
+                )
+                for table in tables
+            ],
+        log:
+            f"<results>/logs/tables-{prefix(*of)}.log",
+        params:
+            code=recipe.task_code("tables", task) if task else recipe.summary_code("tables"),
+            tables=tables,
+            of=["--task", task, "--model", model] if task else [],
+            results=RESULTS,
+        message:
+            f"tables of {task} {model}" if task else "tables of the study"
+        shell:
+            "python workflow_scripts/tables.py --results {params.results:q} {params.of:q}"
+            " --tables {params.tables:q} --log {log:q}"
+
+
+rule page:
     input:
-        cells="<results>/summary/cells.csv",
-        grid="<results>/summary/grid.csv",
+        SUMMARY,
+        FIGURES,
+        TABLES,
     output:
-        csv="<results>/tables/{task}-{model}-results.csv",
-        md="<results>/tables/{task}-{model}-results.md",
-        tex="<results>/tables/{task}-{model}-results.tex",
+        page="<results>/report.html",
     log:
-        "<results>/logs/tables/{task}-{model}-results.log",
+        "<results>/logs/page.log",
     params:
-        code=lambda wildcards: recipe.task_code("table_results", wildcards.task),
+        code=recipe.page_code(),
+        results=RESULTS,
     message:
-        "table: results of {wildcards.task} {wildcards.model}"
+        "report.html: all figures and tables on one page"
     shell:
-        "python workflow_scripts/table_results.py --task {wildcards.task:q} --model {wildcards.model:q}"
-        " --cells {input.cells:q} --grid {input.grid:q} --csv {output.csv:q} --md {output.md:q} --tex {output.tex:q} --log {log:q}"
+        "python workflow_scripts/page.py --results {params.results:q} --page {output.page:q} --log {log:q}"

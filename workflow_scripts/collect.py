@@ -1,23 +1,35 @@
 """Gathers every run of the study into the tidy tables of the summary."""
 
+import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from common import JSON, arguments, run, write_frame
+from common import JSON, arguments, run, to_json, write_frame, write_text
 
-from bbnet.analysis import collect
+from bbnet.analysis import claims, collect
 from bbnet.study.config import Knobs, read_study
 from bbnet.study.grid import runs
 from bbnet.study.recipe import Recipes
 from bbnet.study.record import run_status
-from bbnet.tasks.task import relative_metrics
+from bbnet.tasks.task import load_metrics, relative_metrics
 
 
 def main(options) -> None:
     knobs = Knobs(**options.knobs)
     study = read_study(knobs.study, Path("studies"))
     recipes = Recipes(study, knobs)
-    cells = [cell(one, options.results / "runs", recipes.run_fingerprint(one), knobs.cells) for one in runs(study)]
+    asked = [cell(one, options.results / "runs", recipes.run_fingerprint(one), knobs.cells) for one in runs(study)]
+    tasks = {name: load_metrics(name) for name in study.task_settings()}
+    cells, found = collect.read_runs(
+        asked,
+        {name: task.metrics for name, task in tasks.items()},
+        {name: task.SELECTION for name, task in tasks.items()},
+    )
+    for before, after in zip(asked, cells, strict=True):
+        if before.taken and not after.taken:
+            logging.getLogger("bbnet").warning("%s: %s", after.folder, after.why)
+    if not found:
+        raise ValueError(f"{options.results / 'runs'}: no run could be read; the first: {cells[0].why}")
     seeds = {(one.task, one.model, one.seed) for one in runs(study)}
     warm_ups = [
         (
@@ -26,12 +38,24 @@ def main(options) -> None:
         )
         for task, model, seed in sorted(seeds)
     ]
-    write_frame(options.summary / "grid.csv", collect.grid_table(cells))
-    write_frame(options.summary / "runs.csv", collect.runs_table(cells, relative_metrics(study.task_settings())))
-    write_frame(options.summary / "timing.csv", collect.timing_table(cells))
-    write_frame(options.summary / "items.parquet", collect.items_table(cells))
-    write_frame(options.summary / "units.parquet", collect.units_table(cells, warm_ups))
-    write_frame(options.summary / "history.parquet", collect.history_table(cells))
+    units = collect.units_table(found, warm_ups)
+    tables = {
+        "grid.csv": collect.grid_table(cells),
+        "runs.csv": collect.runs_table(found, relative_metrics(tasks)),
+        "timing.csv": collect.timing_table(found),
+        "items.parquet": collect.items_table(found),
+        "units.parquet": units,
+        "slabs.csv": claims.slabs_table(collect.codes_table(found), units),
+        "history.parquet": collect.history_table(found),
+        "refreshes.parquet": collect.refreshes_table(found),
+    }
+    for name, table in tables.items():
+        write_frame(options.summary / name, table)
+    described = study.model_dump(mode="json") | {
+        "name": knobs.study,
+        "tasks": {name: settings.model_dump(mode="json") for name, settings in study.task_settings().items()},
+    }
+    write_text(options.summary / "study.json", to_json(described))
 
 
 def cell(one, folder: Path, fingerprint: str, wanted: str) -> collect.Cell:

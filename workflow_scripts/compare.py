@@ -1,23 +1,37 @@
-"""Mean, sd and interval of every cell."""
+"""Cells, contrasts and claims: means over seeds with their intervals, paired differences, and what units do."""
 
 import pandas as pd
-from common import arguments, run, write_frame
+from common import arguments, read_json, run, write_frame
 
+from bbnet.analysis.claims import claims_table
 from bbnet.analysis.collect import COST_METRICS
-from bbnet.analysis.statistics import cells_table
+from bbnet.analysis.contrasts import contrasts_table, pairs, slabs_of
+from bbnet.analysis.statistics import cells_table, resample_cells
 from bbnet.tasks.task import load_metrics, relative_metrics
 
 
 def main(options) -> None:
-    runs = pd.read_csv(options.runs, dtype={"budget": str})
-    tasks = {task: load_metrics(task) for task in runs["task"].unique()}
-    metrics = {name: task.metrics for name, task in tasks.items()}
+    summary = options.summary
+    runs = pd.read_csv(summary / "runs.csv", dtype={"budget": str})
+    tasks = {name: load_metrics(name) for name in runs["task"].unique()}
+    primary = {name: task.PRIMARY for name, task in tasks.items()}
     units = {
         name: {metric: kind.unit for metric, kind in task.METRICS.items()} | COST_METRICS
         for name, task in tasks.items()
     }
-    items = pd.read_parquet(options.items)
-    write_frame(options.cells, cells_table(runs, items, metrics, units, relative_metrics(tasks)))
+    items = pd.read_parquet(summary / "items.parquet")
+    metrics = {name: task.metrics for name, task in tasks.items()}
+    resampled = resample_cells(items, metrics, relative_metrics(tasks), primary)
+    write_frame(summary / "cells.csv", cells_table(runs, resampled, units))
+    methods = read_json(summary / "study.json")["methods"]
+    compared = pairs(list(resampled), methods, slabs_of(pd.read_parquet(summary / "units.parquet")))
+    kinds = {
+        name: {metric: (task.METRICS[metric].unit, task.METRICS[metric].better) for metric in primary[name]}
+        for name, task in tasks.items()
+    }
+    write_frame(summary / "contrasts.csv", contrasts_table(runs, resampled, compared, kinds))
+    slabs = pd.read_csv(summary / "slabs.csv", dtype={"budget": str})
+    write_frame(summary / "claims.csv", claims_table(slabs))
 
 
-run(main, arguments(__doc__, runs={}, items={}, cells={}))
+run(main, arguments(__doc__, summary={}))

@@ -20,6 +20,7 @@ def main(options) -> None:
     with whole_file(options.folder / "predictions.npz") as partial:
         np.savez_compressed(partial, **evaluation.predictions)
     write_csv(options.folder / "units.csv", evaluation.units)
+    write_csv(options.folder / "codes.csv", evaluation.codes)
     # Counting FLOPs loads half of torch, and the record has them.
     cost = evaluation.densities | {"flops": record["cost"]["flops"]}
     write_text(options.folder / "cost.json", to_json(cost))

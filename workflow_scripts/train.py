@@ -9,6 +9,7 @@ from common import JSON, TEXT, arguments, one_line, read_json, run, to_json, wri
 from bbnet.sparsity.sparsifier import REFRESH_COLUMNS
 from bbnet.study.record import environment, peak_memory_mib
 from bbnet.training.checkpoint import load_state, save_masks, save_weights
+from bbnet.training.live import live_as_configured
 from bbnet.training.runs import Job, train
 
 
@@ -31,7 +32,8 @@ def train_and_write(options) -> None:
     warm_start = load_state(options.warm_start, job.device)
     if warm_start["fingerprint"] != options.config["warm_start"]:
         raise ValueError(f"{options.warm_start}: is the warm start of another configuration or of other code")
-    trained = train(job, warm_start)
+    with live_as_configured("/".join(options.folder.parts[-5:]), options.config) as live:
+        trained = train(job, warm_start, on_epoch=live)
     save_weights(options.folder / "model.safetensors", trained.weights)
     save_masks(options.folder / "masks.safetensors", trained.masks)
     write_csv(options.folder / "history.csv", trained.history)

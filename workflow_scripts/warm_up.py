@@ -5,6 +5,7 @@ from pathlib import Path
 from common import JSON, TEXT, arguments, read_json, read_manifest, run, write_csv
 
 from bbnet.training.checkpoint import save_state
+from bbnet.training.live import live_as_configured
 from bbnet.training.runs import Job, warm_up
 
 
@@ -14,7 +15,8 @@ def main(options) -> None:
     if options.weights is not None:
         manifest = read_manifest(options.weights)
         weights = Path(manifest["root"], manifest["file"])
-    state, history, units = warm_up(job, weights)
+    with live_as_configured("/".join(options.folder.parts[-4:]), options.config) as live:
+        state, history, units = warm_up(job, weights, on_epoch=live)
     save_state(options.folder / "checkpoint.pt", state | {"fingerprint": options.fingerprint})
     write_csv(options.folder / "history.csv", history)
     write_csv(options.folder / "units.csv", units)

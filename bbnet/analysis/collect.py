@@ -1,12 +1,14 @@
 """From the folders of runs to the tidy tables of the summary."""
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 KEYS = ["task", "model", "method", "side", "budget", "seed"]
@@ -18,6 +20,9 @@ COST_METRICS = {
     "units_at_smallest": "share",
     "silent_units": "share",
 }
+COSTS = ("density", "net_density")
+
+Metrics = Callable[[Mapping[str, np.ndarray]], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -38,12 +43,90 @@ class Cell:
     taken: bool
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a run that is taken left, read and checked."""
+
+    keys: dict[str, Any]
+    record: dict[str, Any]
+    cost: dict[str, Any]
+    metrics: dict[str, float]
+    items: pd.DataFrame
+    units: pd.DataFrame
+    codes: pd.DataFrame
+    history: pd.DataFrame
+    refreshes: pd.DataFrame = field(repr=False)
+
+
+def read_runs(
+    cells: Sequence[Cell], metrics: Mapping[str, Metrics], selection: Mapping[str, str]
+) -> tuple[list[Cell], list[Run]]:
+    """The runs taken, and the cells anew: one whose files are not what a run leaves has failed, and says why.
+
+    Args:
+        metrics: by task, of items; a metric may be NaN only where they make it so.
+        selection: by task, the metric that may not be NaN at all.
+    """
+    found, runs = [], []
+    for cell in cells:
+        if cell.taken:
+            task = cell.keys["task"]
+            try:
+                runs.append(_read_run(cell, metrics[task], selection[task]))
+            except ValueError as error:
+                cell = replace(cell, status="failed", why=f"{error}; removed, it is made again", taken=False)
+        found.append(cell)
+    return found, runs
+
+
+def _read_run(cell: Cell, metrics: Metrics, selection: str) -> Run:
+    """Raises ValueError naming the file that is not whole, belongs to another run or holds a number that is none."""
+    folder = cell.folder
+    record, cost, values = (_read(folder / f"{name}.json", _read_json) for name in ("record", "cost", "metrics"))
+    if record.get("run") != cell.keys:
+        raise ValueError(f"record.json: is of another run, {record.get('run')}")
+    items = _read(folder / "items.parquet", pd.read_parquet)
+    _check_metrics(values, items, metrics, selection)
+    if not all(_is_number(cost.get(name)) for name in COSTS) or not _is_number(cost.get("flops", {}).get("sparse")):
+        raise ValueError("cost.json: has no density, net density or FLOPs")
+    history = _read(folder / "history.csv", pd.read_csv)
+    history["selected"] = history["epoch"] == record["selected_epoch"]
+    refreshes = _read(folder / "refreshes.csv", lambda path: pd.read_csv(path, dtype={"budget": str}))
+    units, codes = (_read(folder / f"{name}.csv", pd.read_csv) for name in ("units", "codes"))
+    return Run(cell.keys, record, cost, values, items, units, codes, history, refreshes)
+
+
+def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
+    try:
+        return reader(path)
+    except (OSError, ValueError) as error:  # of json, pandas and pyarrow
+        raise ValueError(f"{path.name}: cannot be read ({' '.join(str(error).split())})") from None
+
+
+def _check_metrics(values: Mapping[str, Any], items: pd.DataFrame, metrics: Metrics, selection: str) -> None:
+    for name, value in values.items():
+        if not isinstance(value, int | float) or math.isinf(value):
+            raise ValueError(f"metrics.json: {name} is {value!r}, no number")
+    undefined = [name for name, value in values.items() if math.isnan(value)]
+    if selection not in values or selection in undefined:
+        raise ValueError(f"metrics.json: {selection} is {values.get(selection, 'missing')}")
+    if undefined:
+        again = metrics({name: items[name].to_numpy() for name in items})
+        wrong = [name for name in undefined if not math.isnan(again.get(name, 0.0))]
+        if wrong:
+            raise ValueError(f"metrics.json: {wrong[0]} is nan, its items say {float(again.get(wrong[0], 0.0)):.6g}")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def grid_table(cells: Sequence[Cell]) -> pd.DataFrame:
     """Every cell asked for, with `status` and `why`."""
     return pd.DataFrame([cell.keys | {"status": cell.status, "why": cell.why} for cell in cells])
 
 
-def runs_table(cells: Sequence[Cell], relative_metrics: Mapping[str, Callable] = MappingProxyType({})) -> pd.DataFrame:
+def runs_table(runs: Sequence[Run], relative_metrics: Mapping[str, Callable] = MappingProxyType({})) -> pd.DataFrame:
     """Tidy: run keys, metric, value; the task's metrics on test, those relative to dense, then `COST_METRICS`.
 
     `flops` are those of one sample; `churn` is that of `steady_churn`; `units_at_smallest` (degree k_min or less) and
@@ -53,25 +136,21 @@ def runs_table(cells: Sequence[Cell], relative_metrics: Mapping[str, Callable] =
         relative_metrics: by task, of the items of a run and of the dense run of the same seed; where that run is not
             taken there are none.
     """
-    dense = {_comparable(cell): cell for cell in cells if cell.taken and cell.keys["method"] == "dense"}
+    dense = {_comparable(run): run for run in runs if run.keys["method"] == "dense"}
     rows = []
-    for cell in cells:
-        if not cell.taken:
-            continue
-        cost = _read_json(cell.folder / "cost.json")
-        values = _read_json(cell.folder / "metrics.json")
-        beside = dense.get(_comparable(cell))
-        if beside not in (None, cell) and cell.keys["task"] in relative_metrics:
-            relative = relative_metrics[cell.keys["task"]](_items(cell.folder), _items(beside.folder))
+    for run in runs:
+        values = dict(run.metrics)
+        beside = dense.get(_comparable(run))
+        if beside is not None and beside is not run and run.keys["task"] in relative_metrics:
+            relative = relative_metrics[run.keys["task"]](run.items, beside.items)
             values |= {name: float(value) for name, value in relative.items()}
-        values |= {"density": cost["density"], "net_density": cost["net_density"], "flops": cost["flops"]["sparse"]}
-        units = pd.read_csv(cell.folder / "units.csv")
+        values |= {name: run.cost[name] for name in COSTS} | {"flops": run.cost["flops"]["sparse"]}
         values |= {
-            "churn": steady_churn(pd.read_csv(cell.folder / "refreshes.csv", dtype={"budget": str})),
-            "units_at_smallest": units["at_smallest"].mean(),
-            "silent_units": units["silent"].mean(),
+            "churn": steady_churn(run.refreshes),
+            "units_at_smallest": run.units["at_smallest"].mean(),
+            "silent_units": run.units["silent"].mean(),
         }
-        rows += [cell.keys | {"metric": metric, "value": value} for metric, value in values.items()]
+        rows += [run.keys | {"metric": metric, "value": value} for metric, value in values.items()]
     return pd.DataFrame(rows, columns=[*KEYS, "metric", "value"])
 
 
@@ -88,64 +167,66 @@ def steady_churn(refreshes: pd.DataFrame) -> float:
     return (pruned + regrown) / (2 * after + pruned - regrown)
 
 
-def _comparable(cell: Cell) -> tuple[str, str, int]:
-    return cell.keys["task"], cell.keys["model"], cell.keys["seed"]
+def _comparable(run: Run) -> tuple[str, str, int]:
+    return run.keys["task"], run.keys["model"], run.keys["seed"]
 
 
-def items_table(cells: Sequence[Cell]) -> pd.DataFrame:
+def items_table(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run and item: run keys and the task's sufficient statistics."""
-    return _join(cells, _items)
+    return _join([(run.keys, run.items) for run in runs])
 
 
-def _items(folder: Path) -> pd.DataFrame:
-    return pd.read_parquet(folder / "items.parquet")
-
-
-def history_table(cells: Sequence[Cell]) -> pd.DataFrame:
+def history_table(runs: Sequence[Run]) -> pd.DataFrame:
     """One row per run and epoch; `selected` marks the one whose weights were scored."""
-
-    def read(folder: Path) -> pd.DataFrame:
-        record = _read_json(folder / "record.json")
-        history = pd.read_csv(folder / "history.csv")
-        history["selected"] = history["epoch"] == record["selected_epoch"]
-        return history
-
-    return _join(cells, read)
+    return _join([(run.keys, run.history) for run in runs])
 
 
-def units_table(cells: Sequence[Cell], warm_ups: Sequence[tuple[dict[str, Any], Path]]) -> pd.DataFrame:
+def refreshes_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run, refresh and slab: step, budget, connections, those pruned and regrown."""
+    return _join([(run.keys, run.refreshes.rename(columns={"budget": "budget_then"})) for run in runs])
+
+
+def units_table(runs: Sequence[Run], warm_ups: Sequence[tuple[dict[str, Any], Path]]) -> pd.DataFrame:
     """One row per slab and unit, of every run (`phase` run) and every warm start (`phase` warm_up)."""
-
-    def read(folder: Path) -> pd.DataFrame:
-        return pd.read_csv(folder / "units.csv").rename(columns={"side": "slab_side"})
-
-    frames = [_join(cells, read)]
-    frames[0].insert(0, "phase", "run")
+    found = [({"phase": "run"} | run.keys, _side_of_slab(run.units)) for run in runs]
     for keys, folder in warm_ups:
         if (folder / "units.csv").is_file():
-            frames.append(_with_keys(read(folder), {"phase": "warm_up"} | keys))
-    return pd.concat([frame for frame in frames if len(frame)] or frames, ignore_index=True)
+            found.append(({"phase": "warm_up"} | keys, _side_of_slab(pd.read_csv(folder / "units.csv"))))
+    return _join(found, ["phase", *KEYS])
 
 
-def timing_table(cells: Sequence[Cell]) -> pd.DataFrame:
+def codes_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """One row per run and slab: what its units say together, `bbnet.training.codes.MEASURES`."""
+    return _join([(run.keys, _side_of_slab(run.codes)) for run in runs])
+
+
+def _side_of_slab(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.rename(columns={"side": "slab_side"})
+
+
+def timing_table(runs: Sequence[Run]) -> pd.DataFrame:
     """Wall time, memory, machine and date of each training: the only table that may differ between equal studies."""
-    rows = []
-    for cell in cells:
-        if cell.taken:
-            record = _read_json(cell.folder / "record.json")
-            measured = {key: record[key] for key in ("began", "seconds", "peak_memory_mib", "device")}
-            rows.append(cell.keys | measured | {"host": record["environment"]["host"]})
-    return pd.DataFrame(rows, columns=[*KEYS, "began", "seconds", "peak_memory_mib", "device", "host"])
+    measured = ("began", "seconds", "peak_memory_mib", "device")
+    rows = [
+        run.keys | {key: run.record[key] for key in measured} | {"host": run.record["environment"]["host"]}
+        for run in runs
+    ]
+    return pd.DataFrame(rows, columns=[*KEYS, *measured, "host"])
 
 
-def _join(cells: Sequence[Cell], read: Any) -> pd.DataFrame:
-    frames = [_with_keys(read(cell.folder), cell.keys) for cell in cells if cell.taken]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=KEYS)
-
-
-def _with_keys(frame: pd.DataFrame, keys: dict[str, Any]) -> pd.DataFrame:
-    return pd.concat([pd.DataFrame([keys] * len(frame), index=frame.index), frame], axis=1)
+def _join(parts: Sequence[tuple[dict[str, Any], pd.DataFrame]], names: Sequence[str] = KEYS) -> pd.DataFrame:
+    """The rows of all parts, behind the values of `names` that each part has in common."""
+    if not parts:
+        return pd.DataFrame(columns=list(names))
+    lengths = [len(frame) for _, frame in parts]
+    joined = pd.concat([frame for _, frame in parts if len(frame)] or [parts[0][1]], ignore_index=True)
+    keys = {name: np.repeat(np.array([keys[name] for keys, _ in parts], dtype=object), lengths) for name in names}
+    keys = {name: values.astype(np.int64) if name == "seed" else values for name, values in keys.items()}
+    return pd.concat([pd.DataFrame(keys, index=joined.index), joined], axis=1)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text())
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"holds {type(content).__name__}, not a map")
+    return content

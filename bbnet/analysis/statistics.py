@@ -1,6 +1,7 @@
 """Mean, sd and interval of every cell, with items crossed with seeds: all seeds are scored on the same test set."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
@@ -32,12 +33,12 @@ def half_width(seed_values: np.ndarray, item_variance: float) -> float:
     return float(stats.t.ppf(upper, seeds - 1) * np.sqrt(np.var(seed_values, ddof=1) / seeds + item_variance))
 
 
-def item_variances(
+def bootstrap(
     items: Mapping[str, np.ndarray], metrics: Metrics, dense: Mapping[str, np.ndarray] | None = None
-) -> dict[str, float]:
-    """Variance of each metric's mean over seeds when the test items are drawn anew, by bootstrap; seeds keep theirs.
+) -> dict[str, np.ndarray]:
+    """Each metric [seeds, replicates] when the test items are drawn anew, the same ones for every seed.
 
-    Replicates in which a metric is NaN, as the error rate of words that were not drawn, are left out of its variance.
+    Equal numbers of items are drawn equally in every call: the replicates of two cells with the same items are paired.
 
     Args:
         items: sufficient statistics, [seeds, items], the same items in the same order for every seed.
@@ -45,53 +46,95 @@ def item_variances(
     """
     count = next(iter(items.values())).shape[-1]
     generator = np.random.default_rng(0)
-    means: dict[str, list[np.ndarray]] = {}
+    drawn: dict[str, list[np.ndarray]] = {}
     by_seed = [
         {name: values[:, None, :] for name, values in of_run.items()} for of_run in (items, dense) if of_run is not None
     ]
     for _ in range(REPLICATES // REPLICATES_AT_ONCE):
         weights = generator.multinomial(count, np.full(count, 1 / count), size=REPLICATES_AT_ONCE)
         for name, values in metrics(*by_seed, weights[None]).items():
-            means.setdefault(name, []).append(values.mean(axis=0))
-    drawn = {name: np.concatenate(values) for name, values in means.items()}
-    defined = {name: values[~np.isnan(values)] for name, values in drawn.items()}
-    return {name: float(np.var(values, ddof=1)) if len(values) > 1 else np.nan for name, values in defined.items()}
+            drawn.setdefault(name, []).append(values)
+    return {name: np.concatenate(values, axis=1) for name, values in drawn.items()}
+
+
+def item_variance(draws: np.ndarray) -> float:
+    """Variance of the mean over seeds due to the choice of the test items, of `draws` [seeds, replicates].
+
+    Replicates in which it is NaN, as the error rate of words that were not drawn, are left out.
+    """
+    means = draws.mean(axis=0)
+    defined = means[~np.isnan(means)]
+    return float(np.var(defined, ddof=1)) if len(defined) > 1 else np.nan
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A cell under other draws of the test items.
+
+    Args:
+        seeds: those it was run with.
+        items: what names its items, in the order in which they are drawn.
+        variances: of each metric's mean over seeds.
+        draws: [seeds, replicates], of the metrics that are contrasted.
+    """
+
+    seeds: list[int]
+    items: np.ndarray
+    variances: dict[str, float]
+    draws: dict[str, np.ndarray]
+
+
+def resample_cells(
+    items: pd.DataFrame,
+    metrics: Mapping[str, Metrics],
+    relative_metrics: Mapping[str, Metrics] = MappingProxyType({}),
+    contrasted: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> dict[tuple, Resampled]:
+    """By `CELL_KEYS`.
+
+    Args:
+        items: `collect.items_table`.
+        metrics: by task.
+        relative_metrics: those that compare with the dense runs of the same seeds, of the tasks that have such.
+        contrasted: by task, the metrics whose draws are kept.
+    """
+    items_of = dict(iter(items.groupby(CELL_KEYS, sort=False)))
+    found = {}
+    for keys, of_cell in items_of.items():
+        task, model, *_ = keys
+        paired, names = _paired_items(of_cell, keys)
+        draws = bootstrap(paired, metrics[task])
+        variances = {name: item_variance(values) for name, values in draws.items()}
+        if task in relative_metrics:
+            own, dense = _common_seeds(of_cell, items_of.get((task, model, *DENSE)))
+            if len(own):
+                own, dense = _paired_items(own, keys)[0], _paired_items(dense, keys)[0]
+                relative = bootstrap(own, relative_metrics[task], dense)
+                variances |= {name: item_variance(values) for name, values in relative.items()}
+        kept = {name: draws[name] for name in contrasted.get(task, ())}
+        found[keys] = Resampled(sorted(of_cell["seed"].unique()), names, variances, kept)
+    return found
 
 
 def cells_table(
-    runs: pd.DataFrame,
-    items: pd.DataFrame,
-    metrics: Mapping[str, Metrics],
-    units: Mapping[str, Mapping[str, str]],
-    relative_metrics: Mapping[str, Metrics] = MappingProxyType({}),
+    runs: pd.DataFrame, resampled: Mapping[tuple, Resampled], units: Mapping[str, Mapping[str, str]]
 ) -> pd.DataFrame:
     """One row per cell and metric: mean, sd, n_seeds, and the bounds `low` and `high` of the 95 % interval of the mean.
 
     Args:
         runs: `collect.runs_table`; metrics without items (costs) have item variance 0.
-        items: `collect.items_table`.
-        metrics: by task.
         units: unit of each metric, by task.
-        relative_metrics: those that compare with the dense runs of the same seeds, of the tasks that have such.
     """
-    items_of = dict(iter(items.groupby(CELL_KEYS, sort=False)))
     rows = []
     for keys, cell in runs.groupby(CELL_KEYS, sort=False):
-        task, model, *_ = keys
-        variances = item_variances(_paired_items(items_of[keys], keys), metrics[task])
-        if task in relative_metrics:
-            own, dense = _common_seeds(items_of[keys], items_of.get((task, model, *DENSE)))
-            if len(own):
-                own, dense = _paired_items(own, keys), _paired_items(dense, keys)
-                variances |= item_variances(own, relative_metrics[task], dense)
         for metric, values in cell.dropna(subset="value").groupby("metric", sort=False)["value"]:
             mean = values.mean()
-            half = half_width(values.to_numpy(), variances.get(metric, 0.0))
+            half = half_width(values.to_numpy(), resampled[keys].variances.get(metric, 0.0))
             rows.append(
                 dict(zip(CELL_KEYS, keys, strict=True))
                 | {
                     "metric": metric,
-                    "unit": units[task][metric],
+                    "unit": units[keys[0]][metric],
                     "mean": mean,
                     "sd": values.std(ddof=1),
                     "n_seeds": len(values),
@@ -112,11 +155,11 @@ def curves_table(items: pd.DataFrame, curve: Metrics) -> pd.DataFrame:
     """
     rows = []
     for keys, cell in items.groupby(CELL_KEYS, sort=False):
-        paired = _paired_items(cell, keys)
-        variances = item_variances(paired, curve)
+        paired, _ = _paired_items(cell, keys)
+        draws = bootstrap(paired, curve)
         each_once = np.ones((1, len(cell) // cell["seed"].nunique()))
         for point, of_seeds in curve(paired, each_once).items():
-            half = half_width(of_seeds, variances[point])
+            half = half_width(of_seeds, item_variance(draws[point]))
             mean = float(of_seeds.mean())
             rows.append(
                 dict(zip(CELL_KEYS, keys, strict=True))
@@ -133,8 +176,8 @@ def _common_seeds(items: pd.DataFrame, dense: pd.DataFrame | None) -> tuple[pd.D
     return items[items["seed"].isin(dense["seed"])], dense[dense["seed"].isin(items["seed"])]
 
 
-def _paired_items(items: pd.DataFrame, keys: tuple) -> dict[str, np.ndarray]:
-    """All columns but texts, which name items, as [seeds, items]; an item's column may hold an array.
+def _paired_items(items: pd.DataFrame, keys: tuple) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """All columns but texts as [seeds, items], and the texts, which name items; an item's column may hold an array.
 
     Raises: ValueError if the seeds were scored on different items.
     """
@@ -144,4 +187,5 @@ def _paired_items(items: pd.DataFrame, keys: tuple) -> dict[str, np.ndarray]:
     for frame in by_seed[1:]:
         if not np.array_equal(frame[names].to_numpy(), by_seed[0][names].to_numpy()):
             raise ValueError(f"{'/'.join(keys)}: seeds were scored on different items")
-    return {name: np.stack([frame[name].to_numpy() for frame in by_seed]) for name in columns if name not in names}
+    paired = {name: np.stack([frame[name].to_numpy() for frame in by_seed]) for name in columns if name not in names}
+    return paired, by_seed[0][names].to_numpy()

@@ -1,9 +1,14 @@
-"""Tables of a paper: from cells to rows that a reader compares."""
+"""Tables of a paper: from the summary to rows that a reader compares."""
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
+
+from bbnet.analysis.summary import Summary
 
 COSTS = {
     "net_density": "net density",
@@ -12,6 +17,122 @@ COSTS = {
     "units_at_smallest": "units at k_min",
     "silent_units": "silent units",
 }
+CELL = ["method", "side", "budget"]
+FEW_SEEDS = 3
+DASH = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """`data` unrounded, `shown` as text to read, `bold` the places (row, heading) of it that stand out."""
+
+    data: pd.DataFrame
+    shown: pd.DataFrame
+    caption: str
+    bold: frozenset[tuple[int, str]] = field(default_factory=frozenset)
+
+
+def results(summary: Summary, task: ModuleType) -> Table:
+    """Every method and budget: costs and the shown metrics; the best of a budget is bold where its contrasts say so."""
+    metrics = {name: metric.unit for name, metric in task.METRICS.items() if metric.shown}
+    data = results_table(summary.read("cells"), metrics)
+    shown = shown_table(data, metrics)
+    caption = (
+        f"{summary.task}, {summary.model}: mean over seeds on test, 95 % interval in brackets. Churn: share of the "
+        "connections changed by a refresh at the budget; units at k_min or below, and silent on dev: shares of all."
+    )
+    if data["seeds"].min() < FEW_SEEDS:
+        caption += " With so few seeds the intervals are wide (t is 12.7 for two), and they are not clipped."
+    bold = supported_best(data, summary.read("contrasts"), {name: task.METRICS[name].better for name in task.PRIMARY})
+    places = frozenset((row, f"{name} ({metrics[name]})") for row, name in bold)
+    caption += f" Bold: the best of a budget whose contrasts with the others are all significant; {len(places)} such."
+    return Table(data, shown, caption, places)
+
+
+def contrasts_table(summary: Summary, task: ModuleType) -> Table:
+    """Every contrast with its interval and adjusted p."""
+    data = summary.read("contrasts").drop(columns=["task", "model"])
+    shown = data[["budget", "method", "reference", "metric", "n_seeds", "variation"]].astype(str)
+    shown["difference"] = [
+        f"{effect:+.3f} [{low:+.3f}, {high:+.3f}] {unit}"
+        for effect, low, high, unit in data[["effect", "low", "high", "unit"]].itertuples(index=False)
+    ]
+    for name in ("p", "p_holm"):
+        shown[name] = [f"{value:.2g}" for value in data[name]]
+    shown["verdict"] = data["verdict"]
+    shown = shown.rename(columns={"n_seeds": "seeds", "variation": "varied", "p_holm": "p (Holm)"})
+    caption = (
+        f"{summary.task}, {summary.model}: mean of method minus reference on test, paired by seed and item, 95 % "
+        "interval in brackets; p adjusted over all contrasts of the task. Varied: what the interval knows of."
+    )
+    return Table(data, shown, caption)
+
+
+def costs(summary: Summary, task: ModuleType) -> Table:
+    """Density, FLOPs, time and memory of every method and budget."""
+    cells = summary.read("cells").pivot_table(index=CELL, columns="metric", values="mean", sort=False)
+    timing = summary.read("timing").groupby(CELL, sort=False)[["seconds", "peak_memory_mib"]].mean()
+    data = cells[["density", "net_density", "flops"]].join(timing)
+    dense = data.loc["dense", "flops"].iloc[0] if "dense" in data.index.get_level_values("method") else np.nan
+    data.insert(3, "flops_of_dense", data["flops"] / dense)
+    data = data.reset_index()
+    shown = data[CELL].astype(str)
+    for name, heading in (("density", "density"), ("net_density", "net density"), ("flops_of_dense", "FLOPs of dense")):
+        shown[heading] = [f"{value:.3f}" for value in data[name]]
+    shown.insert(5, "MFLOPs", [f"{value / 1e6:.4g}" for value in data["flops"]])
+    shown["training (s)"] = [f"{value:.1f}" for value in data["seconds"]]
+    shown["peak memory (MiB)"] = [f"{value:.0f}" for value in data["peak_memory_mib"]]
+    devices = ", ".join(sorted(set(summary.read("timing")["device"])))
+    caption = (
+        f"{summary.task}, {summary.model}: means over seeds. Density: kept share of the slabs' connections; net "
+        f"density: of all weights; FLOPs of one sample. Time and memory of the sparse phase, on {devices}."
+    )
+    return Table(data, shown, caption)
+
+
+def methods(summary: Summary, task: None) -> Table:
+    """Every parameter of every method of the study."""
+    study = summary.study
+    rows = [
+        {
+            "method": label,
+            "algorithm": parameters["algorithm"],
+            "parameters": ", ".join(
+                f"{name} = {json.dumps(value)}" for name, value in parameters.items() if name != "algorithm"
+            ),
+        }
+        for label, parameters in study["methods"].items()
+    ]
+    shared = ", ".join(f"{name} = {json.dumps(value)}" for name, value in study["sparsity"].items())
+    data = pd.DataFrame(rows)
+    return Table(data, data.replace("", DASH), f"Study {study['name']}: methods. All share: {shared}.")
+
+
+def supported_best(table: pd.DataFrame, contrasts: pd.DataFrame, better: Mapping[str, str]) -> set[tuple[int, str]]:
+    """Row and metric of each budget's best sparse method that is contrasted with every other of its side, and wins.
+
+    Args:
+        table: `results_table`.
+        contrasts: `contrasts.csv` of the same task and model.
+        better: which direction is, by metric.
+    """
+    found = set()
+    sparse = table[table["method"] != "dense"]
+    for (metric, direction), (budget, cell) in (
+        (metric, group) for metric in better.items() for group in sparse.groupby("budget", sort=False)
+    ):
+        means = cell[f"{metric}_mean"].dropna()
+        if not len(means):
+            continue
+        best = means.idxmax() if direction == "higher" else means.idxmin()
+        method, side = cell.loc[best, ["method", "side"]]
+        rivals = set(cell[(cell["side"] == side)]["method"]) - {method}
+        of_pair = contrasts[(contrasts["metric"] == metric) & (contrasts["budget"] == budget)]
+        won = set(of_pair[(of_pair["method"] == method) & (of_pair["verdict"] == "better")]["reference"])
+        won |= set(of_pair[(of_pair["reference"] == method) & (of_pair["verdict"] == "worse")]["method"])
+        if rivals and rivals <= won:
+            found.add((table.index.get_loc(best), metric))
+    return found
 
 
 def results_table(cells: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
@@ -42,7 +163,7 @@ def shown_table(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame
     for name, unit in metrics.items():
         columns = (table[f"{name}_{bound}"] for bound in ("mean", "low", "high"))
         shown[f"{name} ({unit})"] = [
-            "–" if np.isnan(mean) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+            DASH if np.isnan(mean) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
             for mean, low, high in zip(*columns, strict=True)
         ]
     return shown
@@ -55,17 +176,26 @@ def incomplete_note(grid: pd.DataFrame) -> str:
     return f"incomplete: {kinds} of {len(grid)} runs" if kinds else ""
 
 
-def markdown(shown: pd.DataFrame, caption: str) -> str:
-    return f"{shown.to_markdown(index=False, disable_numparse=True)}\n\n{caption}\n"
+def markdown(table: Table) -> str:
+    return f"{_mark_bold(table, '**', '**').to_markdown(index=False, disable_numparse=True)}\n\n{table.caption}\n"
 
 
-def latex(shown: pd.DataFrame, caption: str) -> str:
+def latex(table: Table) -> str:
     """A table environment with booktabs rules."""
-    escaped = shown.rename(columns=_escape).map(_escape)
-    text = escaped.style.hide(axis="index").to_latex(
-        hrules=True, column_format="l" * len(shown.columns), caption=_escape(caption), position_float="centering"
+    escaped = Table(table.data, table.shown.map(_escape), table.caption, table.bold)
+    shown = _mark_bold(escaped, r"\textbf{", "}").rename(columns=_escape)
+    text = shown.style.hide(axis="index").to_latex(
+        hrules=True, column_format="l" * len(shown.columns), caption=_escape(table.caption), position_float="centering"
     )
     return f"% needs \\usepackage{{booktabs}}\n{text}"
+
+
+def _mark_bold(table: Table, before: str, after: str) -> pd.DataFrame:
+    shown = table.shown.copy()
+    for row, heading in table.bold:
+        place = shown.columns.get_loc(heading)
+        shown.iloc[row, place] = f"{before}{shown.iloc[row, place]}{after}"
+    return shown
 
 
 def _escape(text: str) -> str:

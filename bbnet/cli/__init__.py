@@ -4,14 +4,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bbnet.cli import plan
+from bbnet.cli import check, plan, status
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; an error is one line and exit status 1."""
     parser = argparse.ArgumentParser(prog="bbnet", description="The study before, during and after.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    plan.add_to(commands)
+    for command in (plan, status, check):
+        command.add_to(commands)
     options = parser.parse_args(arguments)
     try:
         options.run(options)

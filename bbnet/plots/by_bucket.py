@@ -2,20 +2,41 @@
 
 from collections.abc import Mapping
 from itertools import pairwise
+from types import ModuleType
 from typing import Literal
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bbnet.plots.style import DENSE_COLOUR, MARKERS, SEEDS_FOR_INTERVALS, method_colours, method_label, seeds_title
+from bbnet.analysis.collect import KEYS
+from bbnet.analysis.summary import Summary
+from bbnet.plots.style import (
+    DENSE_COLOUR,
+    MARKERS,
+    draw_cell,
+    method_colours,
+    method_handles,
+    seeds_title,
+    side_by_side,
+)
 
-DODGE, WIDEST_DODGE = 0.13, 0.76
 WIDTH_OF_BUDGET, WIDTH_OF_REST = 3.2, 2.7
 HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 2.5, 0.2
 DENSE_LINE = {"color": DENSE_COLOUR, "linewidth": 1.2, "linestyle": "--", "label": "dense"}
+
+
+def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
+    """The figure of a task and model, and its data."""
+    cells, runs, items = (summary.read(name) for name in ("cells", "runs", "items"))
+    _, of_one_run = next(iter(items.groupby(KEYS, sort=False)))
+    names = [metric for of_buckets in task.BY_BUCKET.values() for metric in of_buckets.values()]
+    better = task.METRICS[names[0]].better
+    name = f"Δ{task.SELECTION.upper()}"
+    sizes = task.bucket_sizes(of_one_run)
+    figure = plot_by_bucket(cells, runs, task.BY_BUCKET, sizes, name, better, task.COUNTED)
+    return figure, cells[cells["metric"].isin(names)]
 
 
 def plot_by_bucket(
@@ -53,31 +74,22 @@ def plot_by_bucket(
             _draw_buckets(axis, {bucket: sizes[test_set][bucket] for bucket in of_buckets}, counted)
             of_budget = relative[relative["budget"] == budget]
             present = [key for key in methods if key in set(zip(of_budget["method"], of_budget["side"], strict=True))]
-            for (method, side), place in zip(present, _places(len(present)), strict=True):
+            for (method, side), place in zip(present, side_by_side(len(present)), strict=True):
                 of_method = of_budget[(of_budget["method"] == method) & (of_budget["side"] == side)]
                 singles = runs[(runs["method"] == method) & (runs["budget"] == budget)]
                 for x, metric in enumerate(of_buckets.values()):
                     values = singles[singles["metric"] == metric]["value"].dropna()
                     for _, cell in of_method[of_method["metric"] == metric].iterrows():
-                        _draw_cell(axis, x + place, cell, values, colours[method], MARKERS[side])
+                        draw_cell(axis, x + place, cell, values, colours[method], MARKERS[side])
     for axis, budget in zip(axes[0], budgets, strict=True):
         axis.set_title(f"budget {budget}")
     figure.supylabel(f"{name} to dense ({relative['unit'].iloc[0]}; {better} is better)", fontsize="medium")
-    handles = [plt.Line2D([], [], **DENSE_LINE)]
-    for method, side in methods:
-        marker = {"color": colours[method], "marker": MARKERS[side], "markersize": 5, "linestyle": "none"}
-        handles.append(plt.Line2D([], [], **marker, label=method_label(method, side)))
     figure.legend(
-        handles=handles,
+        handles=[plt.Line2D([], [], **DENSE_LINE), *method_handles(methods, colours)],
         loc="outside right center",
         title=seeds_title(relative["n_seeds"], "; from left to\nright in this order"),
     )
     return figure
-
-
-def _places(count: int) -> np.ndarray:
-    """Where the methods stand beside the middle of a bucket; buckets are 1 apart."""
-    return (np.arange(count) - (count - 1) / 2) * min(DODGE, WIDEST_DODGE / count)
 
 
 def _draw_buckets(axis: Axes, sizes: Mapping[str, int], counted: str) -> None:
@@ -89,11 +101,3 @@ def _draw_buckets(axis: Axes, sizes: Mapping[str, int], counted: str) -> None:
     axis.grid(visible=False, axis="x")
     for left, right in pairwise(places):
         axis.axvline((left + right) / 2, color="0.85", linewidth=0.8, zorder=0)
-
-
-def _draw_cell(axis: Axes, x: float, cell: pd.Series, singles: pd.Series, colour: str, marker: str) -> None:
-    if cell["n_seeds"] >= SEEDS_FOR_INTERVALS:
-        axis.plot([x] * 2, [cell["low"], cell["high"]], color=colour, linewidth=1.0)
-    else:
-        axis.plot([x] * len(singles), singles, ".", color=colour, markersize=4, alpha=0.6)
-    axis.plot([x], [cell["mean"]], color=colour, marker=marker, markersize=5, linestyle="none")

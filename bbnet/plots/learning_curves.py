@@ -1,12 +1,23 @@
 """Learning curves: the selection metric on dev and the density, epoch by epoch."""
 
+from types import ModuleType
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bbnet.analysis.collect import KEYS
+from bbnet.analysis.summary import Summary
 from bbnet.plots.style import LINES, method_colours
 
 PHASES = {"warm_up": ("end of warm-up", ":"), "sparse": ("masks frozen from here", "--")}
+
+
+def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
+    """The figure of a task and model, and its data."""
+    history, shown = summary.read("history"), f"dev_{task.SELECTION}"
+    columns = [*KEYS, "epoch", "phase", "step", "density", shown, "selected"]
+    return plot_learning_curves(history, task.SELECTION), history[columns]
 
 
 def plot_learning_curves(history: pd.DataFrame, metric: str) -> Figure:

@@ -1,6 +1,7 @@
-"""Pareto plot: metrics against net density and against FLOPs."""
+"""Pareto plot: metrics against budget, net density and FLOPs."""
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -10,14 +11,26 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
+from bbnet.analysis.summary import Summary
 from bbnet.plots.style import LINES, MARKERS, SEEDS_FOR_INTERVALS, method_colours, method_label, seeds_title
 
 LABEL_POINTS = (20, 8)
 LABELLED_METHODS = 8
 DODGE_POINTS = 3
 WIDEST_DODGE_POINTS = 24
-HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 3.8, 0.2
-AXES = {"net_density": "net density (kept share of all weights)", "flops": "FLOPs per sample (share of dense)"}
+WIDTH, HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 12, 3.8, 0.2
+AXES = {
+    "budget": "budget (kept share of the slabs)",
+    "net_density": "net density (kept share of all weights)",
+    "flops": "FLOPs per sample (share of dense)",
+}
+
+
+def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
+    """The figure of a task and model, and its data."""
+    cells = summary.read("cells")
+    shown = cells["metric"].isin([*task.PRIMARY, *AXES])
+    return plot_pareto(cells, summary.read("runs"), task.PRIMARY), cells[shown]
 
 
 def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str]) -> Figure:
@@ -36,11 +49,17 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str])
     """
     values = cells.pivot_table(index=["method", "side", "budget"], columns="metric", values="mean", sort=False)
     flops_of_dense = float(values.loc["dense", "flops"].iloc[0])
-    costs = {cost: values[cost] / (flops_of_dense if cost == "flops" else 1.0) for cost in AXES}
+    costs = {
+        "budget": pd.Series(values.index.get_level_values("budget").astype(float), values.index),
+        "net_density": values["net_density"],
+        "flops": values["flops"] / flops_of_dense,
+    }
     metrics = [metric for metric in metrics if metric in values]
     colours = method_colours(list(values.index.get_level_values("method")))
     height = max(HEIGHT * len(metrics), 1 + HEIGHT_OF_LEGEND_ENTRY * len(colours))
-    figure, axes = plt.subplots(len(metrics), len(AXES), figsize=(9, height), sharex="col", sharey="row", squeeze=False)
+    figure, axes = plt.subplots(
+        len(metrics), len(AXES), figsize=(WIDTH, height), sharex="col", sharey="row", squeeze=False
+    )
     for metric, row in zip(metrics, axes, strict=True):
         bounds = cells[cells["metric"] == metric].set_index(["method", "side", "budget"])
         singles = runs[runs["metric"] == metric]

@@ -1,13 +1,23 @@
 """ROC curves of pairs: the share of genuine pairs accepted against the share of impostors."""
 
+from types import ModuleType
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bbnet.analysis.statistics import curves_table
+from bbnet.analysis.summary import Summary
 from bbnet.plots.style import DENSE_COLOUR, LINES, SEEDS_FOR_INTERVALS, method_colours, method_label, seeds_title
 
 WIDTH_OF_BUDGET, WIDTH_OF_REST, HEIGHT = 3.4, 2.2, 3.6
+
+
+def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
+    """The figure of a task and model, and its data."""
+    curves = curves_table(summary.read("items"), task.roc_points)
+    return plot_roc(curves), curves.drop(columns="seeds")
 
 
 def plot_roc(curves: pd.DataFrame) -> Figure:

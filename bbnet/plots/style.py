@@ -1,21 +1,24 @@
 """The look that all figures share: colour = method, marker and line = side; fit for grey and for the colour-blind."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import seaborn
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 MARKERS = {"none": "s", "in": "o", "out": "^", "both": "D"}
 LINES = {"none": "-", "in": "-", "out": "--", "both": "-."}
 DENSE_COLOUR = "0.25"
 SEEDS_FOR_INTERVALS = 3
+DODGE, WIDEST_DODGE = 0.13, 0.76
 COLOURBLIND_COLOURS = 10
 SIDE_SUFFIX = re.compile("_(in|out|both)$")
 FILE_METADATA = {".pdf": {"CreationDate": None}, ".png": {}}
@@ -61,20 +64,57 @@ def seeds_title(n_seeds: pd.Series, remark: str = "") -> str:
     return f"{shown}\n({fewest} seed{'s' if fewest > 1 else ''}{remark})"
 
 
-def read_table(path: Path, task: str, model: str) -> pd.DataFrame:
-    """Rows of one task and model from a .csv or .parquet of the summary."""
-    table = pd.read_csv(path, dtype={"budget": str}) if path.suffix == ".csv" else pd.read_parquet(path)
-    return table[(table["task"] == task) & (table["model"] == model)]
-
-
 def note(figure: Figure, text: str) -> None:
     """A remark above the figure, such as that cells are missing; nothing for an empty text."""
     if text:
         figure.suptitle(text, color="firebrick", fontsize="medium")
 
 
-def save(figure: Figure, paths: Sequence[Path]) -> None:
-    """Writes the figure under each path, in the format of its suffix, without dates: equal figures are equal files."""
+def save(figure: Figure, data: pd.DataFrame, paths: Sequence[Path]) -> None:
+    """Writes the figure under each path, in the format of its suffix, and what it shows as .csv.
+
+    Figures have no dates: equal figures are equal files.
+    """
     for path in paths:
-        figure.savefig(path, metadata=FILE_METADATA[path.suffix])
+        if path.suffix == ".csv":
+            data.to_csv(path, index=False)
+        else:
+            figure.savefig(path, metadata=FILE_METADATA[path.suffix])
     plt.close(figure)
+
+
+def draw_cell(
+    axis: Axes,
+    x: float,
+    cell: pd.Series,
+    singles: Sequence[float],
+    colour: str,
+    marker: str,
+) -> None:
+    """A cell's mean with its 95 % interval, or below 3 seeds with the single seeds as small points."""
+    if cell["n_seeds"] >= SEEDS_FOR_INTERVALS:
+        axis.plot([x] * 2, [cell["low"], cell["high"]], color=colour, linewidth=1.0)
+    else:
+        axis.plot([x] * len(singles), singles, ".", color=colour, markersize=4, alpha=0.6)
+    axis.plot([x], [cell["mean"]], color=colour, marker=marker, markersize=5, linestyle="none")
+
+
+def side_by_side(count: int) -> np.ndarray:
+    """Where `count` methods stand beside the middle of a place; places are 1 apart."""
+    return (np.arange(count) - (count - 1) / 2) * min(DODGE, WIDEST_DODGE / count)
+
+
+def method_handles(methods: Sequence[tuple[str, str]], colours: Mapping[str, str]) -> list[plt.Line2D]:
+    """Markers of methods and sides for a legend."""
+    return [
+        plt.Line2D(
+            [],
+            [],
+            color=colours[method],
+            marker=MARKERS[side],
+            markersize=5,
+            linestyle="none",
+            label=method_label(method, side),
+        )
+        for method, side in methods
+    ]

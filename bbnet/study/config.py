@@ -51,6 +51,10 @@ class Knobs(Section):
     cells: Literal["all", "done"] = Field(
         "all", description="done: summarise the runs that exist, and mark figures and tables incomplete."
     )
+    # Excluded from every dump: how a run is watched is never part of what a job is made of.
+    live: Literal["none", "tensorboard", "wandb"] = Field(
+        "none", exclude=True, description="Where histories are mirrored while runs train."
+    )
 
 
 def smallest_degree(fan: int) -> int:

@@ -129,6 +129,12 @@ def summary_code(script: str) -> str:
     return _code([SCRIPTS / f"{script}.py", *(file for folder in folders for file in _python_files(folder))])
 
 
+def page_code() -> str:
+    """Fingerprint of what makes the page of all figures and tables, its template included."""
+    texts = [PACKAGE / "analysis" / "page.html.j2", ROOT / "docs" / "deviations.md", *(ROOT / "report").glob("*.rst")]
+    return fingerprint({"summary": summary_code("page"), "texts": _code(texts)})
+
+
 def buckets_code(task: str) -> str:
     """Fingerprint of what makes Head, Mid and Tail of a task."""
     return _code([SCRIPTS / "buckets.py", PACKAGE / "tasks" / "buckets.py", PACKAGE / "tasks" / task / "buckets.py"])

@@ -56,12 +56,15 @@ def peak_memory_mib() -> float:
 def run_status(folder: Path, wanted: str) -> tuple[str, str]:
     """`done`, `failed`, `stale` or `missing`, and why, of a run's folder from which fingerprint `wanted` is asked."""
     record, error = folder / "record.json", folder / "error.json"
-    failure = json.loads(error.read_text()) if error.is_file() else None
-    if failure and (failure["fingerprint"] == wanted or not record.is_file()):
-        return "failed", failure["error"]
-    if not record.is_file():
-        return "missing", "not trained"
-    found = json.loads(record.read_text())["fingerprint"]
+    try:
+        failure = json.loads(error.read_text()) if error.is_file() else None
+        if failure and (failure["fingerprint"] == wanted or not record.is_file()):
+            return "failed", failure["error"]
+        if not record.is_file():
+            return "missing", "not trained"
+        found = json.loads(record.read_text())["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as unreadable:
+        return "failed", f"record.json or error.json is not what a run writes ({unreadable}); removed, it is made again"
     if found != wanted:
         return "stale", f"its record has fingerprint {found}, asked for is {wanted}"
     if not (folder / "metrics.json").is_file():

@@ -107,7 +107,7 @@ class Task(Protocol):
 # `metrics.relative_metrics(items, dense, weights)`, those of METRICS that compare with the dense run of the same seed;
 # `buckets.make_buckets(index)`, Head, Mid and Tail of the training data, written as JSON before anything is scored on
 # test, with `metrics.BY_BUCKET` (test set -> bucket -> relative metric), `metrics.bucket_sizes(items)` and
-# `metrics.COUNTED`; `metrics.PARETO`, those that Pareto plots show instead of SELECTION; `verification` and
+# `metrics.COUNTED`; `verification` and
 # `metrics.roc_points(items, weights)`, an ROC curve; `panels`, cases to look at, with `bbnet.plots.panels_{task}`.
 
 
@@ -123,5 +123,6 @@ def relative_metrics(names: Iterable[str]) -> dict[str, Callable[..., dict[str, 
 
 
 def load_metrics(name: str) -> ModuleType:
-    """The torch-free part of a task that knows its metrics: `METRICS`, `SELECTION` and `metrics`."""
+    """The torch-free part of a task that knows its metrics: `METRICS`, `SELECTION`, `metrics`, and `PRIMARY`,
+    those that Pareto plots show and contrasts are drawn of."""
     return importlib.import_module(f"bbnet.tasks.{name}.metrics")

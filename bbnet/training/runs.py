@@ -18,7 +18,7 @@ from bbnet.sparsity.sparsifier import Sparsifier, sparsify
 from bbnet.tasks import task as tasks
 from bbnet.training.checkpoint import load_masks, load_weights
 from bbnet.training.devices import choose_device
-from bbnet.training.trainer import Trainer
+from bbnet.training.trainer import OnEpoch, Trainer, unwatched
 from bbnet.training.units import measure_units
 
 logger = logging.getLogger(__name__)
@@ -44,11 +44,9 @@ class Job:
         self.device = choose_device(config["device"])
         self.model_settings = self.task.ModelSettings(**config["model"])
 
-    def trainer(self) -> Trainer:
-        training = self.task.TrainingSettings(**self.config["training"])
-        return Trainer(
-            self.task, self.model_settings, training, self.prepared, self.index, self.config["seed"], self.device
-        )
+    def trainer(self, on_epoch: OnEpoch = unwatched) -> Trainer:
+        training, seed = self.task.TrainingSettings(**self.config["training"]), self.config["seed"]
+        return Trainer(self.task, self.model_settings, training, self.prepared, self.index, seed, self.device, on_epoch)
 
     def slabs(self, model: nn.Module, side: str) -> tuple[list[Slab], dict[str, str]]:
         """The slabs of a side, and why each other candidate stays dense."""
@@ -75,27 +73,31 @@ class Job:
         if algorithm.gates_activations:
             Gates(model, slabs, algorithm).let_pass(Decimal(self.config["budget"]))
 
-    def measured_units(self, model: nn.Module, masks: Mapping[str, Tensor]) -> list[dict[str, Any]]:
-        rows = []
+    def measured_units(
+        self, model: nn.Module, masks: Mapping[str, Tensor]
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Rows of units and of slabs, of a dense network those of both sides."""
         dev = self.task.open_split(self.prepared, self.index, "val")
-        for side in self.sides():
-            slabs, _ = self.slabs(model, side)
-            rows += measure_units(self.task, model, dev, self.device, slabs, masks if side == self.side else {})
-        return rows
+        slabs = [slab for side in self.sides() for slab in self.slabs(model, side)[0]]
+        return measure_units(self.task, model, dev, self.device, slabs, {} if self.side == NO_SIDE else masks)
 
 
-def warm_up(job: Job, weights: Path | None = None) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+def warm_up(
+    job: Job, weights: Path | None = None, on_epoch: OnEpoch = unwatched
+) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """The dense first phase: the state that every method of this seed starts from, its history, its units on dev.
 
     Args:
         weights: file from which the model starts, of a task that knows such.
+        on_epoch: is shown every row of the history as it comes.
     """
-    trainer = job.trainer()
+    trainer = job.trainer(on_epoch)
     if weights is not None:
         job.task.load_pretrained(trainer.model, weights)
     while trainer.epoch < trainer.training.warm_up_epochs:
         trainer.run_epoch("warm_up")
-    return trainer.state(), trainer.history, job.measured_units(trainer.model, {})
+    units, _ = job.measured_units(trainer.model, {})
+    return trainer.state(), trainer.history, units
 
 
 @dataclass
@@ -111,9 +113,12 @@ class TrainedRun:
     cost: dict[str, Any]
 
 
-def train(job: Job, warm_start: Mapping[str, Any]) -> TrainedRun:
-    """The sparse phase of one run, from the warm start to the last epoch."""
-    trainer = job.trainer()
+def train(job: Job, warm_start: Mapping[str, Any], on_epoch: OnEpoch = unwatched) -> TrainedRun:
+    """The sparse phase of one run, from the warm start to the last epoch.
+
+    `on_epoch` is shown every row of the history as it comes, those of the warm start first.
+    """
+    trainer = job.trainer(on_epoch)
     trainer.load_state(warm_start)
     slabs, left_dense = job.slabs(trainer.model, job.slab_side)
     for name, why in left_dense.items():
@@ -163,6 +168,7 @@ class Evaluation:
     predictions: Mapping[str, Any]
     metrics: dict[str, float]
     units: list[dict[str, Any]]
+    codes: list[dict[str, Any]]
     densities: dict[str, Any]
 
 
@@ -177,7 +183,8 @@ def evaluate(job: Job, run: Path) -> Evaluation:
     model.eval()
     items, predictions = job.task.evaluate(model, job.task.open_split(job.prepared, job.index, "test"), job.device)
     metrics = {name: float(value) for name, value in job.task.metrics(items).items()}
-    return Evaluation(items, predictions, metrics, job.measured_units(model, masks), densities(model, masks))
+    units, codes = job.measured_units(model, masks)
+    return Evaluation(items, predictions, metrics, units, codes, densities(model, masks))
 
 
 def densities(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Any]:

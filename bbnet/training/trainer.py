@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
@@ -18,10 +18,17 @@ from bbnet.tasks.settings import Training
 from bbnet.training.seeding import stream
 
 logger = logging.getLogger(__name__)
+OnEpoch = Callable[[Mapping[str, Any]], None]
+
+
+def unwatched(row: Mapping[str, Any]) -> None:
+    """The `on_epoch` of a training that nobody watches."""
 
 
 class Trainer:
     """Trains one model of a task. Weights, data order and augmentation depend on the seed alone, never on the method.
+
+    `on_epoch` is called with every row of the history as it comes, those of a loaded state first.
 
     Attributes:
         epoch: passes over the training data so far.
@@ -37,6 +44,7 @@ class Trainer:
         index: Mapping[str, Any],
         seed: int,
         device: torch.device,
+        on_epoch: OnEpoch = unwatched,
     ) -> None:
         self.task = task
         self.training = training
@@ -50,6 +58,7 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, training)
         self.epoch = 0
         self.history: list[dict[str, Any]] = []
+        self.on_epoch = on_epoch
         self.steps_per_epoch = self.train_split.steps_per_epoch(training)
 
     @property
@@ -88,6 +97,7 @@ class Trainer:
             seconds,
             seconds * (self.training.epochs - self.epoch),
         )
+        self.on_epoch(row)
         return row
 
     def state(self) -> dict[str, Any]:
@@ -104,6 +114,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch = state["epoch"]
         self.history = [dict(row) for row in state["history"]]
+        for row in self.history:
+            self.on_epoch(row)
 
     def _train(self, sparsifier: Sparsifier | None) -> tuple[float, float]:
         self.model.train()

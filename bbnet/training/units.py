@@ -1,4 +1,4 @@
-"""What the units of a network do: on-rate, degree and traffic of each, measured on dev."""
+"""What the units of a network do: on-rate, degree and traffic of each, and their codes, measured on dev."""
 
 from collections.abc import Iterable, Mapping
 from types import ModuleType
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bbnet.sparsity.degrees import smallest_degree
 from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.slab import Slab
+from bbnet.training.codes import Codes
 
 
 def measure_units(
@@ -19,8 +20,10 @@ def measure_units(
     device: torch.device,
     slabs: Iterable[Slab],
     masks: Mapping[str, Tensor],
-) -> list[dict[str, Any]]:
-    """One row per slab and unit: on-rate over the valid positions of `split`, degree, fan, traffic = on-rate * degree.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """From one pass over `split`, one row per slab and unit, and one per slab.
+
+    Of a unit: on-rate over the valid positions, degree, fan, traffic = on-rate * degree. Of a slab: `codes.MEASURES`.
 
     A unit is `silent` if it was on at none of at least 1,000 positions, and `at_smallest` with degree k_min or less.
 
@@ -29,12 +32,14 @@ def measure_units(
     """
     slabs = list(slabs)
     on_rates = OnRates.of_slabs(model, slabs, stride=1, in_training=False)
+    codes = Codes(model, slabs, on_rates.valid_of)
     model.eval()
     for indices in split.in_order():
         batch = split.batch(indices, device)
         with torch.no_grad(), on_rates.valid(task.valid_positions(batch)):
             task.loss(model, batch)
     on_rates.remove()
+    codes.remove()
     on_rates.fold()
     rows = []
     for slab in slabs:
@@ -57,4 +62,5 @@ def measure_units(
             }
             for unit, (rate, degree, quiet) in enumerate(zip(rates.tolist(), degrees, silent.tolist(), strict=True))
         ]
-    return rows
+    of_slabs = [{"slab": slab.name, "side": slab.side, "units": len(on_rates.of(slab.units)[0])} for slab in slabs]
+    return rows, [row | codes.of(slab) for row, slab in zip(of_slabs, slabs, strict=True)]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from bbnet.analysis import collect
 from bbnet.study import grid
 from bbnet.study.config import Knobs, read_study
 from bbnet.study.recipe import Recipes
+from bbnet.tasks.change.metrics import metrics
 
 REPOSITORY = Path(__file__).parents[2]
 FIGURES = ["on_rate", "degree", "traffic", "at_smallest", "silent"]
@@ -49,10 +51,18 @@ REFRESHES = (
 )
 
 
-def write_run(folder: Path, fingerprint: str, *, f1: float = 0.5, evaluated: bool = True) -> None:
+CODES = (
+    "slab,side,units,binary_entropy,code_entropy,correlation,effective_rank\n"
+    "encoder.1.conv1,in,2,0.5,0.25,0.125,0.75\n"
+    "encoder.1.conv2,in,2,0.5,0.5,0.25,0.5\n"
+)
+
+
+def write_run(folder: Path, keys: dict, fingerprint: str, *, f1: float = 0.5, evaluated: bool = True) -> None:
     """A run's folder as train and evaluate leave it."""
     folder.mkdir(parents=True)
     record = {
+        "run": keys,
         "fingerprint": fingerprint,
         "selected_epoch": 3,
         "began": "2026-01-01T00:00:00+00:00",
@@ -70,8 +80,9 @@ def write_run(folder: Path, fingerprint: str, *, f1: float = 0.5, evaluated: boo
         cost = {"density": 0.5, "net_density": 0.75, "flops": {"dense": 10, "sparse": 6}, "slabs": {}, "weights": 9}
         (folder / "cost.json").write_text(json.dumps(cost))
         (folder / "units.csv").write_text(UNITS)
+        (folder / "codes.csv").write_text(CODES)
         (folder / "refreshes.csv").write_text(REFRESHES)
-        pd.DataFrame({"image": ["a", "b"], "tp": [1, 2], "fp": [0, 1]}).to_parquet(
+        pd.DataFrame({"image": ["a", "b"], "tp": [1, 2], "fp": [0, 1], "fn": [1, 1]}).to_parquet(
             folder / "items.parquet", index=False
         )
 
@@ -89,9 +100,20 @@ def cells(tmp_path) -> list[collect.Cell]:
     for seed, (status, taken) in enumerate(rows):
         folder = tmp_path / f"s{seed}"
         if status in ("done", "stale"):
-            write_run(folder, "x", f1=seed / 10)
+            write_run(folder, keys_of(seed), "x", f1=seed / 10)
         made.append(collect.Cell(keys_of(seed), folder, status, f"why {seed}", taken))
     return made
+
+
+def read(cells: list[collect.Cell]) -> tuple[list[collect.Cell], list[collect.Run]]:
+    return collect.read_runs(cells, {"change": metrics}, {"change": "f1"})
+
+
+@pytest.fixture
+def runs(cells) -> list[collect.Run]:
+    found, runs = read(cells)
+    assert found == cells
+    return runs
 
 
 def test_the_grid_lists_every_cell_with_what_became_of_it(cells):
@@ -101,8 +123,8 @@ def test_the_grid_lists_every_cell_with_what_became_of_it(cells):
     assert found["why"].tolist() == [f"why {seed}" for seed in range(6)]
 
 
-def test_runs_are_tidy_and_of_the_taken_cells_alone(cells):
-    found = collect.runs_table(cells)
+def test_runs_are_tidy_and_of_the_taken_cells_alone(runs):
+    found = collect.runs_table(runs)
     assert list(found.columns) == [*KEYS, "metric", "value"]
     assert found["seed"].unique().tolist() == [0, 1, 2]
     assert found[found["seed"] == 1].set_index("metric")["value"].to_dict() == {
@@ -133,45 +155,45 @@ def test_churn_is_that_of_refreshes_after_the_budget_is_reached(rows, churn):
     assert collect.steady_churn(pd.DataFrame(rows, columns=columns)) == churn
 
 
-def test_items_carry_the_keys_of_their_run(cells):
-    found = collect.items_table(cells)
-    assert list(found.columns) == [*KEYS, "image", "tp", "fp"]
+def test_items_carry_the_keys_of_their_run(runs):
+    found = collect.items_table(runs)
+    assert list(found.columns) == [*KEYS, "image", "tp", "fp", "fn"]
     assert found[["seed", "image", "tp"]].to_numpy().tolist() == [
         [s, *row] for s in range(3) for row in (["a", 1], ["b", 2])
     ]
 
 
-def test_the_history_marks_the_selected_epoch(cells):
-    found = collect.history_table(cells)
+def test_the_history_marks_the_selected_epoch(runs):
+    found = collect.history_table(runs)
     assert list(found.columns) == [*KEYS, "epoch", "phase", "train_loss", "selected"]
     assert len(found) == 3 * 4
     assert found[found["selected"]][["seed", "epoch"]].to_numpy().tolist() == [[0, 3], [1, 3], [2, 3]]
 
 
-def test_units_are_of_runs_and_of_warm_starts_that_exist(cells, tmp_path):
+def test_units_are_of_runs_and_of_warm_starts_that_exist(runs, tmp_path):
     (tmp_path / "warm").mkdir()
     (tmp_path / "warm" / "units.csv").write_text(UNITS)
     dense = keys_of(0, method="dense", side="none", budget="1.00")
-    found = collect.units_table(cells, [(dense, tmp_path / "warm"), (dense | {"seed": 1}, tmp_path / "nowhere")])
+    found = collect.units_table(runs, [(dense, tmp_path / "warm"), (dense | {"seed": 1}, tmp_path / "nowhere")])
     assert list(found.columns) == ["phase", *KEYS, "slab", "slab_side", "unit", "fan", *FIGURES]
     assert found["phase"].tolist() == ["run"] * 12 + ["warm_up"] * 4
     assert found[found["phase"] == "warm_up"]["method"].tolist() == ["dense"] * 4
     assert found["unit"].tolist() == [0, 1] * 8
 
 
-def test_only_the_timing_knows_the_clock_and_the_machine(cells):
-    found = collect.timing_table(cells)
+def test_only_the_timing_knows_the_clock_and_the_machine(runs):
+    found = collect.timing_table(runs)
     assert list(found.columns) == [*KEYS, "began", "seconds", "peak_memory_mib", "device", "host"]
     assert found["host"].tolist() == ["laptop"] * 3
     others = [collect.runs_table, collect.items_table, collect.history_table]
-    assert all({"began", "seconds", "host", "peak_memory_mib"}.isdisjoint(table(cells).columns) for table in others)
+    assert all({"began", "seconds", "host", "peak_memory_mib"}.isdisjoint(table(runs).columns) for table in others)
 
 
 @pytest.mark.parametrize(
     "table", [collect.runs_table, collect.items_table, collect.history_table, collect.timing_table]
 )
-def test_if_nothing_is_done_tables_are_empty_with_their_keys(cells, table):
-    found = table([cell for cell in cells if not cell.taken])
+def test_if_nothing_is_done_tables_are_empty_with_their_keys(table):
+    found = table([])
     assert len(found) == 0
     assert list(found.columns)[: len(KEYS)] == KEYS
 
@@ -182,9 +204,81 @@ def test_units_of_nothing_are_empty_with_their_keys():
     assert {"phase", *KEYS} <= set(found.columns)
 
 
-def test_text_that_looks_like_a_number_stays_text(cells, tmp_path):
-    collect.runs_table(cells).to_csv(tmp_path / "runs.csv", index=False)
+def test_text_that_looks_like_a_number_stays_text(runs, tmp_path):
+    collect.runs_table(runs).to_csv(tmp_path / "runs.csv", index=False)
     assert ",0.50," in (tmp_path / "runs.csv").read_text()
+
+
+def damage(cells: list[collect.Cell], file: str, content: str | bytes) -> tuple[collect.Cell, list[collect.Run]]:
+    """What becomes of the first cell, and the runs that are left."""
+    path = cells[0].folder / file
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    found, runs = read(cells)
+    assert [cell.status for cell in found[1:]] == [cell.status for cell in cells[1:]]
+    assert [run.keys["seed"] for run in runs] == [1, 2]
+    assert not found[0].taken
+    assert found[0].status == "failed"
+    assert "\n" not in found[0].why
+    return found[0], runs
+
+
+@pytest.mark.parametrize(
+    "file", ["metrics.json", "cost.json", "record.json", "units.csv", "codes.csv", "history.csv", "items.parquet"]
+)
+def test_a_file_cut_in_half_fails_its_run_by_name_and_no_other(cells, file):
+    whole = (cells[0].folder / file).read_bytes()
+    cell, _ = damage(cells, file, whole[: len(whole) // 2] if not file.endswith(".csv") else b"")
+    assert cell.why.startswith(f"{file}: cannot be read")
+
+
+@pytest.mark.parametrize("file", ["metrics.json", "units.csv", "refreshes.csv", "history.csv", "items.parquet"])
+def test_a_file_that_is_gone_fails_its_run(cells, file):
+    (cells[0].folder / file).unlink()
+    found, runs = read(cells)
+    assert (found[0].status, len(runs)) == ("failed", 2)
+    assert found[0].why.startswith(f"{file}: cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ('{"f1": NaN, "iou": 0.5}', "f1 is nan"),
+        ('{"f1": 0.5, "iou": NaN}', "iou is nan, its items say 0.5"),
+        ('{"iou": 0.5}', "f1 is missing"),
+        ('{"f1": Infinity}', "f1 is inf"),
+        ('{"f1": "good"}', "f1 is 'good'"),
+        ("[1, 2]", "holds list, not a map"),
+    ],
+)
+def test_a_metric_that_is_no_number_fails_its_run_by_name(cells, content, why):
+    cell, _ = damage(cells, "metrics.json", content)
+    assert cell.why.startswith("metrics.json: ")
+    assert why in cell.why
+
+
+def test_a_metric_that_its_items_leave_undefined_is_kept(cells):
+    undefined = {"change": lambda items: metrics(items) | {"iou": float("nan")}}
+    (cells[0].folder / "metrics.json").write_text('{"f1": 0.5, "iou": NaN}')
+    found, runs = collect.read_runs(cells, undefined, {"change": "f1"})
+    assert (found[0].status, len(runs)) == ("done", 3)
+
+
+def test_two_runs_with_the_same_key_are_told_by_their_records(cells):
+    record = json.loads((cells[1].folder / "record.json").read_text())
+    cell, _ = damage(cells, "record.json", json.dumps(record))
+    assert cell.why.startswith("record.json: is of another run, ")
+    assert "'seed': 1" in cell.why
+
+
+def test_refreshes_and_codes_carry_the_keys_of_their_run(runs):
+    refreshes, codes = collect.refreshes_table(runs), collect.codes_table(runs)
+    assert list(refreshes.columns) == [
+        *KEYS,
+        *("step", "slab", "budget_then", "connections", "pruned", "regrown"),
+    ]
+    assert (len(refreshes), len(codes)) == (12, 6)
+    assert codes["slab_side"].tolist() == ["in"] * 6
+    assert refreshes["seed"].dtype == np.int64
 
 
 # The script, from folders on disk to files.
@@ -202,14 +296,14 @@ def study_on_disk(tmp_path_factory) -> Path:
         folder = root / "results" / "runs" / run.folder
         match (run.method, run.seed):
             case ("dense", 0):
-                write_run(folder, recipes.run_fingerprint(run))
+                write_run(folder, asdict(run), recipes.run_fingerprint(run))
             case ("dense", 1):
                 folder.mkdir(parents=True)
                 (folder / "error.json").write_text(json.dumps({"fingerprint": "x", "error": "the loss became nan"}))
             case ("sp_in", 0):
-                write_run(folder, "0123456789abcdef")
+                write_run(folder, asdict(run), "0123456789abcdef")
             case ("sp_in", 1):
-                write_run(folder, recipes.run_fingerprint(run), evaluated=False)
+                write_run(folder, asdict(run), recipes.run_fingerprint(run), evaluated=False)
     return root
 
 
@@ -246,7 +340,10 @@ def test_a_summary_takes_what_is_done_and_a_stale_run_only_if_all_are_wanted(sum
         "grid.csv",
         "history.parquet",
         "items.parquet",
+        "refreshes.parquet",
         "runs.csv",
+        "slabs.csv",
+        "study.json",
         "timing.csv",
         "units.parquet",
     ]

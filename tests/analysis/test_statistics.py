@@ -5,11 +5,20 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from bbnet.analysis.statistics import cells_table, curves_table, half_width, item_variances
+from bbnet.analysis import statistics
+from bbnet.analysis.statistics import bootstrap, curves_table, half_width, item_variance, resample_cells
 
 KEYS = {"task": "change", "model": "small", "method": "sp_in", "side": "in", "budget": "0.20"}
 COLUMNS = ["task", "model", "method", "side", "budget", "metric", "unit", "mean", "sd", "n_seeds", "low", "high"]
 UNITS = {"change": {"score": "share", "flops": "FLOPs"}}
+
+
+def item_variances(items, metrics, dense=None):
+    return {name: item_variance(draws) for name, draws in bootstrap(items, metrics, dense).items()}
+
+
+def cells_table(runs, items, metrics, units, relative_metrics=None):
+    return statistics.cells_table(runs, resample_cells(items, metrics, relative_metrics or {}), units)
 
 
 def mean_score(items, weights):

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from bbnet.analysis.tables import incomplete_note, latex, markdown, results_table, shown_table
+from bbnet.analysis.tables import Table, incomplete_note, latex, markdown, results_table, shown_table, supported_best
 
 METRICS = {"f1": "share", "iou": "share"}
 
@@ -82,7 +82,7 @@ def test_shown_numbers_have_three_decimals_and_an_interval(shown):
 
 
 def test_markdown_is_a_table_with_every_cell_as_shown_and_the_caption(shown):
-    lines = markdown(shown, "A caption.").splitlines()
+    lines = markdown(Table(shown, shown, "A caption.")).splitlines()
     cells_of = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[:-2]]
     assert cells_of[0] == list(shown.columns)
     assert cells_of[2:] == shown.to_numpy().tolist()
@@ -90,7 +90,7 @@ def test_markdown_is_a_table_with_every_cell_as_shown_and_the_caption(shown):
 
 
 def test_latex_is_a_booktabs_table_with_its_caption(shown):
-    text = latex(shown, "A caption.")
+    text = latex(Table(shown, shown, "A caption."))
     assert text.startswith("% needs \\usepackage{booktabs}\n\\begin{table}")
     assert text.count("\\toprule") == text.count("\\midrule") == text.count("\\bottomrule") == 1
     assert "\\caption{A caption.}" in text
@@ -101,7 +101,7 @@ def test_latex_is_a_booktabs_table_with_its_caption(shown):
 
 def test_latex_escapes_what_latex_would_read():
     shown = pd.DataFrame({"a_b (%)": ["sp_in", "50 % & $5 #1 {x}"]})
-    text = latex(shown, "95 % interval of sp_in.")
+    text = latex(Table(shown, shown, "95 % interval of sp_in."))
     assert "a\\_b (\\%)" in text
     assert "sp\\_in" in text
     assert "50 \\% \\& \\$5 \\#1 \\{x\\}" in text
@@ -129,3 +129,39 @@ def test_what_a_cell_does_not_have_is_a_dash(cells):
     table = results_table(pd.concat([cells, relative]), metrics)
     assert table["gain_mean"].isna().tolist() == [True, False, True]
     assert shown_table(table, metrics)["gain (%)"].tolist() == ["–", "0.500 [0.400, 0.600]", "–"]
+
+
+def test_what_stands_out_is_bold_in_both_forms(shown):
+    table = Table(shown, shown, "A caption.", frozenset({(1, "f1 (share)")}))
+    assert markdown(table).count("**0.625 [0.525, 0.725]**") == markdown(table).count("**") / 2 == 1
+    assert latex(table).count("\\textbf{0.625 [0.525, 0.725]}") == latex(table).count("textbf") == 1
+
+
+def contrast(method: str, reference: str, verdict: str, budget: str = "0.20") -> dict:
+    return {"method": method, "reference": reference, "verdict": verdict, "budget": budget, "metric": "f1"}
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "bold"),
+    [
+        ({("sp_in", "rigl"): "better", ("sp_in", "magnitude"): "better"}, {(1, "f1")}),
+        ({("sp_in", "rigl"): "better", ("sp_in", "magnitude"): "none"}, set()),
+        ({("sp_in", "rigl"): "better"}, set()),
+        ({("rigl", "sp_in"): "worse", ("magnitude", "sp_in"): "worse"}, {(1, "f1")}),
+        ({("sp_in", "rigl"): "worse", ("sp_in", "magnitude"): "worse"}, set()),
+        ({}, set()),
+    ],
+)
+def test_the_best_is_bold_only_where_its_contrasts_say_so(verdicts, bold):
+    cells = pd.DataFrame(
+        [
+            *rows_of("dense", "none", "1.00", f1=0.9, **costs(1, 4e6, 0, 0, 0)),
+            *rows_of("sp_in", "in", "0.20", f1=0.7, **costs(1, 4e6, 0, 0, 0)),
+            *rows_of("rigl", "in", "0.20", f1=0.6, **costs(1, 4e6, 0, 0, 0)),
+            *rows_of("magnitude", "in", "0.20", f1=0.5, **costs(1, 4e6, 0, 0, 0)),
+        ]
+    )
+    contrasts = pd.DataFrame(
+        [contrast(*pair, verdict) for pair, verdict in verdicts.items()] or [contrast("a", "b", "none")]
+    )
+    assert supported_best(results_table(cells, {"f1": "share"}), contrasts, {"f1": "higher"}) == bold

@@ -7,6 +7,7 @@ from bbnet.tasks.ratios import ratio
 from bbnet.tasks.task import Items, Metric
 
 SELECTION = "wer"
+PRIMARY = ("wer",)
 COUNTED = "words"
 OTHER = "_other"  # suffix of metrics on test-other; those without are on test-clean
 

@@ -5,6 +5,7 @@ import numpy as np
 from bbnet.tasks.task import Items, Metric
 
 SELECTION = "f1"
+PRIMARY = ("f1",)
 METRICS = {name: Metric("share", "higher") for name in ("f1", "iou", "precision", "recall", "image_f1", "image_iou")}
 
 

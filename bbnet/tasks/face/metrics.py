@@ -11,7 +11,7 @@ from bbnet.tasks.ratios import ratio
 from bbnet.tasks.task import Items, Metric
 
 SELECTION = "top1"
-PARETO = ("top1", "auroc")
+PRIMARY = ("top1", "auroc")
 FAR_LEVELS = {"tar_at_far_1e-2": 1e-2, "tar_at_far_1e-3": 1e-3}
 METRICS = {name: Metric("share", "higher") for name in ("top1", "top5", "auroc", *FAR_LEVELS, "verification_accuracy")}
 METRICS |= {"eer": Metric("share", "lower")}

@@ -1,0 +1,81 @@
+"""What the paper asserts of units, slab by slab: the balance of on-rate and degree, entropy, correlation, rank."""
+
+import numpy as np
+import pandas as pd
+
+from bbnet.analysis.collect import KEYS
+
+SLAB = ["slab", "slab_side"]
+WARM_START = ["task", "model", "seed", *SLAB, "unit"]
+NO_SPREAD = 1e-9  # a sum of squares that is rounding
+CLIP = 1e-3  # of on-rates, as where degrees are allocated
+MEASURES = {
+    "binary_entropy": "entropy of a unit (bits)",
+    "code_entropy": "entropy of codes (bits per unit)",
+    "correlation": "mean |correlation| of units",
+    "effective_rank": "effective rank (share of units)",
+}
+
+
+def selectivity(on_rates: pd.Series) -> pd.Series:
+    """log((1 - a) / a), a clipped to [1e-3, 1 - 1e-3]."""
+    rates = on_rates.clip(CLIP, 1 - CLIP)
+    return np.log((1 - rates) / rates)
+
+
+def slabs_table(codes: pd.DataFrame, units: pd.DataFrame) -> pd.DataFrame:
+    """One row per run and slab: `codes_table`, and how well its units lie on the balance line.
+
+    The line is selectivity = slope * degree + intercept, by least squares over the units that are not silent: `slope`
+    and `r2` with the run's own on-rates, `slope_before` and `r2_before` with those of the warm start and the same
+    degrees. They are NaN where all degrees or all selectivities are equal, as where a slab is dense.
+    """
+    of_runs = with_warm_start(units)
+    heard = of_runs[~of_runs["silent"].astype(bool)]
+    fits = pd.concat(
+        [
+            _fit(heard, selectivity(heard["on_rate"]), ""),
+            _fit(heard, selectivity(heard["on_rate_before"]), "_before"),
+        ],
+        axis=1,
+    )
+    return codes.merge(fits.reset_index(), on=[*KEYS, *SLAB], how="left")
+
+
+def with_warm_start(units: pd.DataFrame) -> pd.DataFrame:
+    """The units of runs, each with `on_rate_before`, that of the warm start."""
+    before = units[units["phase"] == "warm_up"][[*WARM_START, "on_rate"]]
+    return units[units["phase"] == "run"].merge(before, on=WARM_START, how="left", suffixes=("", "_before"))
+
+
+def _fit(units: pd.DataFrame, y: pd.Series, suffix: str) -> pd.DataFrame:
+    """Slope and R^2 of `y` on the degree, of each run and slab."""
+    keys = [units[name] for name in [*KEYS, *SLAB]]
+    x, y = (
+        values - values.groupby(keys, sort=False).transform("mean") for values in (units["degree"].astype(float), y)
+    )
+    products = pd.DataFrame({"xx": x**2, "yy": y**2, "xy": x * y})
+    totals = products.groupby(keys, sort=False).sum(min_count=1)
+    varies = (totals["xx"] > NO_SPREAD) & (totals["yy"] > NO_SPREAD)
+    slope = (totals["xy"] / totals["xx"].where(varies)).rename(f"slope{suffix}")
+    r2 = (totals["xy"] ** 2 / (totals["xx"] * totals["yy"]).where(varies)).rename(f"r2{suffix}")
+    return pd.concat([slope, r2], axis=1)
+
+
+def claims_table(slabs: pd.DataFrame) -> pd.DataFrame:
+    """Tidy: run keys, `measure`, `value` and `dense`, the same of the dense run of that seed on the same slabs.
+
+    Of a run: the mean over its slabs by their number of units. R^2 of the balance line is among them; dense has none.
+    """
+    names = [*MEASURES, "r2", "r2_before"]
+    weighted = slabs.melt([*KEYS, *SLAB, "units"], names, "measure", "value").dropna(subset="value")
+    dense = weighted[weighted["method"] == "dense"]
+    same = ["task", "model", "seed", *SLAB, "measure"]
+    joined = weighted[weighted["method"] != "dense"].merge(
+        dense[[*same, "value"]], on=same, how="left", suffixes=("", "_dense")
+    )
+    for column in ("value", "value_dense"):
+        joined[column] *= joined["units"]
+    keys = [*KEYS, "measure"]
+    sums = joined.groupby(keys, sort=False)[["value", "value_dense", "units"]].sum(min_count=1).reset_index()
+    return sums[keys].assign(value=sums["value"] / sums["units"], dense=sums["value_dense"] / sums["units"])

@@ -1,0 +1,137 @@
+"""Methods against dense and against each other: paired by seed and test item."""
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from bbnet.analysis.statistics import CELL_KEYS, DENSE, Resampled, half_width, item_variance
+
+PUBLISHED = {"algorithm": "budgeted_broadcast", "law": "log_odds", "silent": "smallest"}
+LEVEL = 0.05
+COLUMNS = [
+    *CELL_KEYS,
+    *("reference", "reference_side", "metric", "unit", "effect", "low", "high"),
+    *("n_seeds", "variation", "p", "p_holm", "verdict"),
+]
+
+
+def pairs(cells: list[tuple], methods: Mapping[str, Mapping[str, Any]], slabs: Mapping[tuple, Any]) -> Iterator[tuple]:
+    """Pairs of cells that are compared: each method with dense, and Budgeted Broadcast with each other method on the
+    same slabs at the same budget; two variants of Budgeted Broadcast once.
+
+    Args:
+        cells: by `CELL_KEYS`.
+        methods: the study's, with their parameters.
+        slabs: of each cell, what its slabs are.
+    """
+    published = [label for label, method in methods.items() if PUBLISHED.items() <= method.items()]
+    for cell in cells:
+        task, model, method, _, _ = cell
+        dense = (task, model, *DENSE)
+        if method != "dense" and dense in cells:
+            yield cell, dense
+    for cell, other in product(cells, cells):
+        (task, model, method, _, budget), (of_task, of_model, reference, _, of_budget) = cell, other
+        if (task, model, budget) != (of_task, of_model, of_budget) or "dense" in (method, reference):
+            continue
+        once = reference not in published or published.index(method) < published.index(reference)
+        if method in published and method != reference and once and slabs[cell] == slabs[other]:
+            yield cell, other
+
+
+def contrasts_table(
+    runs: pd.DataFrame,
+    resampled: Mapping[tuple, Resampled],
+    compared: Iterator[tuple],
+    metrics: Mapping[str, Mapping[str, tuple[str, Literal["higher", "lower"]]]],
+) -> pd.DataFrame:
+    """One row per pair and metric; `effect` is the mean over common seeds of method minus reference, in its unit.
+
+    `low` and `high` are the 95 % interval of `half_width` on the differences; `p` belongs to it, `p_holm` is adjusted
+    over all contrasts of the task (Holm 1979). With one seed both speak of the test items alone, as `variation` says.
+    `verdict` is better or worse where p_holm is below 5 %, else none.
+
+    Args:
+        metrics: by task, those contrasted, with unit and better direction.
+    Raises: ValueError if two cells were scored on different items.
+    """
+    values = {keys: cell.set_index("seed")["value"] for keys, cell in runs.groupby([*CELL_KEYS, "metric"])}
+    rows = []
+    for cell, reference in compared:
+        for metric, (unit, better) in metrics[cell[0]].items():
+            row = _contrast(cell, reference, metric, values, resampled)
+            if row is not None:
+                rows.append(row | {"unit": unit, "better": better})
+    if not rows:
+        return pd.DataFrame(columns=COLUMNS)
+    table = pd.DataFrame(rows)
+    table["p_holm"] = table.groupby("task", sort=False)["p"].transform(holm)
+    gains = np.where(table["better"] == "higher", table["effect"], -table["effect"])
+    verdicts = np.where(gains > 0, "better", "worse")
+    table["verdict"] = np.where(table["p_holm"] < LEVEL, verdicts, "none")
+    return table[COLUMNS]
+
+
+def _contrast(
+    cell: tuple, reference: tuple, metric: str, values: Mapping[tuple, pd.Series], resampled: Mapping[tuple, Resampled]
+) -> dict[str, Any] | None:
+    """None where the two have no seed in common with a number."""
+    own, other = resampled[cell], resampled[reference]
+    if not np.array_equal(own.items, other.items):
+        raise ValueError(f"{'/'.join(cell)} and {'/'.join(reference)} were scored on different items")
+    none = pd.Series(dtype=float)
+    differences = (values.get((*cell, metric), none) - values.get((*reference, metric), none)).dropna().sort_index()
+    if not len(differences):
+        return None
+    places = [[one.seeds.index(seed) for seed in differences.index] for one in (own, other)]
+    draws = own.draws[metric][places[0]] - other.draws[metric][places[1]]
+    variance, effect = item_variance(draws), float(differences.mean())
+    half = half_width(differences.to_numpy(), variance)
+    return dict(zip(CELL_KEYS, cell, strict=True)) | {
+        "reference": reference[2],
+        "reference_side": reference[3],
+        "metric": metric,
+        "effect": effect,
+        "low": effect - half,
+        "high": effect + half,
+        "n_seeds": len(differences),
+        "variation": "items" if len(differences) == 1 else "seeds and items",
+        "p": p_value(differences.to_numpy(), variance),
+    }
+
+
+def p_value(differences: np.ndarray, variance: float) -> float:
+    """Two-sided, of the mean of `differences` [seeds] being 0, by the distribution of `half_width`."""
+    seeds, effect = len(differences), abs(float(np.mean(differences)))
+    spread = 0.0 if seeds == 1 else np.var(differences, ddof=1) / seeds
+    error = np.sqrt(spread + variance)
+    if error == 0:
+        return 1.0 if effect == 0 else 0.0
+    distribution = stats.norm() if seeds == 1 else stats.t(seeds - 1)
+    return float(2 * distribution.sf(effect / error))
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """Adjusted p-values: the running maximum of (m - i) p_(i), i from 0, at most 1."""
+    order = np.argsort(p.to_numpy(), kind="stable")
+    factors = len(p) - np.arange(len(p))
+    adjusted = np.maximum.accumulate(p.to_numpy()[order] * factors).clip(max=1)
+    return pd.Series(adjusted[np.argsort(order)], index=p.index)
+
+
+def slabs_of(units: pd.DataFrame) -> dict[tuple, frozenset]:
+    """Of each cell its slabs: names and numbers of connections.
+
+    Args:
+        units: `collect.units_table`.
+    """
+    of_runs = units[units["phase"] == "run"]
+    counts = of_runs.groupby([*CELL_KEYS, "seed", "slab"], sort=False)["fan"].sum().reset_index()
+    found = {}
+    for keys, cell in counts.groupby(CELL_KEYS, sort=False):
+        found[keys] = frozenset(zip(cell["slab"], cell["fan"], strict=True))
+    return found

@@ -1,0 +1,246 @@
+"""How far one summary is from another, and what of that is out of tolerance.
+
+Counts and costs must be equal: the runs of the grid and their status, the seeds behind each number, density, net
+density and FLOPs. Scores may differ by chance: by so many standard deviations of a difference of two means over seeds.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from bbnet.analysis.collect import COST_METRICS, KEYS
+
+CELL_KEYS = KEYS[:-1]  # those of `statistics`, which would import scipy
+EXACT_METRICS = ("density", "net_density", "flops")
+RUNS = "runs"  # stands in the place of a metric for the grid
+OK, OUT, NOT_COMPARABLE = "ok", "out", "not comparable"
+COLUMNS = ["task", "cell", "seed", "metric", "unit", "tolerance", "difference", "sigmas", "verdict", "why"]
+FEW = 3  # metrics that are named also where they are all there are
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The tables of one `summary/` that are compared.
+
+    Args:
+        name: by which verdicts call it.
+        grid: `KEYS` and `status`, one row per run.
+        runs: `KEYS`, `metric` and `value`.
+        cells: `CELL_KEYS`, `metric`, `unit`, `mean`, `sd` and `n_seeds`.
+    """
+
+    name: str
+    grid: pd.DataFrame
+    runs: pd.DataFrame
+    cells: pd.DataFrame
+
+
+def compare(new: Summary, reference: Summary, limit: float) -> pd.DataFrame:
+    """Everything compared, as rows of `COLUMNS`, task by task.
+
+    `difference` is new - reference in the metric's unit, `sigmas` its size in standard deviations; both are NaN where
+    there is no such number. `cell` is model/method/side/budget, `seed` a text, empty where rows are not of single runs.
+    `verdict` is `ok`, `out` or `not comparable`; `why` says more of the last two.
+
+    Args:
+        limit: how many standard deviations a score may be off.
+    """
+    parts = [
+        compare_runs(new, reference),
+        compare_costs(new, reference),
+        compare_scores(new, reference, limit),
+        compare_seed_counts(new, reference),
+    ]
+    rows = [row for part in parts for row in part.to_dict("records")]
+    return pd.DataFrame(rows, columns=COLUMNS).sort_values("task", kind="stable", ignore_index=True)
+
+
+def compare_runs(new: Summary, reference: Summary) -> pd.DataFrame:
+    """One row per cell of either grid: it must have the same seeds, each with the same status."""
+    both = _Pairs(new, reference, CELL_KEYS, lambda summary: _seeds_by_status(summary.grid))
+    equal = both["seeds_new"] == both["seeds_reference"]
+    return both.rows([(equal, OK)], both.values("seeds", str), metric=RUNS, tolerance="exact")
+
+
+def _seeds_by_status(grid: pd.DataFrame) -> pd.DataFrame:
+    """`CELL_KEYS` and `seeds`, as in `0 2 done, 1 failed`."""
+    rows = []
+    for keys, cell in grid.sort_values("seed", kind="stable").groupby(CELL_KEYS, sort=False):
+        seeds = cell["seed"].astype(str).groupby(cell["status"]).agg(" ".join)
+        text = ", ".join(f"{numbers} {status}" for status, numbers in seeds.items())
+        rows.append(dict(zip(CELL_KEYS, keys, strict=True)) | {"seeds": text})
+    return pd.DataFrame(rows, columns=[*CELL_KEYS, "seeds"])
+
+
+def compare_costs(new: Summary, reference: Summary) -> pd.DataFrame:
+    """One row per run and metric of `EXACT_METRICS`: it must have the same number."""
+    both = _Pairs(
+        new, reference, [*KEYS, "metric"], lambda summary: summary.runs[summary.runs["metric"].isin(EXACT_METRICS)]
+    )
+    equal = both["value_new"] == both["value_reference"]
+    judged = [(equal, OK), (both.no_number("value"), NOT_COMPARABLE)]
+    return both.rows(
+        judged,
+        both.values("value", lambda value: repr(value).removesuffix(".0")),
+        unit=both["metric"].map(COST_METRICS),
+        tolerance="exact",
+        difference=both.difference("value"),
+    )
+
+
+def pooled_sigmas(cells: pd.DataFrame) -> pd.Series:
+    """By task and metric: the root of the mean over cells of the squared sd over seeds, each weighing n_seeds - 1.
+
+    NaN where no cell has two seeds.
+    """
+    freedom = (cells["n_seeds"] - 1).where(cells["sd"].notna(), 0)
+    keys = [cells["task"], cells["metric"]]
+    squares = (freedom * cells["sd"].fillna(0) ** 2).groupby(keys).sum()
+    return np.sqrt(squares / freedom.groupby(keys).sum().replace(0, np.nan)).rename("sigma")
+
+
+def compare_scores(new: Summary, reference: Summary, limit: float) -> pd.DataFrame:
+    """One row per cell and metric of either, but for `EXACT_METRICS`.
+
+    Means may differ by limit * sigma * sqrt(1 / n_new + 1 / n_reference), with sigma as `pooled_sigmas` has it of the
+    reference. Where sigma is 0 they must be equal up to rounding; where it is unknown, unequal ones are not comparable.
+    """
+    both = _Pairs(new, reference, [*CELL_KEYS, "metric"], lambda summary: _scores(summary.cells))
+    sigma = both.table.join(pooled_sigmas(reference.cells), on=["task", "metric"])["sigma"]
+    equal = np.isclose(both["mean_new"], both["mean_reference"], rtol=1e-9, atol=1e-12)
+    difference = both.difference("mean")
+    scale = sigma * np.sqrt(1 / both["n_seeds_new"] + 1 / both["n_seeds_reference"])
+    sigmas = (difference.abs() / scale).mask(equal & sigma.notna(), 0.0)
+    other_unit = both["unit_new"] != both["unit_reference"]
+    one_number = both["mean_new"].isna() != both["mean_reference"].isna()
+    judged = [
+        (other_unit | one_number, OUT),
+        (both.no_number("mean"), NOT_COMPARABLE),
+        (equal, OK),
+        (sigma.isna(), NOT_COMPARABLE),
+        (sigmas <= limit, OK),
+    ]
+    off = pd.Series([_how_far(*pair) for pair in zip(sigmas, sigma, strict=True)], sigma.index, dtype=object)
+    why = both.values("mean", "{:.6g}".format) + off.mask(one_number | both.no_number("mean"), "")
+    return both.rows(
+        judged,
+        why.mask(other_unit, "unit " + both.values("unit", str)),
+        unit=both["unit_reference"].fillna(both["unit_new"]),
+        tolerance=sigma.map(lambda value: _tolerance(value, limit)),
+        difference=difference,
+        sigmas=sigmas,
+    )
+
+
+def compare_seed_counts(new: Summary, reference: Summary) -> pd.DataFrame:
+    """One row per cell and metric that both have, of unequal numbers of seeds."""
+    both = _Pairs(new, reference, [*CELL_KEYS, "metric"], lambda summary: summary.cells)
+    rows = both.rows([], "n_seeds " + both.values("n_seeds", "{:.0f}".format), tolerance="exact")
+    return rows[(both["_merge"] == "both") & (both["n_seeds_new"] != both["n_seeds_reference"])]
+
+
+def _scores(cells: pd.DataFrame) -> pd.DataFrame:
+    return cells[~cells["metric"].isin(EXACT_METRICS)]
+
+
+def _how_far(sigmas: float, sigma: float) -> str:
+    if np.isnan(sigma):
+        return "; sigma is unknown, no cell has two seeds"
+    return f": {sigmas:.2f} sigmas" if sigma else "; sigma is 0"
+
+
+def _tolerance(sigma: float, limit: float) -> str:
+    if np.isnan(sigma):
+        return "equal, sigma unknown"
+    return f"{limit:g} x {sigma:.3g}" if sigma else "equal, sigma is 0"
+
+
+class _Pairs:
+    """Rows of equal keys of two summaries side by side, columns `{name}_new` and `{name}_reference`, in the
+    reference's order; `_merge` says which has a row.
+    """
+
+    def __init__(
+        self, new: Summary, reference: Summary, keys: list[str], part: Callable[[Summary], pd.DataFrame]
+    ) -> None:
+        self.names = new.name, reference.name
+        tables = part(reference), part(new)
+        merged = tables[0].merge(tables[1], on=keys, how="outer", suffixes=("_reference", "_new"), indicator=True)
+        order = pd.concat(tables)[keys].drop_duplicates()
+        self.table = order.merge(merged, on=keys, how="left")
+
+    def __getitem__(self, column: str) -> pd.Series:
+        return self.table[column]
+
+    def difference(self, column: str) -> pd.Series:
+        return self[f"{column}_new"] - self[f"{column}_reference"]
+
+    def no_number(self, column: str) -> pd.Series:
+        return self[f"{column}_new"].isna() & self[f"{column}_reference"].isna()
+
+    def values(self, column: str, shown: Callable) -> pd.Series:
+        """Both values, as a text."""
+        name, other = self.names
+        pairs = zip(self[f"{column}_new"], self[f"{column}_reference"], strict=True)
+        texts = [f"{shown(mine)} in {name}, {shown(theirs)} in {other}" for mine, theirs in pairs]
+        return pd.Series(texts, self.table.index, dtype=object)
+
+    def rows(self, judged: list[tuple[pd.Series, str]], why: pd.Series, **columns: pd.Series | str) -> pd.DataFrame:
+        """`COLUMNS`: a row that one summary lacks is out; of others the first that holds of `judged` is the verdict,
+        and out if none does.
+        """
+        name, other = self.names
+        texts = {"both": "", "right_only": f"only in {name}", "left_only": f"only in {other}"}
+        alone = self["_merge"].astype(str).map(texts)
+        conditions, verdicts = zip((alone != "", OUT), *judged, strict=True)
+        verdict = pd.Series(np.select(conditions, verdicts, OUT), self.table.index)
+        cell = self["model"].str.cat([self[key] for key in CELL_KEYS[2:]], sep="/")
+        seed = self["seed"].astype(str) if "seed" in self.table else ""
+        why = why.mask(alone != "", alone).mask(verdict == OK, "")
+        return self.table.assign(cell=cell, seed=seed, verdict=verdict, why=why, **columns).reindex(columns=COLUMNS)
+
+
+def by_metric(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """One row per task and metric of `compare`: `cells` compared, their `tolerance`, the largest deviation, as `sigmas`
+    and as `difference` in `unit`s, and the cell `where` it is, empty if there is none; `verdict` counts cells not ok.
+    """
+    rows = []
+    for (task, metric), group in comparisons.groupby(["task", "metric"], sort=False):
+        numbers = group[group["difference"].notna()]
+        compared = group if metric == RUNS else numbers
+        worst = numbers.loc[numbers["sigmas"].fillna(numbers["difference"].abs()).sort_values().index[-1:]]
+        worst = worst[worst["difference"] != 0]
+        rows.append(
+            {"task": task, "metric": metric, "cells": compared["cell"].nunique()}
+            | {key: next(iter(worst[key]), np.nan) for key in ("sigmas", "difference")}
+            | {key: next(iter(group[key].dropna()), "") for key in ("unit", "tolerance")}
+            | {"where": next(iter(worst["cell"]), ""), "verdict": _counts(group)}
+        )
+    return pd.DataFrame(rows)
+
+
+def _counts(comparisons: pd.DataFrame) -> str:
+    cells = comparisons.groupby("verdict")["cell"].nunique()
+    return ", ".join(f"{cells[kind]} {kind}" for kind in (OUT, NOT_COMPARABLE) if kind in cells) or OK
+
+
+def not_ok(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """What `compare` found out or not comparable: `task`, `cell`, and the `seeds` and `metrics` of which the same is to
+    be said, `verdict` and `why`.
+    """
+    metrics_of = comparisons.groupby(["task", "cell"])["metric"].agg(set)
+    keys = ["task", "cell", "verdict", "why"]
+    rows = []
+    for values, group in comparisons[comparisons["verdict"] != OK].groupby(keys, sort=False):
+        seeds = " ".join(seed for seed in group["seed"].unique() if seed)
+        metrics = _named(list(group["metric"].unique()), metrics_of[values[:2]])
+        rows.append(dict(zip(keys, values, strict=True)) | {"seeds": seeds, "metrics": metrics})
+    return pd.DataFrame(rows, columns=["task", "cell", "seeds", "metrics", "verdict", "why"])
+
+
+def _named(metrics: list[str], every: set[str]) -> str:
+    if len(metrics) > FEW and every <= {*metrics, RUNS}:
+        return f"all {len(every - {RUNS})} metrics"
+    return ", ".join(metrics)

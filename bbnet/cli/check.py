@@ -1,0 +1,136 @@
+"""`bbnet check` and `bbnet diff`: is a study's summary that of the reference, or of another study, but for chance?"""
+
+import argparse
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from bbnet.analysis import differences
+from bbnet.analysis.collect import KEYS
+from bbnet.analysis.differences import Summary
+from bbnet.cli.status import chosen_knobs
+
+REFERENCE = Path("results", "reference")
+RUN = dict.fromkeys(KEYS, str) | {"seed": int}
+CELL = {key: kind for key, kind in RUN.items() if key != "seed"}
+TABLES = {
+    "grid": RUN | {"status": str},
+    "runs": RUN | {"metric": str, "value": float},
+    "cells": CELL | {"metric": str, "unit": str, "mean": float, "sd": float, "n_seeds": int},
+}
+COLUMN_WIDTH = 60
+
+
+def add_to(commands: Any) -> None:
+    check = commands.add_parser(
+        "check",
+        help="compare a study with its shipped reference",
+        description="Compares the summary of a study with the one shipped in results/reference/. Runs, their status, "
+        "seeds, density, net density and FLOPs must be equal; scores may be off by some standard deviations. Exit "
+        "status 1 if anything is out of tolerance or cannot be compared.",
+    )
+    check.add_argument("--study", help="a file of studies/, without .yaml; absent: that of config.yaml")
+    check.add_argument("--results-dir", help="where the study's results are; absent: that of config.yaml")
+    check.set_defaults(run=check_study)
+    diff = commands.add_parser(
+        "diff",
+        help="compare two summaries",
+        description="Compares the summary A with B as `bbnet check` does, B as reference.",
+    )
+    for name in ("a", "b"):
+        diff.add_argument(name, type=Path, metavar=name.upper(), help="a summary folder, or the folder that holds it")
+    diff.set_defaults(run=compare_folders)
+    for parser in (check, diff):
+        parser.add_argument("--sigmas", type=_positive, default=3.0, help="by how many a score may be off (default: 3)")
+
+
+def _positive(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, found {text!r}")
+    return number
+
+
+def check_study(options: argparse.Namespace) -> None:
+    """Raises ConfigError or ValueError if there is nothing to compare; ends with status 1 if it is out of tolerance."""
+    knobs = chosen_knobs(options)
+    reference = REFERENCE / knobs.study / "summary"
+    if not reference.is_dir():
+        shipped = ", ".join(sorted(folder.name for folder in REFERENCE.glob("*"))) or "none"
+        raise ValueError(f"study {knobs.study}: no reference in {reference}; shipped: {shipped}")
+    _report("new", Path(knobs.results_dir, knobs.study, "summary"), "reference", reference, options.sigmas)
+
+
+def compare_folders(options: argparse.Namespace) -> None:
+    """Raises ValueError if there is nothing to compare; ends with status 1 if A is out of the tolerance of B."""
+    _report("A", _summary_folder(options.a), "B", _summary_folder(options.b), options.sigmas)
+
+
+def _report(name: str, folder: Path, other: str, other_folder: Path, limit: float) -> None:
+    summary, reference = _read_summary(name, folder), _read_summary(other, other_folder)
+    comparisons = differences.compare(summary, reference, limit)
+    print(f"{name}: {folder}\n{other}: {other_folder}\n")
+    print(_metrics_table(differences.by_metric(comparisons)))
+    print(
+        f"\nA score may be off by {limit:g} sigma * sqrt(1 / seeds of {name} + 1 / seeds of {other}); sigma is the sd\n"
+        f"over seeds in {other}, pooled over the cells of a task. Deviations are {name} - {other}.\n"
+    )
+    found = differences.not_ok(comparisons)
+    if not len(found):
+        print("Everything is within tolerance.")
+        return
+    print(tabulate(found, headers="keys", showindex=False, disable_numparse=True, maxcolwidths=COLUMN_WIDTH))
+    sys.exit(1)
+
+
+def _metrics_table(metrics: pd.DataFrame) -> str:
+    rows = [
+        (
+            row.task,
+            row.metric,
+            row.cells,
+            row.tolerance,
+            "" if math.isnan(row.sigmas) else f"{row.sigmas:.2f}",
+            "" if math.isnan(row.difference) else f"{row.difference:+.3g} {row.unit}",
+            row.where,
+            row.verdict,
+        )
+        for row in metrics.itertuples()
+    ]
+    headers = ("task", "metric", "cells", "tolerance", "sigmas", "largest deviation", "where", "verdict")
+    return tabulate(rows, headers=headers, disable_numparse=True)
+
+
+def _summary_folder(folder: Path) -> Path:
+    return folder / "summary" if (folder / "summary").is_dir() else folder
+
+
+def _read_summary(name: str, folder: Path) -> Summary:
+    """Raises ValueError, in one line that names the file, if one is missing or is not such a table."""
+    return Summary(name, **{table: _read_table(folder / f"{table}.csv", kinds) for table, kinds in TABLES.items()})
+
+
+def _read_table(path: Path, kinds: dict[str, type]) -> pd.DataFrame:
+    numbers = [column for column, kind in kinds.items() if kind is float]
+    try:
+        table = pd.read_csv(
+            path,
+            usecols=list(kinds),
+            dtype=kinds,
+            keep_default_na=False,
+            na_values=dict.fromkeys(numbers, ["", "nan"]),
+        )
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(what).split())}") from None
+    keys = [column for column in kinds if column in [*KEYS, "metric"]]
+    if table.empty or table.duplicated(keys).any():
+        raise ValueError(f"{path}: {'has no rows' if table.empty else 'has rows twice'}")
+    return table

@@ -1,0 +1,71 @@
+"""The balance line: selectivity against degree, with the on-rates of the warm start and with a run's own."""
+
+from types import ModuleType
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bbnet.analysis.claims import SLAB, selectivity, with_warm_start
+from bbnet.analysis.summary import Summary
+from bbnet.plots.style import method_colours, method_label
+
+MOST_METHODS = 8
+WIDTH_OF_METHOD, WIDTH_OF_REST, HEIGHT = 2.3, 0.8, 5.0
+ROWS = {"on_rate_before": "warm start", "on_rate": "after training"}
+
+
+def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
+    """The figure of a task and model, and its data: the slabs' fits."""
+    slabs, units = summary.read("slabs"), with_warm_start(summary.read("units"))
+    return plot_balance(slabs, units), slabs
+
+
+def plot_balance(slabs: pd.DataFrame, units: pd.DataFrame) -> Figure:
+    """A column of axes per method whose degrees differ, at its smallest budget, first seed; above with the on-rates of
+    the warm start, below with the run's own. Points are units that are not silent, lines the fits of single slabs.
+
+    Args:
+        slabs: `slabs.csv` of one task and model.
+        units: `claims.with_warm_start` of the same.
+    """
+    colours = method_colours(list(slabs["method"]))
+    fitted = slabs.dropna(subset="r2")
+    methods = list(dict.fromkeys(zip(fitted["method"], fitted["side"], strict=True)))[:MOST_METHODS]
+    columns = max(1, len(methods))
+    figure, axes = plt.subplots(
+        len(ROWS),
+        columns,
+        figsize=(WIDTH_OF_METHOD * columns + WIDTH_OF_REST, HEIGHT),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for column, (method, side) in zip(axes.T, methods, strict=False):
+        mine = units[(units["method"] == method) & ~units["silent"].astype(bool)]
+        budget, seed = mine["budget"].min(), mine["seed"].min()
+        mine = mine[(mine["budget"] == budget) & (mine["seed"] == seed)]
+        fits = fitted[(fitted["method"] == method) & (fitted["budget"] == budget) & (fitted["seed"] == seed)]
+        column[0].set_title(f"{method_label(method, side)}, budget {budget.lstrip('0')}")
+        for axis, rates, r2 in zip(column, ROWS, ("r2_before", "r2"), strict=True):
+            _draw_units(axis, mine, rates, colours[method])
+            axis.annotate(
+                f"median $R^2$ = {fits[r2].median():.2f}", (0.97, 0.97), xycoords="axes fraction", ha="right", va="top"
+            )
+        column[1].set_xlabel("degree (share of fan)")
+    if not methods:
+        axes[0, 0].set_title("no method gives units degrees of their own")
+    for row, name in zip(axes, ROWS.values(), strict=True):
+        row[0].set_ylabel(f"{name}:\nselectivity log((1 − a) / a)")
+    return figure
+
+
+def _draw_units(axis: Axes, units: pd.DataFrame, rates: str, colour: str) -> None:
+    x, y = units["degree"] / units["fan"], selectivity(units[rates])
+    axis.plot(x, y, ".", color=colour, markersize=2, alpha=0.35, rasterized=True)
+    for _, slab in units.assign(x=x, y=y).groupby(SLAB, sort=False):
+        if slab["x"].nunique() > 1 and slab["y"].notna().all():
+            ends = np.array([slab["x"].min(), slab["x"].max()])
+            axis.plot(ends, np.polyval(np.polyfit(slab["x"], slab["y"], 1), ends), color="0.25", linewidth=0.9)

@@ -1,0 +1,59 @@
+"""Mask churn: which share of the connections each refresh changes."""
+
+from types import ModuleType
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bbnet.analysis.collect import KEYS
+from bbnet.analysis.summary import Summary
+from bbnet.plots.style import LINES, method_colours, method_label
+
+WIDTH_OF_BUDGET, WIDTH_OF_REST, HEIGHT = 3.4, 2.2, 3.4
+
+
+def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
+    """The figure of a task and model, and its data."""
+    churn = churn_table(summary.read("refreshes"))
+    return plot_churn(churn, list(summary.read("cells")["method"])), churn
+
+
+def churn_table(refreshes: pd.DataFrame) -> pd.DataFrame:
+    """One row per run and refresh: connections pruned and regrown over those before and after, of all slabs."""
+    sums = refreshes.groupby([*KEYS, "step"], sort=False)[["connections", "pruned", "regrown"]].sum().reset_index()
+    both = 2 * sums["connections"] + sums["pruned"] - sums["regrown"]
+    return sums.assign(churn=(sums["pruned"] + sums["regrown"]) / both)
+
+
+def plot_churn(churn: pd.DataFrame, methods: list[str]) -> Figure:
+    """One axis per budget: every seed of every method.
+
+    Args:
+        churn: `churn_table` of one task and model.
+        methods: all of them, which decide the colours.
+    """
+    colours = method_colours(methods)
+    budgets = sorted(set(churn["budget"]))
+    columns = max(1, len(budgets))
+    figure, axes = plt.subplots(
+        1, columns, figsize=(WIDTH_OF_BUDGET * columns + WIDTH_OF_REST, HEIGHT), sharey=True, squeeze=False
+    )
+    for axis, budget in zip(axes[0], budgets, strict=False):
+        of_budget = churn[churn["budget"] == budget]
+        for (method, side, _), run in of_budget.groupby(["method", "side", "seed"], sort=False):
+            style = {"color": colours[method], "linestyle": LINES[side], "linewidth": 1.0, "alpha": 0.85}
+            axis.plot(run["step"], run["churn"], **style)
+        axis.set_title(f"budget {budget}")
+        axis.set_xlabel("step of the sparse phase")
+    if not budgets:
+        axes[0, 0].set_title("no method refreshes masks")
+    axes[0, 0].set_ylim(bottom=0)
+    axes[0, 0].set_ylabel("connections changed by a refresh\n(share of those before and after)")
+    shown = dict.fromkeys(zip(churn["method"], churn["side"], strict=True))
+    handles = [
+        plt.Line2D([], [], color=colours[method], linestyle=LINES[side], label=method_label(method, side))
+        for method, side in shown
+    ]
+    figure.legend(handles=handles, loc="outside right center", title="one line per seed")
+    return figure

@@ -1,0 +1,70 @@
+"""Entropy, correlation and rank of units by budget, beside dense on the same slabs."""
+
+from types import ModuleType
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bbnet.analysis.claims import MEASURES
+from bbnet.analysis.statistics import CELL_KEYS, half_width
+from bbnet.analysis.summary import Summary
+from bbnet.plots.style import (
+    DENSE_COLOUR,
+    MARKERS,
+    draw_cell,
+    method_colours,
+    method_handles,
+    seeds_title,
+    side_by_side,
+)
+
+WIDTH, HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 8.6, 5.4, 0.2
+DENSE = {"color": DENSE_COLOUR, "marker": "_", "markersize": 9, "linestyle": "none", "label": "dense, same slabs"}
+
+
+def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
+    """The figure of a task and model, and its data."""
+    claims = summary.read("claims")
+    return plot_claims(claims, list(summary.read("cells")["method"])), claims
+
+
+def plot_claims(claims: pd.DataFrame, methods: list[str]) -> Figure:
+    """One axis per measure: at each budget the methods side by side, each beside dense on the slabs of its side.
+
+    With at least 3 seeds the mean and its 95 % interval over seeds; below, single seeds as small points.
+
+    Args:
+        claims: `claims.csv` of one task and model.
+        methods: all of them, which decide the colours.
+    """
+    colours = method_colours(methods)
+    shown = list(dict.fromkeys(zip(claims["method"], claims["side"], strict=True)))
+    budgets = sorted(set(claims["budget"]))
+    height = max(HEIGHT, 1 + HEIGHT_OF_LEGEND_ENTRY * len(shown))
+    figure, axes = plt.subplots(2, 2, figsize=(WIDTH, height), sharex=True)
+    for axis, (measure, label) in zip(axes.flat, MEASURES.items(), strict=True):
+        of_measure = claims[claims["measure"] == measure]
+        for (method, side, budget), cell in of_measure.groupby(["method", "side", "budget"], sort=False):
+            x = budgets.index(budget) + side_by_side(len(shown))[shown.index((method, side))]
+            axis.plot([x], [cell["dense"].mean()], **DENSE | {"label": None}, zorder=1.5)
+            draw_cell(axis, x, _mean(cell["value"]), cell["value"], colours[method], MARKERS[side])
+        axis.set_ylabel(label)
+        axis.set_xticks(range(len(budgets)), budgets)
+        axis.set_xlim(-0.5, len(budgets) - 0.5)
+        axis.grid(visible=False, axis="x")
+    for axis in axes[-1]:
+        axis.set_xlabel("budget")
+    seeds = claims.groupby([*CELL_KEYS, "measure"])["seed"].nunique()
+    figure.legend(
+        handles=[plt.Line2D([], [], **DENSE), *method_handles(shown, colours)],
+        loc="outside right center",
+        title=seeds_title(seeds, "; from left to\nright in this order"),
+    )
+    return figure
+
+
+def _mean(values: pd.Series) -> pd.Series:
+    half = half_width(values.to_numpy(), 0.0)
+    mean = values.mean()
+    return pd.Series({"mean": mean, "low": mean - half, "high": mean + half, "n_seeds": len(values)})

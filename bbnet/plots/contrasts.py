@@ -1,0 +1,82 @@
+"""Forest plot: each method minus dense and minus the others on its slabs, with intervals."""
+
+from types import ModuleType
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from bbnet.analysis.summary import Summary
+from bbnet.plots.style import DENSE_COLOUR, MARKERS, method_colours, method_label
+
+WIDTH_OF_METRIC, WIDTH_OF_LABELS, HEIGHT_OF_ROW, HEIGHT_OF_REST = 4.2, 2.6, 0.2, 1.3
+KEYS = ["budget", "method", "side", "reference", "reference_side"]
+
+
+def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
+    """The figure of a task and model, and its data."""
+    contrasts, cells = summary.read("contrasts"), summary.read("cells")
+    better = {metric: task.METRICS[metric].better for metric in task.PRIMARY}
+    return plot_contrasts(contrasts, better, list(cells["method"])), contrasts
+
+
+def plot_contrasts(contrasts: pd.DataFrame, better: dict[str, str], methods: list[str]) -> Figure:
+    """A column of axes per metric, a row per contrast, from the smallest budget on; filled where Holm's p is below 5 %.
+
+    Args:
+        contrasts: `contrasts.csv` of one task and model.
+        better: which direction is, by metric; those shown.
+        methods: all of them, which decide the colours.
+    """
+    rows = list(dict.fromkeys(contrasts.sort_values("budget", kind="stable")[KEYS].itertuples(index=False, name=None)))
+    colours = method_colours(methods)
+    metrics = [metric for metric in better if metric in set(contrasts["metric"])]
+    figure, axes = plt.subplots(
+        1,
+        max(1, len(metrics)),
+        figsize=(WIDTH_OF_LABELS + WIDTH_OF_METRIC * max(1, len(metrics)), HEIGHT_OF_REST + HEIGHT_OF_ROW * len(rows)),
+        sharey=True,
+        squeeze=False,
+    )
+    for axis, metric in zip(axes[0], metrics, strict=False):
+        of_metric = contrasts[contrasts["metric"] == metric].set_index(KEYS)
+        axis.axvline(0, color=DENSE_COLOUR, linewidth=1.0, linestyle="--")
+        for place, row in enumerate(rows):
+            if row in of_metric.index:
+                _draw_contrast(axis, place, of_metric.loc[row], colours[row[1]], MARKERS[row[2]])
+        axis.set_xlabel(f"difference in test {metric} ({of_metric['unit'].iloc[0]}; {better[metric]} is better)")
+        axis.grid(visible=False, axis="y")
+    if not rows:
+        axes[0, 0].set_title("nothing to compare")
+    _label_rows(axes[0, 0], rows)
+    axes[0, 0].invert_yaxis()
+    figure.legend(handles=_handles(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def _draw_contrast(axis: Axes, place: int, contrast: pd.Series, colour: str, marker: str) -> None:
+    axis.plot([contrast["low"], contrast["high"]], [place] * 2, color=colour, linewidth=1.2)
+    face = "white" if contrast["verdict"] == "none" else colour
+    axis.plot([contrast["effect"]], [place], color=colour, marker=marker, markersize=6, markerfacecolor=face)
+
+
+def _label_rows(axis: Axes, rows: list[tuple]) -> None:
+    labels = [
+        f"{method_label(method, side)} − {method_label(reference, other)}   {budget.lstrip('0')}"
+        for budget, method, side, reference, other in rows
+    ]
+    axis.set_yticks(range(len(rows)), labels)
+    axis.tick_params(axis="y", length=0)
+    for place in range(1, len(rows)):
+        if rows[place][0] != rows[place - 1][0]:
+            for other in axis.figure.axes:
+                other.axhline(place - 0.5, color="0.85", linewidth=0.8)
+
+
+def _handles() -> list[plt.Line2D]:
+    style = {"color": "0.4", "marker": "o", "linestyle": "-", "linewidth": 1.2}
+    return [
+        plt.Line2D([], [], **style, markerfacecolor="white", label="mean of paired differences, 95 % interval"),
+        plt.Line2D([], [], **style, label="p < .05, Holm within the task"),
+    ]

@@ -1,0 +1,54 @@
+"""Coverage: which cells of the grid are done."""
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from bbnet.analysis.summary import Summary
+
+CELL_WIDTH, CELL_HEIGHT, WIDTH_OF_LABELS, HEIGHT_OF_REST = 1.1, 0.24, 2.6, 1.1
+NOTHING, SOME, ALL = range(3)
+COLOURS = ListedColormap(["#d9d9d9", "#fdd49e", "#c7e9c0"])
+
+
+def draw(summary: Summary, task: None) -> tuple[Figure, pd.DataFrame]:
+    """The figure of the whole study, and its data."""
+    counts = coverage_table(summary.read("grid"))
+    return plot_coverage(counts), counts
+
+
+def coverage_table(grid: pd.DataFrame) -> pd.DataFrame:
+    """One row per task, model, method and budget: how many runs were asked for, and how many are of each status."""
+    keys = ["task", "model", "method", "side", "budget"]
+    counts = grid.groupby([*keys, "status"], sort=False).size().unstack(fill_value=0)
+    for status in ("done", "failed", "stale", "missing"):
+        if status not in counts:
+            counts[status] = 0
+    counts.insert(0, "asked", counts.sum(axis=1))
+    return counts[["asked", "done", "failed", "stale", "missing"]].reset_index()
+
+
+def plot_coverage(counts: pd.DataFrame) -> Figure:
+    """A row per task, model and method, a column per budget; in each cell runs done of runs asked for, and others."""
+    rows = list(dict.fromkeys(zip(counts["task"], counts["model"], counts["method"], strict=True)))
+    budgets = sorted(set(counts["budget"]))
+    shades = [[float("nan")] * len(budgets) for _ in rows]
+    figure, axis = plt.subplots(
+        figsize=(WIDTH_OF_LABELS + CELL_WIDTH * len(budgets), HEIGHT_OF_REST + CELL_HEIGHT * len(rows))
+    )
+    for _, cell in counts.iterrows():
+        place = rows.index((cell["task"], cell["model"], cell["method"])), budgets.index(cell["budget"])
+        shades[place[0]][place[1]] = ALL if cell["done"] == cell["asked"] else SOME if cell["done"] else NOTHING
+        others = [f"{cell[status]} {status}" for status in ("failed", "stale") if cell[status]]
+        text = ", ".join([f"{cell['done']}/{cell['asked']}", *others])
+        axis.annotate(text, place[::-1], ha="center", va="center", fontsize="small")
+    axis.imshow(shades, cmap=COLOURS, vmin=NOTHING, vmax=ALL, aspect="auto")
+    axis.set_xticks(range(len(budgets)), budgets)
+    axis.set_yticks(range(len(rows)), [f"{task} {model}: {method}" for task, model, method in rows])
+    axis.set_xlabel("budget; runs done / asked for")
+    axis.grid(visible=False)
+    axis.tick_params(length=0)
+    for spine in axis.spines.values():
+        spine.set_visible(False)
+    return figure

@@ -1,0 +1,27 @@
+"""Tables of the study, or of one of its tasks and models, each as csv, Markdown and LaTeX."""
+
+from dataclasses import replace
+
+from common import TEXT, arguments, run, write_frame, write_text
+
+from bbnet.analysis import tables
+from bbnet.analysis.summary import Summary
+from bbnet.tasks.task import load_metrics
+
+
+def main(options) -> None:
+    summary = Summary(options.results / "summary", options.task, options.model)
+    task = None if options.task is None else load_metrics(options.task)
+    start = f"{options.task}-{options.model}-" if options.task else ""
+    for name in options.tables:
+        table = getattr(tables, name)(summary, task)
+        if note := tables.incomplete_note(summary.read("grid")):
+            table = replace(table, caption=f"{table.caption} {note.capitalize()}.")
+        path = options.results / "tables" / f"{start}{name}"
+        write_frame(path.with_name(f"{path.name}.csv"), table.data)
+        write_text(path.with_name(f"{path.name}.md"), tables.markdown(table))
+        write_text(path.with_name(f"{path.name}.tex"), tables.latex(table))
+
+
+OPTIONAL = TEXT | {"required": False}
+run(main, arguments(__doc__, results={}, task=OPTIONAL, model=OPTIONAL, tables=TEXT | {"nargs": "+"}))
