@@ -33,10 +33,10 @@ try:
         check_schedules(STUDY, STUDY_FILE)
         check_writable("data_dir", Path(KNOBS.data_dir))
         check_writable("results_dir", Path(KNOBS.results_dir))
+    RECIPES = recipe.Recipes(STUDY, KNOBS)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
-RECIPES = recipe.Recipes(STUDY, KNOBS)
 RESULTS = f"{KNOBS.results_dir}/{KNOBS.study}"
 if KNOBS.results_from == "reference":
     RESULTS = f"results/reference/{KNOBS.study}"
@@ -182,7 +182,9 @@ def remove_outdated():
 
 
 def success_message():
-    return f"Look at {RESULTS}/figures/ and {RESULTS}/tables/."
+    if not Path(RESULTS, "figures").is_dir():
+        return f"Data are in {KNOBS.data_dir}/."
+    return f"Look at {RESULTS}/report.html, {RESULTS}/figures/ and {RESULTS}/tables/."
 
 
 def failure_message():

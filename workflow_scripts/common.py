@@ -39,6 +39,9 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     logging.getLogger("bbnet").setLevel(logging.INFO)
     try:
         main(options)
+    except KeyboardInterrupt:
+        logging.error("interrupted")
+        sys.exit(130)
     except Exception as error:
         logging.error("error: %s", one_line(error))
         logging.error("traceback", exc_info=True, extra={"only_in_log": True})

@@ -2,16 +2,25 @@
 
 from common import JSON, arguments, run, to_json
 
-from bbnet.data.store import whole_file, whole_folder
+from bbnet.data.store import alone, whole_file, whole_folder
 from bbnet.tasks import task as tasks
 
 
 def main(options) -> None:
     task = tasks.load(options.config["task"])
-    with whole_folder(options.manifest.with_suffix(""), options.partial) as target:
-        manifest = task.fetch(options.config["data"], target, options.downloads)
-    with whole_file(options.manifest) as partial:
-        partial.write_text(to_json(manifest))
+    folder = options.manifest.with_suffix("")
+    with alone(options.partial / f".{folder.name}.lock"):
+        if options.manifest.exists():  # another process has just made it
+            return
+        with whole_folder(folder, options.partial) as target:
+            try:
+                manifest = task.fetch(options.config["data"], target, options.downloads)
+            except ValueError as error:
+                raise ValueError(
+                    str(error).replace(f"{target}", f"{options.config['data']['pack']}, unpacked")
+                ) from None
+        with whole_file(options.manifest) as partial:
+            partial.write_text(to_json(manifest))
 
 
 run(main, arguments(__doc__, config=JSON, manifest={}, partial={}, downloads={}))

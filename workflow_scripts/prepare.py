@@ -2,17 +2,21 @@
 
 from common import JSON, arguments, read_manifest, run, to_json
 
-from bbnet.data.store import whole_file, whole_folder
+from bbnet.data.store import alone, whole_file, whole_folder
 from bbnet.tasks import task as tasks
 
 
 def main(options) -> None:
     task = tasks.load(options.config["task"])
     manifest = read_manifest(options.raw)
-    with whole_folder(options.index.with_suffix(""), options.partial, resume=True) as target:
-        index = task.prepare(manifest, options.config["settings"], target)
-    with whole_file(options.index) as partial:
-        partial.write_text(to_json(index))
+    folder = options.index.with_suffix("")
+    with alone(options.partial / f".{folder.name}.lock"):
+        if options.index.exists():  # another process has just made it
+            return
+        with whole_folder(folder, options.partial, resume=True) as target:
+            index = task.prepare(manifest, options.config["settings"], target)
+        with whole_file(options.index) as partial:
+            partial.write_text(to_json(index))
 
 
 run(main, arguments(__doc__, config=JSON, raw={}, index={}, partial={}))

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from bbnet.analysis import differences
 from bbnet.analysis.collect import KEYS
 from bbnet.analysis.differences import Summary
-from bbnet.cli.status import chosen_knobs
+from bbnet.cli.knobs import chosen_knobs
 
 REFERENCE = Path("results", "reference")
 RUN = dict.fromkeys(KEYS, str) | {"seed": int}

@@ -9,15 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from tabulate import tabulate
 
+from bbnet.cli.knobs import STUDIES, chosen_knobs
 from bbnet.data.packs import pack_of
+from bbnet.data.unpack import SUFFIXES
 from bbnet.study import grid, machine
-from bbnet.study.config import ConfigError, Knobs, Study, check_sources, read_knobs, read_study
+from bbnet.study.config import ConfigError, Knobs, Study, check_sources, read_study
 from bbnet.study.recipe import Recipes
+from bbnet.tasks.settings import Estimate
 
-STUDIES = Path("studies")
 BENCHMARKS = Path("docs", "benchmarks.md")
 BYTES_PER_WEIGHT = 4
 WEIGHTS_PER_WARM_START = 3  # the model, and two moments of its optimiser
@@ -32,17 +33,18 @@ def add_to(commands: Any) -> None:
 
 def print_plan(options: argparse.Namespace) -> None:
     """Raises ConfigError for a study that cannot be used."""
-    if not STUDIES.is_dir():
-        raise ConfigError(f"there is no folder {STUDIES.absolute()}; bbnet is run where the Snakefile is")
-    chosen = {key: getattr(options, key) for key in ("study", "device") if getattr(options, key) is not None}
-    knobs = read_knobs(yaml.safe_load(Path("config.yaml").read_text()) | chosen)
+    knobs = chosen_knobs(options)
     study = read_study(knobs.study, STUDIES)
     check_sources(study, STUDIES / f"{knobs.study}.yaml")
+    recipes, tasks = Recipes(study, knobs), study.task_settings()
+    packs = [pack for task in tasks for data in recipes.packs(task) if (pack := pack_of(data)) and data.path is None]
     print(f"Study {knobs.study}, on {machine.name_of(knobs.device)}\n")
-    tasks = study.task_settings()
     costs = [_cost(study, knobs, task, label) for task in tasks for label in tasks[task].models]
     print(_hours_table(costs))
-    print(_disk_table(study, knobs, costs))
+    print(_disk_table(study, recipes, costs))
+    for pack in packs:
+        if pack.notice:
+            print(f"\n{pack.title}: {pack.notice}")
 
 
 @dataclass(frozen=True)
@@ -52,21 +54,21 @@ class Cost:
     task: str
     model: str
     runs: int
-    steps: int
+    steps: int | None
     step_seconds: float | None
     source: str
     run_bytes: int | None
 
     @property
     def hours(self) -> float | None:
-        return None if self.step_seconds is None else self.steps * self.step_seconds / 3600
+        return None if None in (self.step_seconds, self.steps) else self.steps * self.step_seconds / 3600
 
 
 def _cost(study: Study, knobs: Knobs, task: str, label: str) -> Cost:
     settings = study.task_settings()[task]
     runs = [run for run in grid.runs(study) if (run.task, run.model) == (task, label)]
     training = settings.training
-    per_epoch = settings.estimate(pack_of(settings.data)).steps_per_epoch
+    estimate = _estimate(settings)
     epochs = len(runs) * training.sparse_epochs + len(study.seeds) * training.warm_up_epochs
     measured, source = _recorded(study, knobs, task, label)
     if measured is None:
@@ -76,30 +78,39 @@ def _cost(study: Study, knobs: Knobs, task: str, label: str) -> Cost:
         task,
         label,
         len(runs),
-        epochs * per_epoch,
+        estimate and epochs * estimate.steps_per_epoch,
         measured and measured["step_seconds"],
         source,
         measured and BYTES_PER_WEIGHT * measured["weights"] * stored,
     )
 
 
+def _estimate(settings: Any) -> Estimate | None:
+    """None of a pack of the user's own, which is not counted before it is prepared."""
+    own = not getattr(settings.data, "complete", True)
+    return None if own else settings.estimate(pack_of(settings.data))
+
+
 def _recorded(study: Study, knobs: Knobs, task: str, label: str) -> tuple[Mapping[str, Any] | None, str]:
     """What `make bench` wrote of this model and batch on such a device."""
     wanted = machine.name_of(knobs.device)
     key = Recipes(study, knobs).step_key(task, label)
-    for part in BENCHMARKS.read_text().split("\n## ")[1:] if BENCHMARKS.is_file() else []:
-        heading, _, rest = part.partition("\n")
-        numbers = [line for line in rest.splitlines() if line.startswith("<!-- {")]
-        if heading.strip() == wanted and numbers:
-            entry = json.loads(numbers[0].removeprefix("<!-- ").removesuffix(" -->")).get("throughput", {}).get(key)
-            if entry is not None:
-                return entry, f"{BENCHMARKS}, {entry['steps']} steps on {wanted}"
+    try:
+        for part in BENCHMARKS.read_text().split("\n## ")[1:] if BENCHMARKS.is_file() else []:
+            heading, _, rest = part.partition("\n")
+            numbers = [line for line in rest.splitlines() if line.startswith("<!-- {")]
+            if heading.strip() == wanted and numbers:
+                entry = json.loads(numbers[0].removeprefix("<!-- ").removesuffix(" -->")).get("throughput", {}).get(key)
+                if entry is not None:
+                    return entry, f"{BENCHMARKS}, {entry['steps']} steps on {wanted}"
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{BENCHMARKS}: its numbers of {wanted} cannot be read: {error!r}") from None
     return None, ""
 
 
 def _measured_here(study: Study, knobs: Knobs, task: str, label: str) -> tuple[Mapping[str, Any] | None, str]:
     """From training steps here, in a process of their own."""
-    print(f"timing {task} {label}: {BENCHMARKS} knows no such device ...", file=sys.stderr)
+    print(f"timing {task} {label}: {BENCHMARKS} has no such step on this device ...", file=sys.stderr)
     command = [sys.executable, "-m", "bbnet.training.step_time"]
     result = subprocess.run(
         [*command, "--task", task, "--model", label, "--device", knobs.device],
@@ -120,8 +131,8 @@ def _hours_table(costs: list[Cost]) -> str:
             cost.task,
             cost.model,
             cost.runs,
-            f"{cost.steps:,}",
-            "unknown" if cost.step_seconds is None else f"{1e3 * cost.step_seconds:.3g} ms",
+            _shown_steps(cost.steps),
+            "unknown" if cost.step_seconds is None else _shown_step(cost.step_seconds),
             "unknown" if cost.hours is None else _shown_hours(cost.hours),
             cost.source,
         )
@@ -129,23 +140,33 @@ def _hours_table(costs: list[Cost]) -> str:
     ]
     known = [cost.hours for cost in costs if cost.hours is not None]
     total = _shown_hours(sum(known)) if len(known) == len(costs) else "unknown"
-    rows.append(("all", "", sum(cost.runs for cost in costs), f"{sum(cost.steps for cost in costs):,}", "", total, ""))
+    steps = None if any(cost.steps is None for cost in costs) else sum(cost.steps for cost in costs)
+    rows.append(("all", "", sum(cost.runs for cost in costs), _shown_steps(steps), "", total, ""))
     table = tabulate(rows, headers=("task", "model", "runs", "steps", "a step", "hours", "from"), disable_numparse=True)
     note = "Hours of one device, for training steps at the speed of dense; scoring and the data come on top."
     return f"{table}\n\n{note}\n"
+
+
+def _shown_steps(steps: int | None) -> str:
+    return "unknown" if steps is None else f"{steps:,}"
+
+
+def _shown_step(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def _shown_hours(hours: float) -> str:
     return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
 
 
-def _disk_table(study: Study, knobs: Knobs, costs: list[Cost]) -> str:
-    rows, recipes = [], Recipes(study, knobs)
+def _disk_table(study: Study, recipes: Recipes, costs: list[Cost]) -> str:
+    rows = []
     for task, settings in study.task_settings().items():
         for data in recipes.packs(task):
             rows += _download_rows(task, data)
-        prepared = settings.estimate(pack_of(settings.data)).prepared_bytes
-        rows.append((task, "prepared arrays", f"about {_shown(prepared)}"))
+        estimate = _estimate(settings)
+        prepared = "unknown" if estimate is None else f"about {_shown(estimate.prepared_bytes)}"
+        rows.append((task, "prepared arrays", prepared))
     for cost in costs:
         size = "unknown" if cost.run_bytes is None else f"about {_shown(cost.run_bytes)}"
         rows.append((cost.task, f"weights of {cost.runs} runs and their warm starts", size))
@@ -159,7 +180,9 @@ def _download_rows(task: str, data: Any) -> list[tuple[str, str, str]]:
     needed = data.files() if hasattr(data, "files") else list(pack.files)
     sizes = [pack.files[name].size for name in needed]
     size = "size not published" if None in sizes else _shown(sum(sizes))
-    return [(task, f"{data.pack}: {len(needed)} files to download ({pack.licence}), and as much unpacked", size)]
+    files = "1 file" if len(needed) == 1 else f"{len(needed)} files"
+    unpacked = ", and as much unpacked" if any(name.endswith(SUFFIXES) for name in needed) else ""
+    return [(task, f"{data.pack}: {files} to download ({pack.licence}){unpacked}", size)]
 
 
 def _shown(size: float) -> str:

@@ -12,12 +12,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
 from tabulate import tabulate
 
-from bbnet.cli.plan import STUDIES
+from bbnet.cli.knobs import STUDIES, chosen_knobs
 from bbnet.study import grid
-from bbnet.study.config import ConfigError, Knobs, read_knobs, read_study
+from bbnet.study.config import read_study
 from bbnet.study.grid import Run
 from bbnet.study.recipe import Recipes
 from bbnet.study.record import run_status
@@ -32,18 +31,6 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--results-dir", help="where the study's results are; absent: that of config.yaml")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="of the runs; absent: that of config.yaml")
     parser.set_defaults(run=print_status)
-
-
-def chosen_knobs(options: argparse.Namespace) -> Knobs:
-    """Those of config.yaml, but for the ones given as options; raises ConfigError."""
-    if not STUDIES.is_dir():
-        raise ConfigError(f"there is no folder {STUDIES.absolute()}; bbnet is run where the Snakefile is")
-    try:
-        content = yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config.yaml: cannot be read: {error}") from None
-    given = {name: getattr(options, name, None) for name in Knobs.model_fields}
-    return read_knobs((content or {}) | {name: value for name, value in given.items() if value is not None})
 
 
 def print_status(options: argparse.Namespace) -> None:

@@ -1,6 +1,5 @@
 """Downloads: resumed, retried, checked while they stream, and under their final name only when they are right."""
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -12,16 +11,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
 
 from bbnet.data.progress import Advance, count_bytes
-from bbnet.data.store import whole_file
+from bbnet.data.store import alone, whole_file
 
 logger = logging.getLogger(__name__)
 AT_ONCE = 4
@@ -30,7 +29,9 @@ MOST_REDIRECTS = 10
 MOST_TRIES = 100  # of an address that keeps giving a little more
 LONGEST_WAIT_SECONDS = 60
 SLOWEST_BYTES_PER_SECOND = 1024
+ARCHIVES = (".zip", ".gz", ".tgz")
 MAGIC = (b"PK", b"\x1f\x8b")  # zip, gzip
+LONGEST_CAUSE = 120
 HTML = re.compile(
     rb"(\xef\xbb\xbf)?\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b",
     re.IGNORECASE | re.DOTALL,
@@ -88,6 +89,10 @@ class _InterruptedError(Exception):
         self.stalled = stalled
 
 
+class _StoppedError(Exception):
+    """Another file failed."""
+
+
 def fetch_files(sources: Sequence[Source], folder: Path, patience: Patience | None = None) -> dict[str, str]:
     """Brings files into `folder`, several at once; what is there already is checked, not fetched.
 
@@ -119,10 +124,6 @@ def fetch_files(sources: Sequence[Source], folder: Path, patience: Patience | No
     return {name: job.result() for name, job in jobs.items()}
 
 
-class _StoppedError(Exception):
-    """Another file failed."""
-
-
 def check_space(folder: Path, needed: int, what: str) -> None:
     """Raises ValueError if the disk of `folder` has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
@@ -141,6 +142,35 @@ def holds(source: Source, path: Path) -> str:
     return f"{source.algorithm}:{found}"
 
 
+def demand_trusted(name: str, digest: str, folder: Path) -> None:
+    """Raises ValueError if a file of that name was trusted before with another checksum."""
+    record = _record(name, folder)
+    if not record.exists():
+        return
+    recorded = record.read_text(errors="replace").split()
+    if not recorded:
+        raise ValueError(f"{record}: is empty; it should hold the checksum of the first download")
+    if f"sha256:{recorded[0]}" != digest:
+        raise ValueError(
+            f"{name}: its checksum is {digest}, that of the first download was sha256:{recorded[0]}; "
+            f"whoever trusts the new file removes {record} and the old one"
+        )
+
+
+def trust(name: str, digest: str, folder: Path) -> None:
+    """From now on a file of that name without a published checksum must have this one."""
+    record = _record(name, folder)
+    if record.exists():
+        return
+    logger.warning("%s: no checksum is published; trusted now, and from now on: %s (%s)", name, digest, record)
+    with whole_file(record) as partial:
+        partial.write_text(f"{digest.removeprefix('sha256:')}  {name}\n")
+
+
+def _record(name: str, folder: Path) -> Path:
+    return folder / f"{name}.sha256"
+
+
 class _Download:
     """One file on its way; its bytes gather in a hidden file beside it, from which a later call goes on."""
 
@@ -151,7 +181,8 @@ class _Download:
         self.final = folder / source.name
         self.part = _part(folder, source)
         self.origin = folder / f".{source.name}.origin"
-        self.trusted = folder / f"{source.name}.sha256"
+        self.trusted = _record(source.name, folder)
+        self.digest: Any = None
         self.patience = patience
         self.advance = advance
         self.stop = stop
@@ -160,8 +191,12 @@ class _Download:
     def run(self) -> str:
         """Raises ValueError saying what each address answered, or what keeps the disk from taking the file."""
         try:
-            with _alone(self.final.with_name(f".{self.source.name}.lock"), self._check_stop):
-                return self._there_already() or self._from_any()
+            with alone(self.final.with_name(f".{self.source.name}.lock"), self._check_stop):
+                began = time.monotonic()
+                digest = self._there_already() or self._from_any()
+                size, seconds = self.final.stat().st_size, time.monotonic() - began
+                logger.info("%s: %s, checked, after %.0f s", self.source.name, _shown(size), seconds)
+                return digest
         except OSError as error:
             kept = f"; the {_size(self.part)} bytes that are there are kept" if _size(self.part) else ""
             raise ValueError(f"{error.filename or self.part}: cannot be written ({error.strerror}){kept}") from None
@@ -170,6 +205,8 @@ class _Download:
         """The checksum of the file under its final name; a wrong one is removed, unless it was trusted first."""
         if not self.final.exists():
             return None
+        if not self.final.is_file():
+            raise ValueError(f"{self.final}: is there already, and no file")
         try:
             digest = self._demand(holds(self.source, self.final))
         except ValueError as error:
@@ -213,14 +250,17 @@ class _Download:
         start = self._resumable(url)
         if start != self.source.size:
             start = self._receive(session, url, start)
-        try:
-            digest = holds(self.source, self.part)
-        except ValueError as error:
+        else:
+            self._digest_of_part()
+        found = self.digest.hexdigest()
+        if self.source.digits is not None and not found.startswith(self.source.digits):
             self._discard()
-            message = str(error).removeprefix(f"{self.part}: ")
+            wrong = f"its {self.source.algorithm} is {found}, that of {self.source.name} is {self.source.digits}"
             if start:  # the beginning may have come from elsewhere
-                raise _InterruptedError(f"gave another end to what was there: {message}") from None
-            raise _UnusableError(f"gives another file: {message}") from None
+                raise _InterruptedError(f"gave another end to what was there: {wrong}")
+            raise _UnusableError(f"gives another file: {wrong}")
+        digest = f"{self.source.algorithm}:{found}"
+        self._refuse_no_archive()
         try:
             self._demand(digest)
         except ValueError as error:
@@ -230,38 +270,31 @@ class _Download:
         self.origin.unlink(missing_ok=True)
         return digest
 
+    def _digest_of_part(self) -> None:
+        """The checksum of what is there, to which what arrives is added."""
+        with self.part.open("rb") as file:
+            self.digest = hashlib.file_digest(file, self.source.algorithm)
+
+    def _refuse_no_archive(self) -> None:
+        """A file without a published checksum must at least begin as its name says."""
+        with self.part.open("rb") as file:
+            first = file.read(16)
+        if self.source.digits is None and self.source.name.endswith(ARCHIVES) and not first.startswith(MAGIC):
+            self._discard()
+            raise _UnusableError(f"gives no archive, but what begins with {first!r}")
+
     def _demand(self, digest: str) -> str:
-        """A file without a published checksum must be the one that was trusted first."""
-        if self.source.digits is not None:
-            return digest
-        if not self.trusted.exists():
-            logger.warning(
-                "%s: no checksum is published; trusted now, and from now on: %s (%s)",
-                self.source.name,
-                digest,
-                self.trusted,
-            )
-            with whole_file(self.trusted) as partial:
-                partial.write_text(f"{digest.removeprefix('sha256:')}  {self.source.name}\n")
-        recorded = self.trusted.read_text(errors="replace").split()
-        if not recorded:
-            raise ValueError(f"{self.trusted}: is empty; it should hold the checksum of the first download")
-        trusted = f"sha256:{recorded[0]}"
-        if trusted != digest:
-            raise ValueError(
-                f"{self.source.name}: its checksum is {digest}, that of the first download was {trusted}; "
-                f"whoever trusts the new file removes {self.trusted} and the old one"
-            )
+        """A file without a published checksum must be the one that was trusted first, if one was."""
+        if self.source.digits is None:
+            demand_trusted(self.source.name, digest, self.trusted.parent)
         return digest
 
     def _resumable(self, url: str) -> int:
         """How many bytes are there to go on from."""
         there = _size(self.part)
         too_many = self.source.size is not None and there > self.source.size
-        if there and (too_many or (self.source.digits is None and self._validator(url) is None)):
-            self._discard()
-            return 0
-        return there
+        unknown = self.source.digits is None and self._validator(url) is None
+        return 0 if too_many or unknown else there
 
     def _validator(self, url: str) -> str | None:
         """What the server called the version whose first bytes are there, if they came from this address."""
@@ -269,7 +302,7 @@ class _Download:
             origin = json.loads(self.origin.read_text())
         except (OSError, ValueError):
             return None
-        return origin["validator"] if origin["url"] == url else None
+        return origin.get("validator") if isinstance(origin, dict) and origin.get("url") == url else None
 
     def _receive(self, session: requests.Session, url: str, start: int) -> int:
         """Appends what the server sends to the part; returns where it began."""
@@ -285,8 +318,13 @@ class _Download:
             raise _InterruptedError(f"does not answer within {self.patience.stall:g} s", stalled=True) from None
         except requests.exceptions.SSLError as error:
             raise _UnusableError(f"has no certificate to trust ({error})") from None
-        except (requests.ConnectionError, requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError):
-            raise _InterruptedError(_after("cannot be reached or broke off", _size(self.part))) from None
+        except (
+            requests.ConnectionError,
+            requests.exceptions.ChunkedEncodingError,
+            urllib3.exceptions.HTTPError,
+        ) as error:
+            message = f"cannot be reached or broke off ({_cause(error)})"
+            raise _InterruptedError(_after(message, _size(self.part))) from None
         except requests.RequestException as error:
             raise _UnusableError(f"cannot be asked ({error})") from None
 
@@ -331,6 +369,7 @@ class _Download:
 
     def _read(self, response: requests.Response, url: str, start: int) -> int:
         if start and response.headers.get("Content-Range") == f"bytes */{start}":  # nothing is left to send
+            self._digest_of_part()
             return start
         start = self._check_status(response, url, start)
         offered = _whole_size(response, start)
@@ -386,6 +425,9 @@ class _Download:
         self.origin.write_text(json.dumps({"url": url, "validator": _validator_of(response)}))
 
     def _append(self, body: "_Body", first: bytes, start: int, expected: int | None) -> None:
+        self.digest = hashlib.new(self.source.algorithm)
+        if start:
+            self._digest_of_part()
         with self.part.open("r+b" if start else "wb") as file:
             file.seek(start)
             there = start
@@ -394,6 +436,7 @@ class _Download:
                 if expected is not None and there > expected:
                     raise _UnusableError(f"sends more than the {expected} bytes of {self.source.name}")
                 file.write(chunk)
+                self.digest.update(chunk)
                 self._count(there)
             file.flush()
             os.fsync(file.fileno())
@@ -448,29 +491,18 @@ class _Body:
         return chunk
 
 
-@contextmanager
-def _alone(lock: Path, check_stop: Callable[[], None]) -> Iterator[None]:
-    """Waits until no other process or thread holds the lock file, which goes free when its holder dies."""
-    with lock.open("w") as file:
-        waiting = False
-        while True:
-            check_stop()
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not waiting:
-                    logger.info("%s: another process fetches this file; waiting for it", lock)
-                waiting = True
-                time.sleep(0.2)
-        yield
-
-
 class _Session(requests.Session):
     """Follows no redirect: requests would read the page of one to its end, however long that takes."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
+
+
+def _cause(error: BaseException) -> str:
+    """What lies at the bottom of an error of requests."""
+    while (deeper := error.__cause__ or error.__context__) is not None:
+        error = deeper
+    return f"{type(error).__name__}: {error}"[:LONGEST_CAUSE]
 
 
 def _number(response: requests.Response, header: str) -> int | None:

@@ -11,8 +11,8 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from bbnet.data.fetch import Source, check_space, fetch_files, holds
-from bbnet.data.unpack import SUFFIXES, unpack
+from bbnet.data.fetch import Source, check_space, demand_trusted, fetch_files, holds, trust
+from bbnet.data.unpack import SUFFIXES, ArchiveError, DiskError, unpack
 
 logger = logging.getLogger(__name__)
 TABLE = Path(__file__).with_suffix(".yaml")
@@ -125,22 +125,29 @@ def bring(
     if pack.notice:
         logger.warning("%s: %s", name, pack.notice)
     if path is None:
+        check_space(target, _space_needed(files, downloads), f"downloading and unpacking {name}")
         digests = fetch_files([file.source(key) for key, file in files.items()], downloads)
         archives = {downloads / key: file for key, file in files.items()}
     else:
         here = Path(path).expanduser().absolute()
-        archives = _local_archives(here, files)
+        archives = _local_archives(here, files, holding)
         if not archives:
             root = _inside(here, holding)
             return root, {"root": str(root)}
-        digests = {archive.name: _digest(archive, pack) for archive in archives}
+        digests = {archive.name: _digest(archive, pack, downloads) for archive in archives}
     check_space(target, sum(archive.stat().st_size for archive in archives), f"unpacking {name}")
     for archive, file in archives.items():
         folder = target / file.into
-        _place(archive, folder)
+        _place(archive, folder, digests[archive.name], file, downloads)
         _lift(folder, file.into)
     root = _inside(target, holding)
     return root, {"root": str(root.relative_to(target)), "files": digests}
+
+
+def _space_needed(files: Mapping[str, PublishedFile], downloads: Path) -> int:
+    """Bytes of what is not downloaded yet, and again of all that will be unpacked, as far as sizes are known."""
+    sizes = {name: file.size or 0 for name, file in files.items()}
+    return sum(size for name, size in sizes.items() if not (downloads / name).exists()) + sum(sizes.values())
 
 
 def _inside(folder: Path, holding: Collection[str]) -> Path:
@@ -160,13 +167,17 @@ def _lift(folder: Path, name: str) -> None:
         outer.rmdir()
 
 
-def _local_archives(home: Path, files: Mapping[str, PublishedFile]) -> dict[Path, PublishedFile]:
-    """The file `home`, or all the pack's files in the folder `home`; none where this holds the unpacked pack."""
+def _local_archives(
+    home: Path, files: Mapping[str, PublishedFile], holding: Collection[str]
+) -> dict[Path, PublishedFile]:
+    """The archive `home`, or all the pack's files in the folder `home`; none where this holds the unpacked pack."""
     if home.is_file():
+        if not home.name.lower().endswith(SUFFIXES):
+            raise ValueError(f"{home}: is neither a folder nor an archive; allowed are {', '.join(SUFFIXES)}")
         return {home: files.get(home.name, PublishedFile(urls=[home.as_uri()]))}
     if not home.is_dir():
         raise ValueError(f"{home}: there is no such folder or archive")
-    unpacked = any(entry.is_dir() and not entry.name.startswith(".") for entry in home.iterdir())
+    unpacked = any(any(_inside(home, holding).glob(name)) for name in holding)
     inside = {home / key: file for key, file in files.items() if (home / key).is_file()}
     if unpacked or not inside:
         return {}
@@ -176,19 +187,33 @@ def _local_archives(home: Path, files: Mapping[str, PublishedFile]) -> dict[Path
     return inside
 
 
-def _digest(archive: Path, pack: Pack) -> str:
+def _digest(archive: Path, pack: Pack, downloads: Path) -> str:
     """`algorithm:digits` of a local archive; one named like a file of the pack must be that file."""
     if archive.name in pack.files:
-        return holds(pack.files[archive.name].source(archive.name), archive)
+        digest = holds(pack.files[archive.name].source(archive.name), archive)
+        demand_trusted(archive.name, digest, downloads)
+        return digest
     with archive.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def _place(file: Path, folder: Path) -> None:
-    """Unpacks an archive into `folder`; any other file is linked, or copied."""
+def _place(file: Path, folder: Path, digest: str, published: PublishedFile, downloads: Path) -> None:
+    """Unpacks an archive into `folder`; any other file is linked, or copied.
+
+    A download without a published checksum is trusted once it could be unpacked, and removed where it could not.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if file.name.lower().endswith(SUFFIXES):
-        unpack(file, folder)
+        on_trust = file.parent == downloads and published.md5 is None and published.sha256 is None
+        try:
+            unpack(file, folder)
+        except ArchiveError as error:
+            if on_trust and not isinstance(error, DiskError):
+                file.unlink()
+                raise ValueError(f"{error}; it was removed, and is fetched again") from None
+            raise
+        if on_trust:
+            trust(file.name, digest, downloads)
         return
     try:
         os.link(file, folder / file.name)

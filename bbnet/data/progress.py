@@ -45,10 +45,11 @@ def count_bytes(what: str, total: int | None) -> Iterator[Advance]:
             done += size
             if bar is not None:
                 bar.update(size)
-            elif time.monotonic() - last > SECONDS_BETWEEN_LINES:
+            if time.monotonic() - last > SECONDS_BETWEEN_LINES:
                 last = time.monotonic()
                 of_total = "" if total is None else f" of {total / 1e6:.0f}"
-                logger.info("%s: %.0f%s MB, %.1f MB/s", what, done / 1e6, of_total, done / 1e6 / (last - began))
+                figures = (what, done / 1e6, of_total, done / 1e6 / (last - began))
+                logger.info("%s: %.0f%s MB, %.1f MB/s", *figures, extra={"only_in_log": bar is not None})
 
     try:
         yield advance

@@ -1,12 +1,17 @@
 """Files and folders that are whole or absent, and arrays that are mapped instead of read."""
 
+import fcntl
+import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -19,6 +24,29 @@ def whole_file(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def alone(lock: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Waits until no other process or thread holds the lock file, which goes free when its holder dies.
+
+    Args:
+        check: is called while waiting; what it raises ends the wait.
+    """
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        waiting = False
+        while True:
+            check()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not waiting:
+                    logger.info("%s: another process works on this; waiting for it", lock)
+                waiting = True
+                time.sleep(0.2)
+        yield
 
 
 @contextmanager

@@ -49,13 +49,18 @@ class ArchiveError(ValueError):
     """An archive that will not be unpacked."""
 
 
+class DiskError(ArchiveError):
+    """The disk would not take what an archive holds."""
+
+
 def unpack(archive: Path, target: Path) -> None:
     """Unpacks a .zip or .tar.gz into the folder `target`: regular files and folders only, with default permissions.
 
     Raises: ArchiveError naming archive and member: a path that is absolute, has `..`, a backslash or control character,
         is deeper than 64 folders or is there twice; a link, device or other special file; an encrypted, damaged or
         truncated archive, or a zip neither stored nor deflated; one that would unpack to more than 100 times its size
-        (beyond 64 MiB), 1 TiB or 10 million members; a disk without the space. What was unpacked until then stays.
+        (beyond 64 MiB), 1 TiB or 10 million members; DiskError where the disk would not take it. What was unpacked
+        until then stays.
     """
     name = archive.name.lower()
     if not name.endswith(SUFFIXES):
@@ -68,7 +73,7 @@ def unpack(archive: Path, target: Path) -> None:
             else:
                 _unpack_tar(archive, writer)
     except OSError as error:
-        raise ArchiveError(f"{archive}: cannot be unpacked: {error.filename or target}: {error.strerror}") from None
+        raise DiskError(f"{archive}: cannot be unpacked: {error.filename or target}: {error.strerror}") from None
 
 
 @contextmanager

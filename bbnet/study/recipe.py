@@ -5,13 +5,14 @@ the files that shape the result, so that an edit of them runs the job again, and
 """
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import BaseModel
 
-from bbnet.study.config import Knobs, Study
+from bbnet.study.config import ConfigError, Knobs, Study
 from bbnet.study.discover import PACKAGE
 from bbnet.study.grid import Run
 from bbnet.study.record import code_fingerprint, fingerprint
@@ -19,15 +20,20 @@ from bbnet.study.record import code_fingerprint, fingerprint
 ROOT = PACKAGE.parent
 SCRIPTS = ROOT / "workflow_scripts"
 SPARSITY = PACKAGE / "sparsity"
+PACKS = PACKAGE / "data" / "packs.yaml"
+SHAPES_NOTHING = {"live.py", "step_time.py"}  # of training/
 
 
 class Recipes:
-    """The recipes of a study's jobs."""
+    """The recipes of a study's jobs; raises ConfigError if the table of packs does not describe its data."""
 
     def __init__(self, study: Study, knobs: Knobs) -> None:
         self.study = study
         self.device = knobs.device
         self.tasks = study.task_settings()
+        for task in self.tasks:
+            for pack in self.packs(task):
+                _published(pack)
 
     def packs(self, task: str) -> list[BaseModel]:
         """The task's data, and the weights that its models start from."""
@@ -109,18 +115,34 @@ class Recipes:
 
 def _published(data: BaseModel) -> dict[str, Any]:
     """What a published pack must be, not where it comes from; and which archive stands for it on this machine."""
-    table = yaml.safe_load((PACKAGE / "data" / "packs.yaml").read_text(encoding="utf-8"))
-    if data.pack not in table:
+    if not hasattr(data, "path"):
         return {}
+    pack = _packs().get(data.pack)
+    if not isinstance(pack, dict) or not isinstance(pack.get("files"), dict):
+        raise ConfigError(f"{PACKS}: {data.pack}: must be a map with a map of files")
     archive = Path(data.path or "").expanduser()
-    pack = table[data.pack]
     return {
-        "files": {
-            name: {key: file[key] for key in sorted(file) if key != "urls"} for name, file in pack["files"].items()
-        },
+        "files": {name: _identity(file) for name, file in pack["files"].items()},
         "counts": pack.get("counts"),
         "archive": [archive.stat().st_size, archive.stat().st_mtime_ns] if archive.is_file() else None,
     }
+
+
+def _identity(file: Any) -> Any:
+    """What says which file it is; its size and addresses do not."""
+    return {key: file[key] for key in sorted(file) if key not in ("urls", "size")} if isinstance(file, dict) else None
+
+
+@cache
+def _packs() -> dict[str, Any]:
+    """The table of published packs; raises ConfigError if it is none."""
+    try:
+        table = yaml.safe_load(PACKS.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{PACKS}: cannot be read: {error}") from None
+    if not isinstance(table, dict):
+        raise ConfigError(f"{PACKS}: must be a map of packs, found {type(table).__name__}")
+    return table
 
 
 def summary_code(script: str) -> str:
@@ -158,7 +180,7 @@ def _training_code(task: str, algorithm: str) -> list[Path]:
     core = [*SPARSITY.glob("*.py"), SPARSITY / "algorithms" / "__init__.py"]
     shared = [*(PACKAGE / "tasks").glob("*.py"), PACKAGE / "data" / "store.py"]
     folders = [PACKAGE / "training", PACKAGE / "tasks" / task]
-    files = [file for folder in folders for file in _python_files(folder)]
+    files = [file for folder in folders for file in _python_files(folder) if file.name not in SHAPES_NOTHING]
     return [*core, *shared, *files, SPARSITY / "algorithms" / f"{algorithm}.py"]
 
 

@@ -61,6 +61,9 @@ def _check_whole(root: Path, halves: Mapping[str, str], published: Mapping[str, 
     train = _images_by_folder(classification / "train")
     unknown_people = sorted(set(_images_by_folder(classification / "dev")) - set(train))
     refuse_incomplete(classification / "train", len(train), published["identities"], "identities", unknown_people)
+    for folder in PROBE_FOLDERS.values():
+        if not (verification / folder).is_dir():
+            raise ValueError(f"{verification / folder}: no such folder")
     images = {
         classification / "train": [image for images in train.values() for image in images],
         verification / "known": [
