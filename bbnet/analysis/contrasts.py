@@ -34,12 +34,13 @@ def pairs(cells: list[tuple], methods: Mapping[str, Mapping[str, Any]], slabs: M
         dense = (task, model, *DENSE)
         if method != "dense" and dense in cells:
             yield cell, dense
-    for cell, other in product(cells, cells):
+    ours = [cell for cell in cells if cell[2] in published]
+    for cell, other in product(ours, cells):
         (task, model, method, _, budget), (of_task, of_model, reference, _, of_budget) = cell, other
-        if (task, model, budget) != (of_task, of_model, of_budget) or "dense" in (method, reference):
+        if (task, model, budget) != (of_task, of_model, of_budget) or reference in ("dense", method):
             continue
         once = reference not in published or published.index(method) < published.index(reference)
-        if method in published and method != reference and once and slabs[cell] == slabs[other]:
+        if once and slabs[cell] == slabs[other]:
             yield cell, other
 
 
