@@ -30,14 +30,16 @@ def points(axis, label):
     return [line.get_xdata().tolist() for line in axis.get_lines() if line.get_label() == label]
 
 
-def test_a_method_that_keeps_all_weights_stands_on_the_axis_of_flops_alone(figure):
-    net_density, flops = figure.axes
+def test_a_method_that_keeps_all_weights_has_no_place_on_the_axis_of_net_density(figure):
+    budget, net_density, flops = figure.axes
+    assert points(budget, "topk") == [[0.2]]
     assert points(net_density, "topk") == []
     assert points(flops, "topk") == [[0.6]]
 
 
-def test_a_budget_of_one_keeps_its_place_on_both_axes(figure):
-    net_density, flops = figure.axes
+def test_a_budget_of_one_keeps_its_place_on_all_axes(figure):
+    budget, net_density, flops = figure.axes
+    assert points(budget, "sp_in (in)") == [[0.2, 1.0]]
     assert points(net_density, "sp_in (in)") == [[0.3, 1.0]]
     assert points(flops, "sp_in (in)") == [[0.4, 1.0]]
 
@@ -65,34 +67,34 @@ def test_each_metric_has_a_row_of_its_own_values():
     figure = plot_pareto(*tables(3, {"top1": 0.5, "auroc": 20.5}), ["top1", "auroc"])
     assert [axis.get_ylabel() for axis in figure.axes] == [
         "test top1 (unit of top1)",
-        "",
+        *("", ""),
         "test auroc (unit of auroc)",
-        "",
+        *("", ""),
     ]
-    for axes, above in ((figure.axes[:2], 0.5), (figure.axes[2:], 20.5)):
-        for axis, x in zip(axes, ([0.3, 1.0], [0.4, 1.0]), strict=True):
+    for axes, above in ((figure.axes[:3], 0.5), (figure.axes[3:], 20.5)):
+        for axis, x in zip(axes, ([0.2, 1.0], [0.3, 1.0], [0.4, 1.0]), strict=True):
             (line,) = [line for line in axis.get_lines() if line.get_label() == "sp_in (in)"]
             assert line.get_xdata().tolist() == x
             assert line.get_ydata().tolist() == [above + 1, above + 2]
             (dense,) = [line for line in axis.get_lines() if line.get_label() == "dense"]
             assert set(dense.get_ydata()) == {above}
-        bars = [line.get_ydata().tolist() for line in axes[1].get_lines() if len(set(line.get_xdata())) == 1]
+        bars = [line.get_ydata().tolist() for line in axes[2].get_lines() if len(set(line.get_xdata())) == 1]
         assert [above + 2.7, above + 3.3] in [pytest.approx(bar) for bar in bars]
 
 
 def test_rows_share_their_costs_and_columns_their_axis_of_costs():
     figure = plot_pareto(*tables(3, {"top1": 0.5, "auroc": 20.5}), ["top1", "auroc"])
-    assert [axis.get_xlabel() for axis in figure.axes[:2]] == ["", ""]
-    assert all(axis.get_xlabel() for axis in figure.axes[2:])
-    for above, below in zip(figure.axes[:2], figure.axes[2:], strict=True):
+    assert [axis.get_xlabel() for axis in figure.axes[:3]] == ["", "", ""]
+    assert all(axis.get_xlabel() for axis in figure.axes[3:])
+    for above, below in zip(figure.axes[:3], figure.axes[3:], strict=True):
         assert above.get_xlim() == below.get_xlim()
-    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim() != figure.axes[2].get_ylim()
+    assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim() != figure.axes[3].get_ylim()
     assert len(figure.legends) == 1
 
 
 def test_each_row_has_labels_of_budgets_at_its_own_points():
     figure = plot_pareto(*tables(3, {"top1": 0.5, "auroc": 20.5}), ["top1", "auroc"])
-    for axis, above in ((figure.axes[1], 0.5), (figure.axes[3], 20.5)):
+    for axis, above in ((figure.axes[2], 0.5), (figure.axes[5], 20.5)):
         labels = {(text.get_text(), text.xy[1]) for text in axis.texts}
         assert labels == {(".20", above + 1), ("1.00", above + 2), (".20", above + 3)}
 
@@ -100,7 +102,7 @@ def test_each_row_has_labels_of_budgets_at_its_own_points():
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_single_seeds_are_those_of_the_rows_metric(seeds):
     figure = plot_pareto(*tables(seeds, {"top1": 0.5, "auroc": 20.5}), ["top1", "auroc"])
-    for axis, above in ((figure.axes[1], 0.5), (figure.axes[3], 20.5)):
+    for axis, above in ((figure.axes[2], 0.5), (figure.axes[5], 20.5)):
         singles = [line.get_ydata().tolist() for line in axis.get_lines() if line.get_marker() == "."]
         expected = [[above + place + 0.1 * seed for seed in range(seeds)] for place in (1, 2, 3)]
         assert sorted(singles) == [pytest.approx(values) for values in expected]
@@ -110,7 +112,7 @@ def test_a_metric_that_no_run_has_does_not_stop_the_figure():
     """A face pack without a gallery has no pairs: nothing is known of their AUROC."""
     figure = plot_pareto(*tables(3, {"top1": 0.5}), ["top1", "auroc"])
     assert figure.axes[0].get_ylabel() == "test top1 (unit of top1)"
-    assert points(figure.axes[1], "topk") == [[0.6]]
+    assert points(figure.axes[2], "topk") == [[0.6]]
 
 
 def test_labels_that_differ_in_their_side_alone_share_a_colour():

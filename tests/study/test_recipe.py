@@ -172,7 +172,7 @@ def test_an_edit_of_scoring_code_evaluates_again(study, clone, file):
     ("make", "edited", "same"),
     [
         (lambda: recipe.summary_code("compare"), "bbnet/analysis/statistics.py", "bbnet/analysis/statistics.txt"),
-        (lambda: recipe.summary_code("figure_pareto"), "bbnet/plots/style.py", "bbnet/training/trainer.py"),
+        (lambda: recipe.summary_code("figures"), "bbnet/plots/style.py", "bbnet/training/trainer.py"),
         (lambda: recipe.summary_code("compare"), "workflow_scripts/compare.py", "workflow_scripts/train.py"),
         (lambda: recipe.task_code("panels", "change"), "bbnet/tasks/change/panels.py", "bbnet/tasks/task.py"),
     ],

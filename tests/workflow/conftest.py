@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("Snakefile", "config.yaml", "bbnet", "rules", "workflow_scripts", "profiles", "studies")
+PARTS = ("Snakefile", "config.yaml", "bbnet", "rules", "workflow_scripts", "profiles", "studies", "report", "docs")
 
 MICRO = {
     "seeds": [0],

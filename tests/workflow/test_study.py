@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -37,19 +38,29 @@ FACES = {
     "models": {"tiny": {"architecture": "small", "widths": [8], "blocks": [1]}},
     "training": {"epochs": 8, "warm_up_epochs": 1, "batch_size": 4, "learning_rate": 0.01},
 }
-AGAIN = {"collect": 1, "compare": 1, "pareto": 1, "learning_curves": 1, "panel_figure": 1, "results_table": 1}
+DRAWN = {f"{kind}_{of}": 1 for kind in ("figures", "tables") for of in ("change_tiny", "study")}
+AGAIN = {"collect": 1, "compare": 1, "page": 1} | DRAWN
+
+
+def again(task: str) -> dict[str, int]:
+    """`AGAIN`, of a study of another task."""
+    return {rule.replace("change_tiny", f"{task}_tiny"): count for rule, count in AGAIN.items()}
 
 
 def test_everything_promised_is_there(lived_in):
     results = lived_in.root / "results" / "micro"
     summary = {path.name for path in (results / "summary").iterdir()}
     assert summary >= {"runs.csv", "items.parquet", "units.parquet", "history.parquet", "grid.csv", "timing.csv"}
-    assert summary >= {"cells.csv", "panels"}
-    for figure in ("pareto", "learning_curves", "panels-sp_in-b0.50"):
+    assert summary >= {"cells.csv", "contrasts.csv", "claims.csv", "slabs.csv", "refreshes.parquet", "study.json"}
+    figures = ("pareto", "contrasts", "claims", "balance", "churn", "learning_curves", "panels-sp_in-b0.50")
+    for figure in (*(f"change-tiny-{name}" for name in figures), "coverage"):
         for suffix in ("pdf", "png"):
-            assert (results / "figures" / f"change-tiny-{figure}.{suffix}").stat().st_size > 1000
-    for suffix in ("csv", "md", "tex"):
-        assert "magnitude" in (results / "tables" / f"change-tiny-results.{suffix}").read_text()
+            assert (results / "figures" / f"{figure}.{suffix}").stat().st_size > 1000
+        assert len(pd.read_csv(results / "figures" / f"{figure}.csv"))
+    for table in ("change-tiny-results", "change-tiny-contrasts_table", "change-tiny-costs", "methods"):
+        for suffix in ("csv", "md", "tex"):
+            assert "magnitude" in (results / "tables" / f"{table}.{suffix}").read_text().replace("\\_", "_")
+    assert (results / "report.html").read_text().count("<img") == 8
 
 
 def test_the_summary_says_what_the_runs_say(lived_in):
@@ -198,8 +209,7 @@ def test_figures_from_the_shipped_summary_need_no_run_no_data_and_no_torch(house
     (tmp_path / "poison" / "torch.py").write_text("raise ImportError('torch was imported')")
 
     arguments = ("figures", "tables", "--config", "results_from=reference")
-    figures = {"pareto": 1, "learning_curves": 1, "panel_figure": 1, "results_table": 1}
-    assert house.planned(*arguments) == figures
+    assert house.planned(*arguments) == DRAWN
     result = house.snakemake(*arguments, PYTHONPATH=f"{tmp_path / 'poison'}:{house.root}")
     assert result.returncode == 0, result.stdout[-5000:]
     assert (shipped / "figures" / "change-tiny-pareto.png").exists()
@@ -223,28 +233,16 @@ def test_speech_has_buckets_before_scores(empty_house, study):
     house = empty_house
     house.write_study(study, "speech")
     planned = house.planned("--config", "study=speech")
-    assert (
-        planned
-        == {
-            "fetch": 1,
-            "prepare": 1,
-            "buckets": 1,
-            "warm_up": 1,
-            "train": 3,
-            "evaluate": 3,
-            "panels": 1,
-            "by_bucket": 1,
-        }
-        | AGAIN
-    )
+    runs = {"fetch": 1, "prepare": 1, "buckets": 1, "warm_up": 1, "train": 3, "evaluate": 3, "panels": 1}
+    assert planned == runs | again("asr")
 
 
 def test_faces_have_buckets_before_scores_and_a_roc_figure(empty_house, study):
     study["tasks"] = {"face": FACES}
     empty_house.write_study(study, "faces")
     planned = empty_house.planned("--config", "study=faces")
-    runs = {"fetch": 1, "prepare": 1, "buckets": 1, "warm_up": 1, "train": 3, "evaluate": 3, "by_bucket": 1, "roc": 1}
-    assert planned == runs | {rule: count for rule, count in AGAIN.items() if rule != "panel_figure"}
+    runs = {"fetch": 1, "prepare": 1, "buckets": 1, "warm_up": 1, "train": 3, "evaluate": 3}
+    assert planned == runs | again("face")
 
 
 def test_weights_to_start_from_are_a_pack_of_their_own(empty_house, study):
@@ -284,3 +282,27 @@ def test_the_reference_that_is_shipped_is_whole():
     grid = pd.read_csv(summary / "grid.csv")
     assert (grid["status"] == "done").all()
     assert {path.name for path in summary.iterdir()} >= {"runs.csv", "cells.csv", "items.parquet", "history.parquet"}
+
+
+def test_snakemakes_own_report_has_captions_and_labels_of_everything(lived_in, tmp_path):
+    result = lived_in.snakemake("--report", str(tmp_path / "report.zip"))
+    assert result.returncode == 0, result.stdout[-3000:]
+    with zipfile.ZipFile(tmp_path / "report.zip") as report:
+        text = "".join(
+            report.read(name).decode(errors="ignore") for name in report.namelist() if name.endswith((".js", ".html"))
+        )
+    for figure in ("pareto", "contrasts", "claims", "balance", "churn", "learning_curves", "coverage", "costs"):
+        assert figure in text
+    assert "Primary metrics on test against budget" in text
+
+
+def test_a_run_that_was_damaged_is_named_and_the_rest_goes_on(house):
+    damaged = house.root / RUN / "magnitude/b0.50/s0/metrics.json"
+    damaged.write_text(damaged.read_text()[:20])
+    (house.root / "results/micro/summary/grid.csv").unlink()
+    result = house.snakemake("figures", "tables")
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert "metrics.json: cannot be read" in result.stdout
+    grid = pd.read_csv(house.root / "results/micro/summary/grid.csv").set_index("method")
+    assert grid["status"].to_dict() == {"dense": "done", "sp_in": "done", "magnitude": "failed"}
+    assert "1 failed of 3 runs" in (house.root / "results/micro/tables/change-tiny-results.md").read_text()
