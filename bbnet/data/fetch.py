@@ -502,7 +502,7 @@ def _cause(error: BaseException) -> str:
     """What lies at the bottom of an error of requests."""
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper
-    return f"{type(error).__name__}: {error}"[:LONGEST_CAUSE]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_CAUSE]
 
 
 def _number(response: requests.Response, header: str) -> int | None:

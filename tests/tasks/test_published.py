@@ -68,7 +68,9 @@ def faces(tmp_path, describe) -> Path:
 
 def fetch(task: str, pack: str, path: Path, target: Path, **options) -> dict:
     target.mkdir(exist_ok=True)
-    return json.loads(json.dumps(tasks.load(task).fetch({"pack": pack, "path": str(path)} | options, target)))
+    return json.loads(
+        json.dumps(tasks.load(task).fetch({"pack": pack, "path": str(path)} | options, target), sort_keys=True)
+    )
 
 
 def refusal(task: str, pack: str, path: Path, target: Path) -> str:

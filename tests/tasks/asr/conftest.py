@@ -65,7 +65,9 @@ def prepare(tmp_path, monkeypatch):
         target.mkdir(exist_ok=True)
         manifest = {"root": str(raw)} | task.fetch({"pack": "librispeech", "path": str(root), "complete": False}, raw)
         settings = {"tokens": tokens or {"kind": "characters"}, "faults": STRICT | faults}
-        return target, json.loads(json.dumps(task.prepare(json.loads(json.dumps(manifest)), settings, target)))
+        return target, json.loads(
+            json.dumps(task.prepare(json.loads(json.dumps(manifest, sort_keys=True)), settings, target), sort_keys=True)
+        )
 
     return run
 

@@ -18,9 +18,11 @@ def prepared(tmp_path):
         raw, target = tmp_path / "raw", tmp_path / "prepared"
         raw.mkdir(exist_ok=True)
         target.mkdir(exist_ok=True)
-        manifest = json.loads(json.dumps(fetch({"pack": "levir_cd", "path": str(root), "complete": False}, raw)))
+        manifest = json.loads(
+            json.dumps(fetch({"pack": "levir_cd", "path": str(root), "complete": False}, raw), sort_keys=True)
+        )
         manifest = {"root": str(raw)} | manifest
-        return target, json.loads(json.dumps(prepare(manifest, {"tile": tile}, target)))
+        return target, json.loads(json.dumps(prepare(manifest, {"tile": tile}, target), sort_keys=True))
 
     return run
 

@@ -79,8 +79,10 @@ def prepared(tmp_path):
         raw, target = tmp_path / "raw", tmp_path / "prepared"
         raw.mkdir(exist_ok=True)
         target.mkdir(exist_ok=True)
-        manifest = json.loads(json.dumps(fetch({"pack": "faces", "path": str(root), "complete": False}, raw)))
+        manifest = json.loads(
+            json.dumps(fetch({"pack": "faces", "path": str(root), "complete": False}, raw), sort_keys=True)
+        )
         settings = {"size": size, "resize": resize, "faults": faults}
-        return target, json.loads(json.dumps(prepare({"root": str(raw)} | manifest, settings, target)))
+        return target, json.loads(json.dumps(prepare({"root": str(raw)} | manifest, settings, target), sort_keys=True))
 
     return run

@@ -39,7 +39,7 @@ def make_faces(tmp_path_factory):
         raw, target = tmp_path_factory.mktemp("raw"), tmp_path_factory.mktemp("prepared")
         manifest = {"root": str(raw)} | task.fetch(RenderedFaces(**PACK | changed).model_dump(), raw)
         settings = {"size": 24, "resize": "crop", "faults": Faults().model_dump()}
-        index = json.loads(json.dumps(task.prepare(manifest, settings, target)))
+        index = json.loads(json.dumps(task.prepare(manifest, settings, target), sort_keys=True))
         return target, index | {"buckets": make_buckets(index)["types"]}
 
     return make

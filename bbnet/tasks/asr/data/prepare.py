@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bbnet.data.progress import track
 from bbnet.data.store import appended_array, whole_file
-from bbnet.tasks.asr.data.corpus import Utterance, folders_of, read_folder
+from bbnet.tasks.asr.data.corpus import SPLITS, Utterance, folders_of, read_folder
 from bbnet.tasks.asr.data.features import BINS, SAMPLE_RATE, UndecodableError, log_mel, positions, read_audio
 from bbnet.tasks.asr.data.tokens import normalise, train_tokeniser
 from bbnet.tasks.asr.settings import Faults, Tokens
@@ -82,7 +82,7 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
     Raises: ValueError naming the utterances that a rule of `faults` refuses, or a split without any left.
     """
     faulty = FaultyUtterances(Faults(**settings["faults"]))
-    splits = manifest["splits"]
+    splits = {split: manifest["splits"][split] for split in SPLITS}  # in the order in which `Utterances` reads them
     found: dict[str, list[Utterance]] = {}
     for folder in folders_of(splits):
         found[folder], unpaired = read_folder(Path(manifest["root"]), folder)
