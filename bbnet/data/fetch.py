@@ -104,8 +104,7 @@ def fetch_files(sources: Sequence[Source], folder: Path, patience: Patience | No
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{folder}: cannot be made ({error.strerror})") from None
-    missing = [source for source in sources if not (folder / source.name).exists()]
-    left = {source.name: (source.size or 0) - _size(_part(folder, source)) for source in missing}
+    left = {source.name: (source.size or 0) - bytes_there(source.name, folder) for source in sources}
     check_space(folder, sum(max(0, size) for size in left.values()), f"downloading {', '.join(left)}")
     stop = threading.Event()
     sizes = [source.size for source in sources]
@@ -157,6 +156,16 @@ def demand_trusted(name: str, digest: str, folder: Path) -> None:
         )
 
 
+def is_trusted(name: str, folder: Path) -> bool:
+    """Whether a file of that name was trusted before."""
+    return _record(name, folder).exists()
+
+
+def bytes_there(name: str, folder: Path) -> int:
+    """Of a file of that name, whole or on its way."""
+    return _size(folder / name) or _size(_part(folder, name))
+
+
 def trust(name: str, digest: str, folder: Path) -> None:
     """From now on a file of that name without a published checksum must have this one."""
     record = _record(name, folder)
@@ -179,9 +188,9 @@ class _Download:
     ) -> None:
         self.source = source
         self.final = folder / source.name
-        self.part = _part(folder, source)
+        self.part = _part(folder, source.name)
         self.origin = folder / f".{source.name}.origin"
-        self.trusted = _record(source.name, folder)
+        self.folder = folder
         self.digest: Any = None
         self.patience = patience
         self.advance = advance
@@ -279,14 +288,14 @@ class _Download:
         """A file without a published checksum must at least begin as its name says."""
         with self.part.open("rb") as file:
             first = file.read(16)
-        if self.source.digits is None and self.source.name.endswith(ARCHIVES) and not first.startswith(MAGIC):
+        if self.source.digits is None and self.source.name.lower().endswith(ARCHIVES) and not first.startswith(MAGIC):
             self._discard()
             raise _UnusableError(f"gives no archive, but what begins with {first!r}")
 
     def _demand(self, digest: str) -> str:
         """A file without a published checksum must be the one that was trusted first, if one was."""
         if self.source.digits is None:
-            demand_trusted(self.source.name, digest, self.trusted.parent)
+            demand_trusted(self.source.name, digest, self.folder)
         return digest
 
     def _resumable(self, url: str) -> int:
@@ -525,8 +534,8 @@ def _validator_of(response: requests.Response) -> str | None:
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 
 
-def _part(folder: Path, source: Source) -> Path:
-    return folder / f".{source.name}.part"
+def _part(folder: Path, name: str) -> Path:
+    return folder / f".{name}.part"
 
 
 def _size(path: Path) -> int:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from bbnet.data.fetch import Source, check_space, demand_trusted, fetch_files, holds, trust
+from bbnet.data.fetch import Source, bytes_there, check_space, demand_trusted, fetch_files, holds, is_trusted, trust
 from bbnet.data.unpack import SUFFIXES, ArchiveError, DiskError, unpack
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,10 @@ class PublishedFile(BaseModel, extra="forbid", frozen=True):
         if self.sha256 is not None and self.md5 is not None:
             raise ValueError("sha256 and md5 exclude each other")
         return self
+
+    @property
+    def has_checksum(self) -> bool:
+        return self.md5 is not None or self.sha256 is not None
 
     def source(self, name: str) -> Source:
         """Where the file of that name is fetched from, and what it must be."""
@@ -138,7 +142,10 @@ def bring(
     check_space(target, sum(archive.stat().st_size for archive in archives), f"unpacking {name}")
     for archive, file in archives.items():
         folder = target / file.into
-        _place(archive, folder, digests[archive.name], file, downloads)
+        on_trust = path is None and not file.has_checksum
+        _place(archive, folder, on_trust)
+        if on_trust:
+            trust(archive.name, digests[archive.name], downloads)
         _lift(folder, file.into)
     root = _inside(target, holding)
     return root, {"root": str(root.relative_to(target)), "files": digests}
@@ -147,7 +154,8 @@ def bring(
 def _space_needed(files: Mapping[str, PublishedFile], downloads: Path) -> int:
     """Bytes of what is not downloaded yet, and again of all that will be unpacked, as far as sizes are known."""
     sizes = {name: file.size or 0 for name, file in files.items()}
-    return sum(size for name, size in sizes.items() if not (downloads / name).exists()) + sum(sizes.values())
+    missing = sum(size - bytes_there(name, downloads) for name, size in sizes.items())
+    return max(0, missing) + sum(size for name, size in sizes.items() if name.lower().endswith(SUFFIXES))
 
 
 def _inside(folder: Path, holding: Collection[str]) -> Path:
@@ -191,29 +199,27 @@ def _digest(archive: Path, pack: Pack, downloads: Path) -> str:
     """`algorithm:digits` of a local archive; one named like a file of the pack must be that file."""
     if archive.name in pack.files:
         digest = holds(pack.files[archive.name].source(archive.name), archive)
-        demand_trusted(archive.name, digest, downloads)
+        if not pack.files[archive.name].has_checksum:
+            demand_trusted(archive.name, digest, downloads)
         return digest
     with archive.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def _place(file: Path, folder: Path, digest: str, published: PublishedFile, downloads: Path) -> None:
+def _place(file: Path, folder: Path, on_trust: bool) -> None:
     """Unpacks an archive into `folder`; any other file is linked, or copied.
 
-    A download without a published checksum is trusted once it could be unpacked, and removed where it could not.
+    A download on trust that was not trusted before is removed where it cannot be unpacked.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if file.name.lower().endswith(SUFFIXES):
-        on_trust = file.parent == downloads and published.md5 is None and published.sha256 is None
         try:
             unpack(file, folder)
         except ArchiveError as error:
-            if on_trust and not isinstance(error, DiskError):
+            if on_trust and not isinstance(error, DiskError) and not is_trusted(file.name, file.parent):
                 file.unlink()
                 raise ValueError(f"{error}; it was removed, and is fetched again") from None
             raise
-        if on_trust:
-            trust(file.name, digest, downloads)
         return
     try:
         os.link(file, folder / file.name)

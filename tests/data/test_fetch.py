@@ -1,5 +1,6 @@
 """Downloads come whole and right, or not at all: against a server on loopback that does whatever servers do."""
 
+import errno
 import gzip
 import hashlib
 import json
@@ -9,6 +10,7 @@ import random
 import re
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -21,7 +23,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from bbnet.data import fetch, progress
-from bbnet.data.fetch import AT_ONCE, Patience, Source, check_space, fetch_files, holds
+from bbnet.data.fetch import AT_ONCE, Patience, Source, check_space, demand_trusted, fetch_files, holds, trust
 
 SEED = 20260101
 CONTENT = b"PK\x03\x04" + random.Random(SEED).randbytes(300_000)
@@ -352,6 +354,23 @@ def test_a_chunked_answer_and_one_that_ends_with_the_connection_are_files_too(se
     assert right(tmp_path, "a.zip") and right(tmp_path, "b.zip")
 
 
+def test_every_finished_file_is_told_in_a_line(server, tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    small = CONTENT[:5000]
+    sources = [
+        known(server.serve("/large", file(CONTENT)), name="large.zip"),
+        known(server.serve("/small", file(small)), content=small, name="small.zip"),
+    ]
+    for _ in range(2):  # one that is there already is checked again
+        caplog.clear()
+        fetch_files(sources, tmp_path, PATIENT)
+        finished = sorted(message for message in caplog.messages if ", checked, after " in message)
+        assert [re.sub(r"\d+ s$", "N s", message) for message in finished] == [
+            "large.zip: 0.3 MB, checked, after N s",
+            "small.zip: 0.005 MB, checked, after N s",
+        ]
+
+
 def test_no_files_are_no_work(tmp_path):
     assert fetch_files([], tmp_path) == {}
 
@@ -467,7 +486,8 @@ def test_after_a_failed_call_the_next_has_only_the_rest_sent(server, tmp_path, s
 
 def test_a_cut_that_never_ends_is_an_error_and_a_second_call_goes_on(server, tmp_path):
     source = known(server.serve(f"/{NAME}", file(CONTENT, until=HALF)))
-    assert f"broke off, after {HALF} bytes, 4 tries" in fails_cleanly(server, tmp_path, source)
+    message = fails_cleanly(server, tmp_path, source)
+    assert re.search(rf"cannot be reached or broke off \(IncompleteRead: .*\), after {HALF} bytes, 4 tries", message)
     assert server.ranges() == [None] + 4 * [f"bytes={HALF}-"]
     assert server.requests[-1].sent == len(CONTENT) - HALF
 
@@ -536,6 +556,52 @@ def test_more_bytes_than_the_table_says_are_not_gone_on_from(server, tmp_path):
     fetch_one(known(url, content=CONTENT[:1000]), tmp_path)
     assert right(tmp_path, content=CONTENT[:1000])
     assert server.ranges()[2:] == [None]
+
+
+@pytest.mark.parametrize("cuts, rest_read", [((), 0), ((HALF,), 1), ((HALF, HALF + 9999), 2)])
+def test_bytes_are_checked_as_they_come_and_only_what_was_there_is_read(server, tmp_path, monkeypatch, cuts, rest_read):
+    read = []
+    digest = hashlib.file_digest
+
+    def watched(file, algorithm):
+        read.append(os.fstat(file.fileno()).st_size)
+        return digest(file, algorithm)
+
+    monkeypatch.setattr(hashlib, "file_digest", watched)
+    url = server.serve(f"/{NAME}", *(file(CONTENT, until=cut) for cut in cuts), file(CONTENT))
+    assert fetch_one(known(url), tmp_path) == f"sha256:{SHA256}"
+    assert right(tmp_path)
+    assert read == list(cuts) and len(read) == rest_read
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "md5"])
+def test_the_checksum_returned_is_that_of_the_file_whatever_way_it_came(server, tmp_path, algorithm):
+    def md5_or_sha256(content):
+        return hashlib.new(algorithm, content).hexdigest()
+
+    ways = {
+        "whole": [file(CONTENT)],
+        "cut": [file(CONTENT, until=HALF), file(CONTENT)],
+        "all_there": [chunked(CONTENT, whole=False), file(CONTENT)],
+        "afresh": [file(OTHER, until=HALF), file(CONTENT, ranges=False)],
+        "another_end": [file(OTHER, until=HALF), file(CONTENT), file(CONTENT)],
+    }
+    for way, script in ways.items():
+        url = server.serve(f"/{way}", *script)
+        source = Source(f"{way}.zip", (url,), None, algorithm, md5_or_sha256(CONTENT))
+        assert fetch_one(source, tmp_path) == f"{algorithm}:{md5_or_sha256(CONTENT)}"
+        assert right(tmp_path, f"{way}.zip")
+
+
+def test_a_part_that_is_all_of_the_file_is_checked_and_nothing_is_asked(server, tmp_path):
+    source = known(server.serve(f"/{NAME}", file(CONTENT)))
+    (tmp_path / f".{NAME}.part").write_bytes(CONTENT)
+    assert fetch_one(source, tmp_path) == f"sha256:{SHA256}"
+    assert right(tmp_path) and server.requests == []
+    (tmp_path / NAME).unlink()
+    (tmp_path / f".{NAME}.part").write_bytes(OTHER)
+    assert fetch_one(source, tmp_path) == f"sha256:{SHA256}"
+    assert right(tmp_path) and server.ranges() == [None]
 
 
 def test_the_bytes_counted_add_up_after_a_cut_and_a_fresh_start(server, tmp_path, monkeypatch, caplog):
@@ -724,10 +790,17 @@ def test_a_header_that_makes_no_sense_is_an_error_that_names_the_file(server, tm
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"what do you want?\r\n", b"HTTP/1.1 twohundred\r\n\r\n", b"HTTP/1.1 200 OK\r\n"]
+    "data, answer",
+    [
+        (b"", "RemoteDisconnected"),
+        (b"what do you want?\r\n", "BadStatusLine: what do you want"),
+        (b"HTTP/1.1 twohundred\r\n\r\n", "twohundred"),
+        (b"HTTP/1.1 200 OK\r\n", "gives an empty file"),
+    ],
 )
-def test_an_answer_that_is_no_http_is_an_error(server, tmp_path, data):
-    fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", raw(data))))
+def test_an_answer_that_is_no_http_is_an_error(server, tmp_path, data, answer):
+    message = fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", raw(data))))
+    assert answer in message
 
 
 @pytest.mark.parametrize("before", [0, HALF])
@@ -816,7 +889,30 @@ def test_an_address_at_which_nobody_listens_is_an_error(server, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
     message = fails_cleanly(server, tmp_path, known(f"http://127.0.0.1:{port}/{NAME}"))
-    assert "cannot be reached" in message and f"127.0.0.1:{port}" in message
+    cause = f"ConnectionRefusedError: [Errno {errno.ECONNREFUSED}] Connection refused"
+    assert f"cannot be reached or broke off ({cause}), after 0 bytes" in message
+    assert f"127.0.0.1:{port}" in message
+
+
+def test_a_host_that_no_one_knows_is_named_as_the_cause(server, tmp_path):
+    message = fails_cleanly(server, tmp_path, known(f"http://nowhere.invalid/{NAME}"))
+    assert re.search(r"cannot be reached or broke off \(gaierror: .+\), after 0 bytes, 3 tries", message)
+
+
+def test_a_server_that_resets_the_connection_is_named_as_the_cause(server, tmp_path):
+    def reset(handler):
+        handler.request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        handler.request.close()
+
+    message = fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", reset)))
+    assert re.search(r"broke off \(ConnectionResetError: .*\), after 0 bytes, 3 tries", message)
+
+
+def test_a_cause_of_many_lines_is_one_short_line(server, tmp_path):
+    lines = b"what\tdo\r\n" + b"you want? " * 1000
+    message = fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", raw(lines))))
+    cause = re.search(r"broke off \((.*)\), after 0 bytes", message)[1]
+    assert len(cause) <= fetch.LONGEST_CAUSE and "\t" not in cause
 
 
 @pytest.mark.parametrize("url", ["gopher://example.org/a", "no address", "http://"])
@@ -865,6 +961,41 @@ def test_without_a_checksum_no_mirror_ends_what_another_began(server, tmp_path):
     fetch_one(source, tmp_path)
     assert right(tmp_path)
     assert server.ranges() == [None]
+
+
+@pytest.mark.parametrize(
+    "second",
+    [status(404), status(503), page("text/html"), status(200, b""), raw(b"?"), status(302, Location="/gone")],
+    ids=["404", "503", "page", "empty", "no_http", "redirect"],
+)
+def test_without_a_checksum_a_mirror_that_gives_no_bytes_leaves_those_of_the_first(server, tmp_path, second):
+    whole = file(CONTENT, etag='"a"')
+    source = unknown(
+        server.serve(f"/{NAME}", file(CONTENT, until=HALF, etag='"a"'), status(404), whole),
+        server.serve("/second", second),
+    )
+    with pytest.raises(ValueError, match="/second"):
+        fetch_one(source, tmp_path)
+    assert (tmp_path / f".{NAME}.part").read_bytes() == CONTENT[:HALF]
+    assert set(server.ranges("/second")) == {None}
+    fetch_one(source, tmp_path)
+    assert right(tmp_path)
+    assert server.ranges() == [None, f"bytes={HALF}-", f"bytes={HALF}-"]
+    assert server.requests[-1].sent == len(CONTENT) - HALF
+
+
+def test_without_a_checksum_the_bytes_of_the_address_that_gave_them_last_are_kept(server, tmp_path):
+    source = unknown(
+        server.serve("/first", file(OTHER, until=HALF + 99, etag='"a"'), status(404)),
+        server.serve(f"/{NAME}", file(CONTENT, until=HALF, etag='"a"'), status(404), file(CONTENT, etag='"a"')),
+    )
+    with pytest.raises(ValueError, match="404"):
+        fetch_one(source, tmp_path)
+    assert (tmp_path / f".{NAME}.part").read_bytes() == CONTENT[:HALF]
+    fetch_one(source, tmp_path)
+    assert right(tmp_path)
+    assert server.ranges("/first")[2:] == [None]
+    assert server.ranges() == [None, f"bytes={HALF}-", f"bytes={HALF}-"]
 
 
 def test_where_all_mirrors_fail_the_error_gives_the_answer_of_each(server, tmp_path):
@@ -1057,21 +1188,47 @@ def test_what_a_killed_process_left_is_gone_on_from(server, tmp_path, source):
 # Trust on first use, and files that are there already
 
 
-def test_a_first_download_without_a_checksum_is_trusted_and_recorded(server, tmp_path, caplog):
+def test_a_download_without_a_checksum_is_not_trusted_by_itself(server, tmp_path, caplog):
+    source = unknown(server.serve(f"/{NAME}", file(CONTENT), file(OTHER)))
+    assert fetch_one(source, tmp_path) == f"sha256:{SHA256}"
+    assert fetch_one(source, tmp_path) == f"sha256:{SHA256}"
+    assert len(server.requests) == 1
+    (tmp_path / NAME).unlink()
+    assert fetch_one(source, tmp_path) == f"sha256:{hashlib.sha256(OTHER).hexdigest()}"
+    assert not (tmp_path / f"{NAME}.sha256").exists()
+    assert [line for line in caplog.records if line.levelno >= logging.WARNING] == []
+
+
+def test_what_is_trusted_is_recorded_as_sha256sum_reads_it(server, tmp_path, caplog):
     digest = fetch_one(unknown(server.serve(f"/{NAME}", file(CONTENT))), tmp_path)
-    assert digest == f"sha256:{SHA256}"
+    trust(NAME, digest, tmp_path)
     record = tmp_path / f"{NAME}.sha256"
     assert record.read_text() == f"{SHA256}  {NAME}\n"
-    assert any(SHA256 in line.getMessage() for line in caplog.records if line.levelno == logging.WARNING)
+    (warning,) = [line.getMessage() for line in caplog.records if line.levelno == logging.WARNING]
+    assert NAME in warning and SHA256 in warning and str(record) in warning
     if shutil.which("sha256sum"):
         subprocess.run(["sha256sum", "--check", "--strict", record.name], cwd=tmp_path, check=True)
     assert fetch_one(unknown("http://127.0.0.1:1/"), tmp_path) == digest
     assert len(server.requests) == 1
 
 
+def test_what_was_trusted_first_stays_trusted(tmp_path, caplog):
+    digest, other = (f"sha256:{hashlib.sha256(content).hexdigest()}" for content in (CONTENT, OTHER))
+    demand_trusted(NAME, other, tmp_path)  # nothing is recorded yet
+    trust(NAME, digest, tmp_path)
+    caplog.clear()
+    trust(NAME, other, tmp_path)
+    assert caplog.records == []
+    demand_trusted(NAME, digest, tmp_path)
+    demand_trusted("other.zip", other, tmp_path)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / f"{NAME}.sha256"))) as caught:
+        demand_trusted(NAME, other, tmp_path)
+    assert other in str(caught.value) and digest in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_a_trusted_file_that_changed_here_is_refused_and_kept(server, tmp_path):
     source = unknown(server.serve(f"/{NAME}", file(CONTENT)))
-    fetch_one(source, tmp_path)
+    trust(NAME, fetch_one(source, tmp_path), tmp_path)
     (tmp_path / NAME).write_bytes(OTHER)
     with pytest.raises(ValueError) as caught:
         fetch_one(source, tmp_path)
@@ -1086,7 +1243,7 @@ def test_a_trusted_file_that_changed_here_is_refused_and_kept(server, tmp_path):
 
 
 def test_another_file_than_was_trusted_is_refused_until_the_record_is_gone(server, tmp_path):
-    fetch_one(unknown(server.serve(f"/{NAME}", file(CONTENT))), tmp_path)
+    trust(NAME, fetch_one(unknown(server.serve(f"/{NAME}", file(CONTENT))), tmp_path), tmp_path)
     (tmp_path / NAME).unlink()
     source = unknown(server.serve(f"/{NAME}", file(OTHER)))
     for _ in range(2):
@@ -1097,15 +1254,68 @@ def test_another_file_than_was_trusted_is_refused_until_the_record_is_gone(serve
     (tmp_path / f"{NAME}.sha256").unlink()
     fetch_one(source, tmp_path)
     assert right(tmp_path, content=OTHER)
-    assert hashlib.sha256(OTHER).hexdigest() in (tmp_path / f"{NAME}.sha256").read_text()
+    assert not (tmp_path / f"{NAME}.sha256").exists()
+
+
+def test_a_mirror_that_gives_what_was_trusted_is_taken_after_one_that_does_not(server, tmp_path):
+    trust(NAME, f"sha256:{SHA256}", tmp_path)
+    fetch_one(unknown(server.serve("/first", file(OTHER)), server.serve(f"/{NAME}", file(CONTENT))), tmp_path)
+    assert right(tmp_path)
 
 
 def test_a_trusted_file_is_fetched_again_after_the_server_gave_another(server, tmp_path):
     source = unknown(server.serve(f"/{NAME}", file(CONTENT), file(OTHER)))
-    fetch_one(source, tmp_path)
+    trust(NAME, fetch_one(source, tmp_path), tmp_path)
     (tmp_path / NAME).unlink()
     message = fails_cleanly(server, tmp_path, source)
     assert str(tmp_path / f"{NAME}.sha256") in message
+
+
+def test_a_published_checksum_counts_and_no_record(server, tmp_path):
+    trust(NAME, f"sha256:{hashlib.sha256(OTHER).hexdigest()}", tmp_path)
+    fetch_one(known(server.serve(f"/{NAME}", file(CONTENT))), tmp_path)
+    fetch_one(known("http://127.0.0.1:1/"), tmp_path)
+    assert right(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["pack.zip", "pack.tar.gz", "pack.gz", "pack.tgz"])
+@pytest.mark.parametrize("body", [b"Please come again tomorrow.", b"Rar!\x1a\x07\x00", b"P", bytes(5000)])
+def test_what_does_not_begin_like_an_archive_is_refused_without_a_checksum(server, tmp_path, name, body):
+    source = Source(name, (server.serve(f"/{NAME}", status(200, body)),))
+    message = fails_cleanly(server, tmp_path, source)
+    assert f"gives no archive, but what begins with {body[:16]!r}" in message
+    assert not (tmp_path / f"{name}.sha256").exists()
+
+
+def test_what_does_not_begin_like_an_archive_is_refused_after_a_cut_too(server, tmp_path):
+    text = b"Please come again tomorrow. " * 1000
+    again = file(text, until=9000, etag='"a"'), file(text, etag='"a"')
+    assert "gives no archive" in fails_cleanly(server, tmp_path, unknown(server.serve(f"/{NAME}", *again)))
+
+
+def test_the_next_mirror_is_asked_where_the_first_gives_no_archive(server, tmp_path):
+    first = server.serve("/first", status(200, b"Please come again tomorrow."))
+    fetch_one(unknown(first, server.serve(f"/{NAME}", file(CONTENT))), tmp_path)
+    assert right(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name, content, digits",
+    [("weights.pth", b"weights", None), ("README", b"Read", None), ("a.zip", b"text", hashlib.sha256(b"text"))],
+    ids=["weights", "no_suffix", "checksum"],
+)
+def test_other_names_and_files_with_a_checksum_may_begin_as_they_like(server, tmp_path, name, content, digits):
+    digits = digits and digits.hexdigest()
+    source = Source(name, (server.serve(f"/{NAME}", status(200, content)),), digits=digits)
+    fetch_one(source, tmp_path)
+    assert right(tmp_path, name, content)
+
+
+@pytest.mark.parametrize("magic", [b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b\x08"])
+def test_both_kinds_of_archives_are_taken_for_one(server, tmp_path, magic):
+    source = Source("pack.tgz", (server.serve(f"/{NAME}", file(magic + CONTENT)),))
+    fetch_one(source, tmp_path)
+    assert right(tmp_path, "pack.tgz", magic + CONTENT)
 
 
 @pytest.mark.parametrize("text", ["", "\n", "what is this?\n"])
@@ -1260,9 +1470,11 @@ def test_bytes_of_several_threads_add_up(clock, caplog):
 
 def test_bytes_on_a_terminal_are_a_bar(clock, caplog, monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with pytest.raises(ZeroDivisionError), progress.count_bytes("download", 10) as advance:
+    with pytest.raises(ZeroDivisionError), progress.count_bytes("download", 10_000_000) as advance:
         clock[0] += 100
-        advance(10)
+        advance(10_000_000)
         raise ZeroDivisionError
-    assert caplog.messages == []
+    (record,) = caplog.records
+    assert record.getMessage() == "download: 10 of 10 MB, 0.1 MB/s"
+    assert record.only_in_log
     assert "download" in capsys.readouterr().err

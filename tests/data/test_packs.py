@@ -2,13 +2,18 @@
 
 import hashlib
 import io
+import itertools
 import logging
 import os
 import re
+import resource
 import shutil
 import tarfile
+import threading
 import zipfile
 from collections import namedtuple
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 import pytest
@@ -16,6 +21,7 @@ import yaml
 
 from bbnet.data import packs
 from bbnet.data.packs import TABLE, bring, read_pack, refuse_incomplete, spread
+from bbnet.data.unpack import ArchiveError, DiskError
 
 NAMES = list(yaml.safe_load(TABLE.read_text(encoding="utf-8")))
 SHA256 = {
@@ -339,6 +345,51 @@ def test_a_folder_that_lacks_an_archive_nobody_needs_is_unpacked(bring_from, hom
     assert manifest["files"] == {"a.zip": digest_of(archive)}
 
 
+@pytest.mark.parametrize("beside", [("x",), ("x", "y"), (".cache", "x", "__MACOSX")])
+def test_a_folder_of_all_archives_beside_other_folders_is_unpacked(bring_from, home, beside):
+    first = zip_of(home / "a.zip", A__1="one")
+    second = tar_of(home / "b.tar.gz", A__2="two")
+    for name in beside:
+        (home / name / "inside").mkdir(parents=True)
+    root, manifest = bring_from(home)
+    assert files_below(root) == {"A/1": "one", "A/2": "two"}
+    assert manifest["files"] == {"a.zip": digest_of(first), "b.tar.gz": digest_of(second)}
+
+
+@pytest.mark.parametrize("outer", ["", "outer"])
+def test_a_folder_of_all_archives_that_holds_the_unpacked_pack_is_taken_as_it_is(bring_from, tmp_path, home, outer):
+    zip_of(home / "a.zip", A__1="one")
+    tar_of(home / "b.tar.gz", A__2="two")
+    (home / outer / "A").mkdir(parents=True)
+    root, manifest = bring_from(home)
+    assert root == home / outer and manifest == {"root": str(root)}
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+def test_a_folder_beside_some_archives_does_not_make_up_for_those_that_lack(bring_from, home):
+    zip_of(home / "a.zip", A__1="one")
+    (home / "x").mkdir()
+    with pytest.raises(ValueError, match=re.escape(f"{home}: lacks b.tar.gz, beside a.zip")):
+        bring_from(home)
+
+
+@pytest.mark.parametrize("name", ["weights.pth", "pack.rar", "pack.tar", "pack.gz", "zip", "a.zip.part"])
+def test_a_path_of_a_file_that_is_no_archive_is_refused_with_what_is_allowed(bring_from, tmp_path, home, name):
+    (home / name).write_text("something")
+    with pytest.raises(ValueError) as caught:
+        bring_from(home / name)
+    allowed = "allowed are .zip, .tar.gz, .tgz"
+    assert str(caught.value) == f"{home / name}: is neither a folder nor an archive; {allowed}"
+    assert list((tmp_path / "target").iterdir()) == []
+
+
+def test_a_path_of_a_file_that_only_is_called_an_archive_is_refused_and_stays(bring_from, home):
+    (home / "a.zip").write_text("something")
+    with pytest.raises(ArchiveError, match=re.escape(f"{home / 'a.zip'}: is encrypted, damaged or truncated")):
+        bring_from(home / "a.zip")
+    assert (home / "a.zip").read_text() == "something"
+
+
 def test_a_path_where_nothing_lies_is_an_error_that_names_it(bring_from, home):
     with pytest.raises(ValueError, match=re.escape(f"{home / 'nothing'}: there is no such folder or archive")):
         bring_from(home / "nothing")
@@ -394,19 +445,20 @@ def test_a_file_that_is_no_archive_is_linked(bring_from, publish, tmp_path, home
     publish(files={"weights.pth": {"urls": ["http://127.0.0.1:1/"]}})
     file = home / "weights.pth"
     file.write_text("weights")
-    root, manifest = bring_from(file, holding=("*.pth",))
+    root, manifest = bring_from(home, holding=("A",))
     assert root == tmp_path / "target"
     assert os.path.samefile(root / "weights.pth", file)
     assert manifest == {"root": ".", "files": {"weights.pth": digest_of(file)}}
 
 
-def test_a_file_that_cannot_be_linked_is_copied(bring_from, tmp_path, home, monkeypatch):
+def test_a_file_that_cannot_be_linked_is_copied(bring_from, publish, tmp_path, home, monkeypatch):
     def other_disk(*args):
         raise OSError(18, "Invalid cross-device link")
 
+    publish(files={"weights.pth": {"urls": ["http://127.0.0.1:1/"]}})
     monkeypatch.setattr(os, "link", other_disk)
     (home / "weights.pth").write_text("weights")
-    root, _ = bring_from(home / "weights.pth")
+    root, _ = bring_from(home)
     assert (root / "weights.pth").read_text() == "weights"
     assert not os.path.samefile(root / "weights.pth", home / "weights.pth")
 
@@ -438,6 +490,223 @@ def test_what_is_downloaded_already_is_checked_and_unpacked(publish, tmp_path, c
     assert any(
         record.levelno == logging.WARNING and "Not for sale." in record.getMessage() for record in caplog.records
     )
+
+
+# Downloads without a published checksum
+
+
+@pytest.fixture
+def served(tmp_path, publish):
+    """A folder on loopback; the table holds its `a.zip` and `b.tar.gz`, without a size or checksum."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/{{file}}"
+    publish(files={name: {"urls": [url]} for name in ("a.zip", "b.tar.gz")})
+    zip_of(folder / "a.zip", A__1="one")
+    tar_of(folder / "b.tar.gz", A__2="two")
+    yield folder
+    server.shutdown()
+    server.server_close()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def bring_served(tmp_path, monkeypatch):
+    """Brings the pack `mine` from its server into a new folder."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    calls = itertools.count()
+
+    def call(path=None):
+        target = tmp_path / f"target{next(calls)}"
+        target.mkdir()
+        return bring("mine", path, target, tmp_path / "downloads", holding=HOLDING)
+
+    return call
+
+
+def visible(folder):
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def damaged(path):
+    """Begins as an archive does, and goes on as none."""
+    path.write_bytes((b"PK\x03\x04" if path.suffix == ".zip" else b"\x1f\x8b") + b"and so on" * 100)
+    return path
+
+
+def test_a_download_is_trusted_once_it_was_unpacked(served, bring_served, tmp_path, caplog):
+    root, manifest = bring_served()
+    downloads = tmp_path / "downloads"
+    digests = {name: digest_of(served / name) for name in ("a.zip", "b.tar.gz")}
+    assert files_below(root) == {"A/1": "one", "A/2": "two"}
+    assert manifest == {"root": ".", "files": digests}
+    assert visible(downloads) == {"a.zip", "b.tar.gz", "a.zip.sha256", "b.tar.gz.sha256"}
+    for name, digest in digests.items():
+        assert (downloads / f"{name}.sha256").read_text() == f"{digest.removeprefix('sha256:')}  {name}\n"
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 2 and all("no checksum is published; trusted now" in warning for warning in warnings)
+    caplog.clear()
+    assert bring_served()[1] == manifest
+    assert [record for record in caplog.records if record.levelno == logging.WARNING] == []
+
+
+def test_another_download_than_was_trusted_is_refused_until_the_record_is_gone(served, bring_served, tmp_path):
+    bring_served()
+    downloads = tmp_path / "downloads"
+    (downloads / "a.zip").unlink()
+    zip_of(served / "a.zip", A__1="another")
+    with pytest.raises(ValueError, match=re.escape(str(downloads / "a.zip.sha256"))):
+        bring_served()
+    assert not (downloads / "a.zip").exists()
+    (downloads / "a.zip.sha256").unlink()
+    assert files_below(bring_served()[0])["A/1"] == "another"
+
+
+@pytest.mark.parametrize("name", ["a.zip", "b.tar.gz"])
+def test_a_download_that_cannot_be_unpacked_is_removed_not_trusted_and_fetched_again(
+    served, bring_served, tmp_path, name
+):
+    good = (served / name).read_bytes()
+    damaged(served / name)
+    with pytest.raises(ValueError) as caught:
+        bring_served()
+    message = str(caught.value)
+    downloads = tmp_path / "downloads"
+    assert message.startswith(f"{downloads / name}: ") and message.endswith("; it was removed, and is fetched again")
+    assert len(message.splitlines()) == 1
+    assert not {name, f"{name}.sha256"} & visible(downloads)
+    (served / name).write_bytes(good)
+    assert files_below(bring_served()[0]) == {"A/1": "one", "A/2": "two"}
+    assert f"{name}.sha256" in visible(downloads)
+
+
+def test_what_is_no_archive_is_not_even_kept(served, bring_served, tmp_path):
+    (served / "a.zip").write_text("Please come again tomorrow.")
+    with pytest.raises(ValueError, match="a.zip cannot be fetched: .* gives no archive"):
+        bring_served()
+    assert not {"a.zip", "a.zip.sha256"} & visible(tmp_path / "downloads")
+
+
+def test_a_download_that_the_disk_does_not_take_unpacked_is_kept_and_not_yet_trusted(served, bring_served, tmp_path):
+    tar_of(served / "b.tar.gz", A__2="2" * 1_000_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, before[1]))
+    try:
+        with pytest.raises(DiskError, match="File too large"):
+            bring_served()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    downloads = tmp_path / "downloads"
+    assert visible(downloads) == {"a.zip", "b.tar.gz", "a.zip.sha256"}
+    kept = (downloads / "b.tar.gz").stat().st_mtime_ns
+    (served / "b.tar.gz").unlink()
+    assert files_below(bring_served()[0])["A/2"] == "2" * 1_000_000
+    assert (downloads / "b.tar.gz").stat().st_mtime_ns == kept
+    assert "b.tar.gz.sha256" in visible(downloads)
+
+
+def test_a_damaged_download_with_a_published_checksum_is_kept(publish, bring_served, tmp_path):
+    (tmp_path / "downloads").mkdir()
+    archive = damaged(tmp_path / "downloads" / "a.zip")
+    digest = digest_of(archive).removeprefix("sha256:")
+    publish(files={"a.zip": {"urls": ["http://127.0.0.1:1/"], "sha256": digest}})
+    with pytest.raises(ArchiveError):
+        bring_served()
+    assert visible(tmp_path / "downloads") == {"a.zip"}
+
+
+@pytest.mark.parametrize("as_folder", [False, True], ids=["archive", "folder"])
+def test_a_local_archive_must_be_what_was_trusted(served, bring_served, tmp_path, home, as_folder):
+    bring_served()
+    for name in ("a.zip", "b.tar.gz"):
+        shutil.copy(served / name, home / name)
+    path = str(home if as_folder else home / "a.zip")
+    assert bring_served(path)[1]["files"]["a.zip"] == digest_of(served / "a.zip")
+
+    zip_of(home / "a.zip", A__1="another")
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "downloads" / "a.zip.sha256"))) as caught:
+        bring_served(path)
+    assert digest_of(home / "a.zip") in str(caught.value) and digest_of(served / "a.zip") in str(caught.value)
+    assert (home / "a.zip").exists()
+
+    zip_of(home / "other.zip", A__1="another")
+    assert bring_served(str(home / "other.zip"))[1]["files"] == {"other.zip": digest_of(home / "other.zip")}
+
+
+def test_a_local_archive_is_not_trusted_for_later_and_never_removed(publish, bring_served, tmp_path, home):
+    bring_served(str(zip_of(home / "a.zip", A__1="one")))
+    assert not (tmp_path / "downloads").exists()
+    damaged(home / "a.zip")
+    with pytest.raises(ArchiveError):
+        bring_served(str(home / "a.zip"))
+    assert (home / "a.zip").exists() and not (tmp_path / "downloads").exists()
+
+
+# Space for downloads and what is unpacked from them
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """Says how many bytes are free."""
+
+    def leave(free):
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**15, 0, free))
+
+    return leave
+
+
+def test_space_for_download_and_unpacking_is_asked_for_before_anything_is_fetched(
+    publish, bring_served, tmp_path, disk
+):
+    publish(files={name: {"urls": ["http://127.0.0.1:1/"], "size": 2 * 10**9} for name in ("a.zip", "b.tar.gz")})
+    disk(8 * 10**9 - 1)
+    with pytest.raises(ValueError, match="downloading and unpacking mine needs 8 GB, the disk has 8 GB left"):
+        bring_served()
+    assert not (tmp_path / "downloads").exists()
+    disk(8 * 10**9)
+    with pytest.raises(ValueError, match="cannot be fetched"):
+        bring_served()
+
+
+def test_what_is_downloaded_already_needs_space_to_unpack_alone(publish, bring_served, tmp_path, disk):
+    (tmp_path / "downloads").mkdir()
+    archive = zip_of(tmp_path / "downloads" / "a.zip", A__1="one")
+    size = archive.stat().st_size
+    publish(files={"a.zip": {"urls": ["http://127.0.0.1:1/"], "size": size}})
+    disk(size - 1)
+    with pytest.raises(ValueError, match="downloading and unpacking mine needs"):
+        bring_served()
+    disk(size)
+    assert files_below(bring_served()[0]) == {"A/1": "one"}
+
+
+def test_files_of_unknown_size_are_counted_when_they_are_there(served, bring_served, disk):
+    sizes = [(served / name).stat().st_size for name in ("a.zip", "b.tar.gz")]
+    disk(sum(sizes) - 1)
+    with pytest.raises(ValueError, match=": unpacking mine needs"):
+        bring_served()
+    disk(sum(sizes))
+    assert files_below(bring_served()[0]) == {"A/1": "one", "A/2": "two"}
+
+
+def test_parts_that_nobody_needs_need_no_space(publish, tmp_path, disk):
+    publish(
+        files={
+            "a.zip": {"urls": ["http://127.0.0.1:1/"], "size": 1000},
+            "b.tar.gz": {"urls": ["http://127.0.0.1:1/"], "size": 10**12},
+        }
+    )
+    disk(2000)
+    (tmp_path / "target").mkdir()
+    with pytest.raises(ValueError, match="a.zip cannot be fetched"):
+        bring("mine", None, tmp_path / "target", tmp_path / "downloads", parts=["a.zip"])
 
 
 # What the tasks take from here

@@ -49,3 +49,27 @@ def test_nothing_is_written_to_a_log_on_a_terminal(caplog, monkeypatch, capsys):
     assert list(progress.track(range(3), "prepare")) == [0, 1, 2]
     assert caplog.records == []
     assert "prepare" in capsys.readouterr().err
+
+
+# Bytes
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Seconds that a test moves on."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_lines_about_bytes_are_kept_from_a_terminal_that_has_a_bar(caplog, capsys, monkeypatch, clock, terminal):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    caplog.set_level(logging.INFO)
+    with progress.count_bytes("download", 50_000_000) as advance:
+        for _ in range(4):
+            clock[0] += 20
+            advance(10_000_000)
+    assert caplog.messages == ["download: 20 of 50 MB, 0.5 MB/s", "download: 40 of 50 MB, 0.5 MB/s"]
+    assert [record.only_in_log for record in caplog.records] == [terminal, terminal]
+    assert ("download" in capsys.readouterr().err) == terminal

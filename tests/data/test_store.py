@@ -1,11 +1,29 @@
 """Files and folders are whole under their final name, or not there at all."""
 
+import logging
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bbnet.data.store import appended_array, create_array, open_array, whole_file, whole_folder
+from bbnet.data.store import alone, appended_array, create_array, open_array, whole_file, whole_folder
+
+ENOUGH_SECONDS = 20
+HOLDER = """
+import subprocess, sys
+from pathlib import Path
+from bbnet.data.store import alone
+with alone(Path(sys.argv[1])):
+    started = subprocess.Popen(["sleep", "60"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    print(started.pid, flush=True)
+    sys.stdin.read()
+started.kill()
+"""
 
 
 class Interrupted(BaseException):
@@ -157,3 +175,105 @@ def test_fewer_or_more_rows_than_announced_are_refused(tmp_path, rows):
         appended_array(tmp_path / "a.npy", (7, 2), np.float32) as append,
     ):
         append(np.zeros((rows, 2)))
+
+
+# Locks
+
+
+@contextmanager
+def holder(lock: Path):
+    """A process that holds the lock, and has started one that outlives it."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], text=True, **pipes) as process:
+        started = int(process.stdout.readline())
+        try:
+            yield process
+        finally:
+            process.kill()
+            subprocess.run(["kill", str(started)], stderr=subprocess.DEVNULL)
+
+
+def is_free(lock: Path) -> bool:
+    """Whether the lock is had at once."""
+    asked = []
+
+    def give_up_at_the_second_time() -> None:
+        asked.append(True)
+        if len(asked) > 1:
+            raise Interrupted
+
+    try:
+        with alone(lock, give_up_at_the_second_time):
+            return True
+    except Interrupted:
+        return False
+
+
+def test_a_lock_is_held_for_the_block_and_its_folder_is_made(tmp_path):
+    lock = tmp_path / "new" / "folder" / ".pack.lock"
+    with alone(lock):
+        assert not is_free(lock)
+        assert is_free(lock.with_name(".other.lock"))
+    assert is_free(lock)
+    assert lock.exists()  # to remove it would let two in: one waits for the old file, one makes another
+
+
+@pytest.mark.parametrize("error", [ValueError, Interrupted])
+def test_a_block_that_fails_frees_its_lock(tmp_path, error):
+    with pytest.raises(error), alone(tmp_path / "lock"):
+        raise error
+    assert is_free(tmp_path / "lock")
+
+
+def test_threads_are_inside_one_after_another(tmp_path):
+    inside, most, total = [], [], []
+
+    def work() -> None:
+        with alone(tmp_path / "lock"):
+            inside.append(True)
+            time.sleep(0.01)
+            most.append(len(inside))
+            total.append(True)
+            inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(ENOUGH_SECONDS)
+    assert len(total) == 5
+    assert set(most) == {1}
+
+
+def test_who_waits_says_so_once_and_goes_on_when_the_other_has_ended(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    asked = []
+    with holder(tmp_path / "lock") as process:
+
+        def let_it_end_at_the_third_time() -> None:
+            asked.append(True)
+            if len(asked) == 3:
+                process.stdin.close()
+
+        with alone(tmp_path / "lock", let_it_end_at_the_third_time):
+            assert process.wait(ENOUGH_SECONDS) == 0
+    assert caplog.messages == [f"{tmp_path / 'lock'}: another process works on this; waiting for it"]
+    assert len(asked) >= 3
+
+
+def test_a_check_that_fails_ends_the_wait_and_leaves_the_lock_to_its_holder(tmp_path):
+    def stop() -> None:
+        raise Interrupted
+
+    with holder(tmp_path / "lock"):
+        with pytest.raises(Interrupted), alone(tmp_path / "lock", stop):
+            pytest.fail("the lock is held by another")
+        assert not is_free(tmp_path / "lock")
+
+
+def test_the_lock_of_a_killed_process_is_free_whatever_it_had_started(tmp_path):
+    with holder(tmp_path / "lock") as process:
+        assert not is_free(tmp_path / "lock")
+        process.kill()
+        process.wait(ENOUGH_SECONDS)
+        assert is_free(tmp_path / "lock")

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from bbnet.data import unpack as module
-from bbnet.data.unpack import ArchiveError, unpack
+from bbnet.data.unpack import ArchiveError, DiskError, unpack
 
 MIB = 1 << 20
 LONGEST_MESSAGE = 8000  # a path of 1024 control characters takes 4096
@@ -260,7 +260,7 @@ def unpacked(walls, name, data):
     return contents(walls.target)
 
 
-def refused(walls, name, data, member=None):
+def refused(walls, name, data, member=None, kind=ArchiveError):
     """The message of the refusal."""
     archive = walls.archive(name, data)
     before = walls.seen()
@@ -268,8 +268,8 @@ def refused(walls, name, data, member=None):
         unpack(archive, walls.target)
     assert walls.seen() == before
     walls.check_target()
-    assert type(caught.value) is ArchiveError
-    assert isinstance(caught.value, ValueError)
+    assert type(caught.value) is kind
+    assert isinstance(caught.value, ArchiveError) and isinstance(caught.value, ValueError)
     assert caught.value.__context__ is None or caught.value.__suppress_context__
     message = str(caught.value)
     assert message.isprintable()
@@ -679,7 +679,8 @@ def swallow(data, field):
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_archive_is_refused_and_nothing_is_outside(walls, case):
     name, member, build = HOSTILE[case]
-    refused(walls, name, build(walls.outside), member)
+    kind = DiskError if case.endswith("of a long component") else ArchiveError  # no disk here takes such a name
+    refused(walls, name, build(walls.outside), member, kind)
 
 
 @pytest.mark.parametrize(
@@ -841,6 +842,18 @@ print(tracemalloc.get_traced_memory()[1])
 """
 
 
+LIMITED_FILES = """
+import resource, sys
+from pathlib import Path
+from bbnet.data.unpack import unpack
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    unpack(Path(sys.argv[1]), Path(sys.argv[2]))
+except ValueError as error:
+    print(type(error).__name__, error)
+"""
+
+
 def run_limited(walls, name, data):
     """What came of it, and the most bytes of memory that it took."""
     archive = walls.archive(name, data)
@@ -893,7 +906,7 @@ def test_folders_in_folders_do_not_take_the_memory(walls):
 def test_a_file_in_the_target_where_a_folder_is_needed_is_an_error(walls, suffix):
     (walls.target / "folder").write_text("mine")
     data = zip_with(SMALL) if suffix == "zip" else gzip.compress(tar_with(SMALL))
-    assert "folder" in refused(walls, f"good.{suffix}", data)
+    assert "folder" in refused(walls, f"good.{suffix}", data, kind=DiskError)
     assert contents(walls.target) == {"folder": b"mine"}
 
 
@@ -901,13 +914,13 @@ def test_a_file_in_the_target_where_a_folder_is_needed_is_an_error(walls, suffix
 def test_a_folder_in_the_target_where_a_file_is_needed_is_an_error(walls, suffix):
     (walls.target / "noise").mkdir()
     data = zip_with(SMALL) if suffix == "zip" else gzip.compress(tar_with(SMALL))
-    assert "noise" in refused(walls, f"good.{suffix}", data)
+    assert "noise" in refused(walls, f"good.{suffix}", data, kind=DiskError)
 
 
 def test_a_file_in_place_of_the_target_is_an_error(walls):
     walls.target.rmdir()
     walls.target.write_text("mine")
-    refused(walls, "good.zip", zip_with(SMALL))
+    refused(walls, "good.zip", zip_with(SMALL), kind=DiskError)
     assert walls.target.read_text() == "mine"
 
 
@@ -923,9 +936,30 @@ def test_a_full_disk_is_an_error(walls, suffix):
     try:
         members = {"first": b"1", "large": random.Random(6).randbytes(3 * MIB)}
         data = zip_with(members) if suffix == "zip" else gzip.compress(tar_with(members))
-        assert "No space left" in refused(walls, f"large.{suffix}", data)
+        assert "No space left" in refused(walls, f"large.{suffix}", data, kind=DiskError)
     finally:
         subprocess.run(["umount", str(walls.target)], check=True)
+
+
+def test_an_archive_that_is_not_there_is_no_damaged_one(walls):
+    with pytest.raises(DiskError, match="No such file") as caught:
+        unpack(walls.home / "archives" / "gone.zip", walls.target)
+    assert str(walls.home / "archives" / "gone.zip") in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["zip", "tar.gz"])
+def test_a_file_that_may_grow_no_more_is_an_error_of_the_disk(walls, suffix):
+    members = {"first": b"1", "large": random.Random(6).randbytes(3 * MIB)}
+    archive = walls.archive(
+        f"large.{suffix}", zip_with(members) if suffix == "zip" else gzip.compress(tar_with(members))
+    )
+    command = [sys.executable, "-c", LIMITED_FILES, str(archive), str(walls.target)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=20, check=True)
+    kind, message = done.stdout.split(" ", 1)
+    assert kind == "DiskError"
+    assert message.startswith(f"{archive}: cannot be unpacked: ") and "File too large" in message
+    assert len(message.splitlines()) == 1
+    assert contents(walls.target)["first"] == b"1"
 
 
 # Damage by chance.
@@ -939,6 +973,7 @@ def outcome_of(walls, name, data):
         outcome = contents(walls.target)
     except ArchiveError as error:
         outcome = str(error)
+        assert type(error) is ArchiveError or "File name too long" in outcome  # damage is no fault of the disk
         assert outcome.isprintable()
         assert str(archive) in outcome
     assert walls.seen() == before
