@@ -7,12 +7,13 @@ from bbnet.analysis.claims import claims_table
 from bbnet.analysis.collect import COST_METRICS
 from bbnet.analysis.contrasts import contrasts_table, pairs, slabs_of
 from bbnet.analysis.statistics import cells_table, resample_cells
+from bbnet.analysis.summary import read_csv
 from bbnet.tasks.task import load_metrics, relative_metrics
 
 
 def main(options) -> None:
     summary = options.summary
-    runs = pd.read_csv(summary / "runs.csv", dtype={"budget": str})
+    runs = read_csv(summary / "runs.csv")
     tasks = {name: load_metrics(name) for name in runs["task"].unique()}
     primary = {name: task.PRIMARY for name, task in tasks.items()}
     units = {
@@ -30,7 +31,7 @@ def main(options) -> None:
         for name, task in tasks.items()
     }
     write_frame(summary / "contrasts.csv", contrasts_table(runs, resampled, compared, kinds))
-    slabs = pd.read_csv(summary / "slabs.csv", dtype={"budget": str})
+    slabs = read_csv(summary / "slabs.csv")
     write_frame(summary / "claims.csv", claims_table(slabs))
 
 

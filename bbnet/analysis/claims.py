@@ -50,6 +50,7 @@ def with_warm_start(units: pd.DataFrame) -> pd.DataFrame:
 
 def _fit(units: pd.DataFrame, y: pd.Series, suffix: str) -> pd.DataFrame:
     """Slope and R^2 of `y` on the degree, of each run and slab."""
+    units, y = units[y.notna()], y.dropna()
     keys = [units[name] for name in [*KEYS, *SLAB]]
     x, y = (
         values - values.groupby(keys, sort=False).transform("mean") for values in (units["degree"].astype(float), y)
@@ -74,8 +75,9 @@ def claims_table(slabs: pd.DataFrame) -> pd.DataFrame:
     joined = weighted[weighted["method"] != "dense"].merge(
         dense[[*same, "value"]], on=same, how="left", suffixes=("", "_dense")
     )
-    for column in ("value", "value_dense"):
-        joined[column] *= joined["units"]
-    keys = [*KEYS, "measure"]
-    sums = joined.groupby(keys, sort=False)[["value", "value_dense", "units"]].sum(min_count=1).reset_index()
-    return sums[keys].assign(value=sums["value"] / sums["units"], dense=sums["value_dense"] / sums["units"])
+    joined["units_dense"] = joined["units"].where(joined["value_dense"].notna())
+    for column, units in (("value", "units"), ("value_dense", "units_dense")):
+        joined[column] *= joined[units]
+    keys, columns = [*KEYS, "measure"], ["value", "value_dense", "units", "units_dense"]
+    sums = joined.groupby(keys, sort=False)[columns].sum(min_count=1).reset_index()
+    return sums[keys].assign(value=sums["value"] / sums["units"], dense=sums["value_dense"] / sums["units_dense"])

@@ -15,7 +15,7 @@ LEVEL = 0.05
 COLUMNS = [
     *CELL_KEYS,
     *("reference", "reference_side", "metric", "unit", "effect", "low", "high"),
-    *("n_seeds", "variation", "p", "p_holm", "verdict"),
+    *("n_seeds", "differences", "variation", "p", "p_holm", "verdict"),
 ]
 
 
@@ -54,7 +54,7 @@ def contrasts_table(
 
     `low` and `high` are the 95 % interval of `half_width` on the differences; `p` belongs to it, `p_holm` is adjusted
     over all contrasts of the task (Holm 1979). With one seed both speak of the test items alone, as `variation` says.
-    `verdict` is better or worse where p_holm is below 5 %, else none.
+    `differences` are those of the single seeds. `verdict` is better or worse where p_holm is below 5 %, else none.
 
     Args:
         metrics: by task, those contrasted, with unit and better direction.
@@ -100,6 +100,7 @@ def _contrast(
         "low": effect - half,
         "high": effect + half,
         "n_seeds": len(differences),
+        "differences": " ".join(map(repr, differences.tolist())),
         "variation": "items" if len(differences) == 1 else "seeds and items",
         "p": p_value(differences.to_numpy(), variance),
     }

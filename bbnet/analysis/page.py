@@ -92,4 +92,4 @@ def _table(results: Path, name: str) -> Markup:
 
 
 def _markdown(path: Path) -> Markup:
-    return Markup(MarkdownIt("commonmark").enable("table").render(path.read_text()))
+    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(path.read_text()))

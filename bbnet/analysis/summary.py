@@ -8,6 +8,11 @@ from typing import Any
 import pandas as pd
 
 
+def read_csv(path: Path) -> pd.DataFrame:
+    """A table of the summary: budgets are text, and only what is empty is missing, whatever methods are called."""
+    return pd.read_csv(path, dtype={"budget": str}, keep_default_na=False, na_values=[""])
+
+
 class Summary:
     """A summary's folder, seen by one task and model, or whole where these are absent.
 
@@ -24,10 +29,7 @@ class Summary:
     def _read(self, name: str) -> pd.DataFrame:
         """The table `{name}.csv` or `{name}.parquet`; raises FileNotFoundError."""
         path = self.folder / f"{name}.csv"
-        if path.exists():
-            table = pd.read_csv(path, dtype={"budget": str})
-        else:
-            table = pd.read_parquet(path.with_suffix(".parquet"))
+        table = read_csv(path) if path.exists() else pd.read_parquet(path.with_suffix(".parquet"))
         if self.task is None:
             return table
         return table[(table["task"] == self.task) & (table["model"] == self.model)]

@@ -18,14 +18,14 @@ ROWS = {"on_rate_before": "warm start", "on_rate": "after training"}
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """The figure of a task and model, and its data: the slabs' fits."""
-    slabs, units = summary.read("slabs"), with_warm_start(summary.read("units"))
-    return plot_balance(slabs, units), slabs
+    """The figure of a task and model, and its data."""
+    return plot_balance(summary.read("slabs"), with_warm_start(summary.read("units")))
 
 
-def plot_balance(slabs: pd.DataFrame, units: pd.DataFrame) -> Figure:
-    """A column of axes per method whose degrees differ, at its smallest budget, first seed; above with the on-rates of
-    the warm start, below with the run's own. Points are units that are not silent, lines the fits of single slabs.
+def plot_balance(slabs: pd.DataFrame, units: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
+    """A column of axes per method whose degrees differ, at the smallest budget and first seed at which they do; above
+    with the on-rates of the warm start, below with the run's own. Points are units that are not silent, lines the fits
+    of single slabs. Returns the units, too.
 
     Args:
         slabs: `slabs.csv` of one task and model.
@@ -43,11 +43,14 @@ def plot_balance(slabs: pd.DataFrame, units: pd.DataFrame) -> Figure:
         sharey=True,
         squeeze=False,
     )
+    drawn = [units[:0]]
     for column, (method, side) in zip(axes.T, methods, strict=False):
+        fits = fitted[fitted["method"] == method]
+        budget, seed = min(zip(fits["budget"], fits["seed"], strict=True))
+        fits = fits[(fits["budget"] == budget) & (fits["seed"] == seed)]
         mine = units[(units["method"] == method) & ~units["silent"].astype(bool)]
-        budget, seed = mine["budget"].min(), mine["seed"].min()
         mine = mine[(mine["budget"] == budget) & (mine["seed"] == seed)]
-        fits = fitted[(fitted["method"] == method) & (fitted["budget"] == budget) & (fitted["seed"] == seed)]
+        drawn.append(mine)
         column[0].set_title(f"{method_label(method, side)}, budget {budget.lstrip('0')}")
         for axis, rates, r2 in zip(column, ROWS, ("r2_before", "r2"), strict=True):
             _draw_units(axis, mine, rates, colours[method])
@@ -56,10 +59,10 @@ def plot_balance(slabs: pd.DataFrame, units: pd.DataFrame) -> Figure:
             )
         column[1].set_xlabel("degree (share of fan)")
     if not methods:
-        axes[0, 0].set_title("no method gives units degrees of their own")
+        axes[0, 0].set_title("no degrees differ")
     for row, name in zip(axes, ROWS.values(), strict=True):
         row[0].set_ylabel(f"{name}:\nselectivity log((1 − a) / a)")
-    return figure
+    return figure, pd.concat(drawn)
 
 
 def _draw_units(axis: Axes, units: pd.DataFrame, rates: str, colour: str) -> None:

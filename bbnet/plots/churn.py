@@ -10,7 +10,7 @@ from bbnet.analysis.collect import KEYS
 from bbnet.analysis.summary import Summary
 from bbnet.plots.style import LINES, method_colours, method_label
 
-WIDTH_OF_BUDGET, WIDTH_OF_REST, HEIGHT = 3.4, 2.2, 3.4
+WIDTH_OF_BUDGET, WIDTH_OF_REST, HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 3.4, 2.2, 3.4, 0.2
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
@@ -35,9 +35,10 @@ def plot_churn(churn: pd.DataFrame, methods: list[str]) -> Figure:
     """
     colours = method_colours(methods)
     budgets = sorted(set(churn["budget"]))
-    columns = max(1, len(budgets))
+    columns, shown = max(1, len(budgets)), dict.fromkeys(zip(churn["method"], churn["side"], strict=True))
+    height = max(HEIGHT, 0.6 + HEIGHT_OF_LEGEND_ENTRY * (len(shown) + 1))
     figure, axes = plt.subplots(
-        1, columns, figsize=(WIDTH_OF_BUDGET * columns + WIDTH_OF_REST, HEIGHT), sharey=True, squeeze=False
+        1, columns, figsize=(WIDTH_OF_BUDGET * columns + WIDTH_OF_REST, height), sharey=True, squeeze=False
     )
     for axis, budget in zip(axes[0], budgets, strict=False):
         of_budget = churn[churn["budget"] == budget]
@@ -50,7 +51,6 @@ def plot_churn(churn: pd.DataFrame, methods: list[str]) -> Figure:
         axes[0, 0].set_title("no method refreshes masks")
     axes[0, 0].set_ylim(bottom=0)
     axes[0, 0].set_ylabel("connections changed by a refresh\n(share of those before and after)")
-    shown = dict.fromkeys(zip(churn["method"], churn["side"], strict=True))
     handles = [
         plt.Line2D([], [], color=colours[method], linestyle=LINES[side], label=method_label(method, side))
         for method, side in shown

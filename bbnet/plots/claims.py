@@ -26,6 +26,7 @@ DENSE = {"color": DENSE_COLOUR, "marker": "_", "markersize": 9, "linestyle": "no
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
     """The figure of a task and model, and its data."""
     claims = summary.read("claims")
+    claims = claims[claims["measure"].isin(MEASURES)]
     return plot_claims(claims, list(summary.read("cells")["method"])), claims
 
 
@@ -51,7 +52,7 @@ def plot_claims(claims: pd.DataFrame, methods: list[str]) -> Figure:
             draw_cell(axis, x, _mean(cell["value"]), cell["value"], colours[method], MARKERS[side])
         axis.set_ylabel(label)
         axis.set_xticks(range(len(budgets)), budgets)
-        axis.set_xlim(-0.5, len(budgets) - 0.5)
+        axis.set_xlim(-0.5, max(1, len(budgets)) - 0.5)
         axis.grid(visible=False, axis="x")
     for axis in axes[-1]:
         axis.set_xlabel("budget")

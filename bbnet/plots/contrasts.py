@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bbnet.analysis.summary import Summary
-from bbnet.plots.style import DENSE_COLOUR, MARKERS, method_colours, method_label
+from bbnet.plots.style import DENSE_COLOUR, MARKERS, SEEDS_FOR_INTERVALS, method_colours, method_label
 
 WIDTH_OF_METRIC, WIDTH_OF_LABELS, HEIGHT_OF_ROW, HEIGHT_OF_REST = 4.2, 2.6, 0.2, 1.3
 KEYS = ["budget", "method", "side", "reference", "reference_side"]
@@ -51,12 +51,18 @@ def plot_contrasts(contrasts: pd.DataFrame, better: dict[str, str], methods: lis
         axes[0, 0].set_title("nothing to compare")
     _label_rows(axes[0, 0], rows)
     axes[0, 0].invert_yaxis()
-    figure.legend(handles=_handles(), loc="outside lower center", ncols=2)
+    enough = len(contrasts) and contrasts["n_seeds"].min() >= SEEDS_FOR_INTERVALS
+    figure.legend(handles=_handles(bool(enough)), loc="outside lower center", ncols=2)
     return figure
 
 
 def _draw_contrast(axis: Axes, place: int, contrast: pd.Series, colour: str, marker: str) -> None:
-    axis.plot([contrast["low"], contrast["high"]], [place] * 2, color=colour, linewidth=1.2)
+    """Below 3 seeds the single ones stand beside the mean, and the interval in the table."""
+    if contrast["n_seeds"] >= SEEDS_FOR_INTERVALS:
+        axis.plot([contrast["low"], contrast["high"]], [place] * 2, color=colour, linewidth=1.2)
+    else:
+        singles = [float(one) for one in str(contrast.get("differences", "")).split()]
+        axis.plot(singles, [place] * len(singles), ".", color=colour, markersize=4, alpha=0.6)
     face = "white" if contrast["verdict"] == "none" else colour
     axis.plot([contrast["effect"]], [place], color=colour, marker=marker, markersize=6, markerfacecolor=face)
 
@@ -74,9 +80,10 @@ def _label_rows(axis: Axes, rows: list[tuple]) -> None:
                 other.axhline(place - 0.5, color="0.85", linewidth=0.8)
 
 
-def _handles() -> list[plt.Line2D]:
-    style = {"color": "0.4", "marker": "o", "linestyle": "-", "linewidth": 1.2}
+def _handles(with_intervals: bool) -> list[plt.Line2D]:
+    style = {"color": "0.4", "marker": "o", "linestyle": "-" if with_intervals else "none", "linewidth": 1.2}
+    shown = "95 % interval" if with_intervals else "single seeds"
     return [
-        plt.Line2D([], [], **style, markerfacecolor="white", label="mean of paired differences, 95 % interval"),
+        plt.Line2D([], [], **style, markerfacecolor="white", label=f"mean of paired differences, {shown}"),
         plt.Line2D([], [], **style, label="p < .05, Holm within the task"),
     ]

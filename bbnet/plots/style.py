@@ -59,6 +59,8 @@ def method_label(method: str, side: str) -> str:
 
 def seeds_title(n_seeds: pd.Series, remark: str = "") -> str:
     """The legend's title: what is drawn of the seeds, and how many there are at least."""
+    if not len(n_seeds):
+        return "nothing to show"
     fewest = n_seeds.min()
     shown = "mean, 95 % interval" if fewest >= SEEDS_FOR_INTERVALS else "mean and single seeds"
     return f"{shown}\n({fewest} seed{'s' if fewest > 1 else ''}{remark})"
@@ -75,6 +77,8 @@ def save(figure: Figure, data: pd.DataFrame, paths: Sequence[Path]) -> None:
 
     Figures have no dates: equal figures are equal files.
     """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # else it is laid out anew for each format
     for path in paths:
         if path.suffix == ".csv":
             data.to_csv(path, index=False)

@@ -1,0 +1,294 @@
+"""The page of a study: whole in one file, with all that there is, and nothing that its texts could break."""
+
+import base64
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bbnet.analysis.page import FIGURES, TABLES, findings, render
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+NASTY = "<b>bold</b> & \"quoted\" 'text' <script>alert(1)</script>"
+CONTRASTS = ["task", "model", "method", "side", "budget", "reference", "reference_side", "metric", "unit"]
+CONTRASTS += ["effect", "low", "high", "n_seeds", "variation", "p", "p_holm", "verdict"]
+LONG_REASON = "ValueError: slab encoder.1.conv1: the loss became nan at step 1234 of epoch 7, in the sparse phase"
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and the text by element."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict]] = []
+        self.texts: list[tuple[str, str]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.text = " ".join(" ".join(text for tag, text in self.texts if tag != "style").split())
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        while self.open and self.open.pop() != tag:
+            pass
+
+    def handle_data(self, data):
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+    def of(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def contrast(method, reference, verdict, effect=0.05, **changed) -> dict:
+    row = {"task": "change", "model": "small", "method": method, "side": "in", "budget": "0.20"}
+    row |= {"reference": reference, "reference_side": "none", "metric": "f1", "unit": "share", "effect": effect}
+    row |= {"low": effect - 0.02, "high": effect + 0.03, "n_seeds": 3, "variation": "seeds and items"}
+    return row | {"p": 0.01, "p_holm": 0.02, "verdict": verdict} | changed
+
+
+def grid_rows(tasks) -> list[dict]:
+    return [
+        {"task": task, "model": "small", "method": method, "side": side, "budget": budget, "seed": seed}
+        | {"status": "done", "why": ""}
+        for task in tasks
+        for method, side, budget in (("dense", "none", "1.00"), ("sp_in", "in", "0.20"))
+        for seed in (0, 1, 2)
+    ]
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A folder of results with a summary; figures and tables by name, each table with its name as its cell."""
+
+    def make(tasks=("change",), figures=(), tables=(), contrasts=(), grid=None, description="A study.", device="cpu"):
+        for folder in ("summary", "figures", "tables"):
+            (tmp_path / folder).mkdir()
+        data = {"pack": "aerial_scenes", "size": 64, "path": None}
+        study = {"name": "demo", "description": description, "budgets": ["0.20"], "seeds": [0, 1, 2]}
+        study |= {"methods": {"dense": {}, "sp_in": {}}, "tasks": {task: {"data": data} for task in tasks}}
+        summary = tmp_path / "summary"
+        (summary / "study.json").write_text(json.dumps(study))
+        grid = pd.DataFrame(grid_rows(tasks) if grid is None else grid)
+        grid.to_csv(summary / "grid.csv", index=False)
+        done = grid[grid["status"] == "done"].drop(columns=["status", "why"])
+        done.assign(device=device, seconds=1.0).to_csv(summary / "timing.csv", index=False)
+        pd.DataFrame(list(contrasts), columns=CONTRASTS).to_csv(summary / "contrasts.csv", index=False)
+        for name in figures:
+            (tmp_path / "figures" / f"{name}.png").write_bytes(PNG)
+        for name in tables:
+            (tmp_path / "tables" / f"{name}.md").write_text(f"| a |\n|---|\n| cell of {name} |\n\ncaption of {name}\n")
+        return tmp_path
+
+    return make
+
+
+@pytest.fixture
+def texts(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("texts")
+    for kind in (*FIGURES, "coverage"):
+        (folder / f"{kind}.rst").write_text(f"What {kind} shows.\n")
+    deviations = folder / "deviations.md"
+    deviations.write_text("| notebook | bbnet |\n|---|---|\n| one | another |\n")
+    return folder, deviations
+
+
+@pytest.fixture
+def page(texts):
+    return lambda results: Page(render(results, *texts))
+
+
+ALL_FIGURES = [f"change-small-{kind}" for kind in FIGURES if kind != "panels"]
+ALL_FIGURES += ["change-small-panels-sp_in-b0.20", "change-small-panels-sp_in-b0.50"]
+ALL_TABLES = [f"change-small-{kind}" for kind in TABLES]
+
+
+# One file.
+
+
+def test_the_page_needs_no_other_file(page, results):
+    found = page(results(figures=[*ALL_FIGURES, "coverage"], tables=[*ALL_TABLES, "methods"]))
+    for tag, attributes in found.elements:
+        for name in ("src", "href", "srcset", "data", "action"):
+            if name in attributes:
+                assert attributes[name].startswith(("data:", "#")), (tag, attributes[name][:60])
+        assert tag not in ("link", "script", "iframe", "object", "embed")
+    assert all(image["src"].startswith("data:image/png;base64,") for image in found.of("img"))
+    style = " ".join(text for tag, text in found.texts if tag == "style")
+    assert "url(" not in style and "@import" not in style
+
+
+def test_links_lead_to_places_on_the_page(page, results):
+    found = page(results(tasks=("asr", "change")))
+    places = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    assert len(places) == len(set(places))
+    assert {link["href"] for link in found.of("a")} == {f"#{place}" for place in places}
+    assert {"asr-small", "change-small"} <= set(places)
+
+
+def test_the_shipped_texts_make_a_whole_page(results):
+    root = Path(__file__).parents[2]
+    found = Page(render(results(figures=ALL_FIGURES), root / "report", root / "docs" / "deviations.md"))
+    assert len(found.of("img")) == len(ALL_FIGURES)
+    assert not [link for link in found.of("a") if not link["href"].startswith("#")]
+
+
+# All that there is.
+
+
+def test_every_figure_and_table_is_there_once(page, results):
+    figures, tables = [*ALL_FIGURES, "coverage"], [*ALL_TABLES, "methods"]
+    found = page(results(figures=figures, tables=tables))
+    assert sorted(image["alt"].split(":")[0] for image in found.of("img")) == sorted(figures)
+    for image in found.of("img"):
+        name, caption = image["alt"].split(": ")
+        kind = name.removeprefix("change-small-").split("-")[0]
+        assert caption == f"What {kind} shows."
+        assert base64.b64decode(image["src"].removeprefix("data:image/png;base64,")) == PNG
+    for name in tables:
+        assert found.text.count(f"cell of {name} ") == 1
+        assert found.text.count(f"caption of {name} ") == 1
+
+
+def test_every_kind_of_figure_has_a_place():
+    """Each module of plots that draws, and the panels of the tasks."""
+    modules = (Path(__file__).parents[2] / "bbnet" / "plots").glob("*.py")
+    drawn = {module.stem for module in modules if "\ndef draw(" in module.read_text()}
+    assert {*FIGURES, "coverage"} == drawn | {"panels"}
+
+
+def test_figures_stand_in_the_section_of_their_task_and_model(page, results):
+    found = page(results(tasks=("asr", "change"), figures=["asr-small-pareto", "change-small-pareto", "coverage"]))
+    order = [
+        attributes.get("id") or attributes["alt"].split(":")[0]
+        for tag, attributes in found.elements
+        if tag in ("h2", "img")
+    ]
+    assert order == [
+        *("ran", "coverage", "asr-small", "asr-small-pareto", "change-small", "change-small-pareto"),
+        *("missing", "deviations"),
+    ]
+
+
+def test_without_figures_and_tables_there_is_still_a_page(page, results):
+    found = page(results())
+    assert found.of("img") == []
+    assert "6 of 6 runs" in found.text
+    assert "Data: pack aerial_scenes, size 64." in found.text
+    assert "None: all 6 runs are done." in found.text
+
+
+# Missing cells.
+
+
+def spoilt_grid() -> list[dict]:
+    rows = grid_rows(("change",))
+    rows[3] |= {"status": "failed", "why": "the loss became nan"}
+    rows[4] |= {"status": "missing", "why": "not trained"}
+    rows[5] |= {"status": "stale", "why": "other code"}
+    return rows
+
+
+def test_missing_cells_are_named_with_their_reasons(page, results):
+    found = page(results(grid=spoilt_grid()))
+    assert "3 of 6 runs" in found.text
+    cells = [text for tag, text in found.texts if tag == "td"]
+    for row in spoilt_grid()[3:]:
+        for value in (row["status"], row["why"]):
+            assert value in cells
+    assert cells.count("0.20") >= 3
+    assert "Incomplete: 1 failed, 1 missing, 1 stale of 6 runs." in found.text
+    assert [attributes for attributes in found.of("p") if attributes.get("class") == "incomplete"]
+
+
+def test_a_complete_study_has_no_note(page, results):
+    assert "ncomplete" not in page(results()).text
+
+
+def test_a_long_reason_is_not_cut(page, results):
+    grid = spoilt_grid()
+    grid[3]["why"] = LONG_REASON
+    assert LONG_REASON in page(results(grid=grid)).text
+
+
+def test_hundreds_of_missing_cells_are_all_named(page, results):
+    rows = [spoilt_grid()[4] | {"seed": seed} for seed in range(1000, 1300)]
+    cells = {text for tag, text in page(results(grid=[*grid_rows(("change",)), *rows])).texts if tag == "td"}
+    assert {str(seed) for seed in range(1000, 1300)} <= cells
+
+
+# Findings.
+
+
+def test_findings_by_hand():
+    rows = [
+        contrast("sp_in", "dense", "worse", -0.05),
+        contrast("sp_in", "magnitude", "better", 0.125),
+        contrast("rigl", "dense", "none"),
+    ]
+    assert findings(pd.DataFrame(rows)) == (
+        "Of 3 contrasts 2 are significant (p < .05, Holm within the task): "
+        "sp_in is worse than dense at budget 0.20 in f1 (-0.050 share, 95 % interval -0.070 to -0.020); "
+        "sp_in is better than magnitude at budget 0.20 in f1 (+0.125 share, 95 % interval +0.105 to +0.155)."
+    )
+
+
+def test_no_significant_contrast_is_said():
+    rows = [contrast("sp_in", "dense", "none"), contrast("rigl", "dense", "none")]
+    expected = "Of 2 contrasts 0 are significant (p < .05, Holm within the task)."
+    assert findings(pd.DataFrame(rows)) == expected
+
+
+def test_contrasts_of_one_seed_are_said_to_speak_of_items():
+    rows = [contrast("sp_in", "dense", "none", variation="items"), contrast("rigl", "dense", "none")]
+    assert findings(pd.DataFrame(rows)) == (
+        "Of 2 contrasts 0 are significant (p < .05, Holm within the task), some of them with one seed, which speak of "
+        "the test items alone."
+    )
+
+
+def test_findings_are_those_of_the_task_and_model(page, results):
+    rows = [contrast("sp_in", "dense", "worse", -0.05), contrast("sp_in", "dense", "none", task="asr")]
+    text = page(results(tasks=("asr", "change"), contrasts=rows)).text
+    assert text.count("Of 1 contrasts 0 are significant") == 1
+    assert text.count("Of 1 contrasts 1 are significant") == 1
+    assert text.index("Of 1 contrasts 0") < text.index("sp_in is worse than dense at budget 0.20")
+
+
+def test_without_contrasts_it_says_so(page, results):
+    assert "There is nothing to compare with." in page(results()).text
+
+
+# Escapes.
+
+
+def test_texts_of_a_study_stay_texts(page, results, texts):
+    grid = spoilt_grid()
+    grid[3]["why"] = "<i>a</i> & \"b\" 'c'"
+    (texts[0] / "pareto.rst").write_text(NASTY)
+    found = page(results(description=NASTY, device="<u>GPU</u> & co", grid=grid, figures=["change-small-pareto"]))
+    assert found.of("script") == found.of("b") == found.of("i") == found.of("u") == []
+    assert NASTY in found.text
+    assert "<u>GPU</u> & co" in found.text
+    assert "<i>a</i> & \"b\" 'c'" in found.text
+    (image,) = found.of("img")
+    assert image["alt"] == f"change-small-pareto: {NASTY}"
+
+
+def test_texts_of_tables_stay_texts(page, results):
+    folder = results(tables=["methods"])
+    (folder / "tables" / "methods.md").write_text(f"| a |\n|---|\n| {NASTY} |\n\nTime on <u>GPU</u> & co.\n")
+    found = page(folder)
+    assert found.of("script") == found.of("b") == found.of("u") == []
+    assert "<b>bold</b> &" in found.text
+
+
+def test_tables_are_tables(page, results):
+    found = page(results(tables=ALL_TABLES))
+    # One of each, and that of the deviations.
+    assert len(found.of("table")) == len(ALL_TABLES) + 1
