@@ -23,6 +23,7 @@ for of, figures in FIGURES_OF.items():
             ],
         log:
             f"<results>/logs/figures-{prefix(*of)}.log",
+        threads: 2
         params:
             code=recipe.task_code("figures", task) if task else recipe.summary_code("figures"),
             figures=figures,

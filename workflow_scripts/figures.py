@@ -2,11 +2,16 @@
 
 import importlib
 import json
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pandas as pd
-from common import TEXT, arguments, run
+from common import TEXT, arguments, one_line, run
 from matplotlib.figure import Figure
 
 from bbnet.analysis.summary import Summary
@@ -18,18 +23,24 @@ SUFFIXES = (".pdf", ".png", ".csv")
 
 
 def main(options) -> None:
+    """Figures are independent: one process per core that this job may use draws them."""
     use_style()
-    summary = Summary(options.results / "summary", options.task, options.model)
-    task = None if options.task is None else load_metrics(options.task)
-    start = f"{options.task}-{options.model}-" if options.task else ""
-    for name in options.figures:
-        try:
-            figure, data = draw_panels(summary, name) if name.startswith("panels-") else draw(summary, task, name)
-            note(figure, incomplete_note(summary.read("grid")))
-            save(figure, data, [options.results / "figures" / f"{start}{name}{suffix}" for suffix in SUFFIXES])
-        except Exception as error:
-            error.add_note(f"figure {start}{name}")
-            raise
+    workers = min(len(options.figures), int(os.environ.get("OMP_NUM_THREADS", 1)))
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+        list(pool.map(partial(make, options.results, options.task, options.model), options.figures))
+
+
+def make(results: Path, task: str | None, model: str | None, name: str) -> None:
+    """Draws and writes one figure; raises ValueError naming it."""
+    summary = Summary(results / "summary", task, model)
+    start = f"{task}-{model}-" if task else ""
+    try:
+        panels = name.startswith("panels-")
+        figure, data = draw_panels(summary, name) if panels else draw(summary, task and load_metrics(task), name)
+        note(figure, incomplete_note(summary.read("grid")))
+        save(figure, data, [results / "figures" / f"{start}{name}{suffix}" for suffix in SUFFIXES])
+    except Exception as error:
+        raise ValueError(f"figure {start}{name}: {one_line(error)}") from error
 
 
 def draw(summary: Summary, task: ModuleType | None, name: str) -> tuple[Figure, pd.DataFrame]:

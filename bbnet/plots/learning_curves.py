@@ -17,15 +17,16 @@ def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
     """The figure of a task and model, and its data."""
     history, shown = summary.read("history"), f"dev_{task.SELECTION}"
     columns = [*KEYS, "epoch", "phase", "step", "density", shown, "selected"]
-    return plot_learning_curves(history, task.SELECTION), history[columns]
+    unit = task.METRICS[task.SELECTION].unit
+    return plot_learning_curves(history, task.SELECTION, unit), history[columns]
 
 
-def plot_learning_curves(history: pd.DataFrame, metric: str) -> Figure:
+def plot_learning_curves(history: pd.DataFrame, metric: str, unit: str) -> Figure:
     """One column per budget: every seed of every method, dense in grey; the ends of the phases are marked.
 
     Args:
         history: `history.parquet` of one task and model.
-        metric: of dev, as a column `dev_{metric}`.
+        metric: of dev, as a column `dev_{metric}`, in `unit`.
     """
     dense = history[history["method"] == "dense"]
     budgets = sorted(set(history["budget"]) - set(dense["budget"])) or sorted(set(dense["budget"]))
@@ -54,8 +55,8 @@ def plot_learning_curves(history: pd.DataFrame, metric: str) -> Figure:
         curve.set_title(f"budget {budget}")
         density.set_xlabel("epoch")
         density.set_ylim(0, 1.08)
-    axes[0, 0].set_ylabel(f"dev {metric}")
-    axes[1, 0].set_ylabel("density of slabs")
+    axes[0, 0].set_ylabel(f"dev {metric} ({unit})")
+    axes[1, 0].set_ylabel("density of slabs\n(share)")
     sides = dict(zip(history["method"], history["side"], strict=True))
     handles = [
         plt.Line2D([], [], color=colour, linestyle=LINES[sides[method]], label=method)

@@ -34,7 +34,7 @@ def use_style() -> None:
             "axes.spines.right": False,
             "axes.spines.top": False,
             "figure.constrained_layout.use": True,
-            "savefig.dpi": 200,
+            "savefig.dpi": 150,
             "legend.frameon": False,
             "pdf.fonttype": 42,
         },

@@ -204,7 +204,7 @@ def run_stage(root: Path, script: str, arguments: list[str]) -> Used:
     (root / "results" / "figures").mkdir(exist_ok=True)
     began = time.perf_counter()
     command = [sys.executable, REPOSITORY / "workflow_scripts" / f"{script}.py", *arguments, "--log", str(log)]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "2"}
     process = subprocess.Popen(command, cwd=root, env=environment)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
