@@ -28,7 +28,7 @@ for of, figures in FIGURES_OF.items():
             code=recipe.task_code("figures", task) if task else recipe.summary_code("figures"),
             figures=figures,
             of=["--task", task, "--model", model] if task else [],
-            results=RESULTS,
+            results=subpath(output[0], ancestor=2),
         message:
             f"figures of {task} {model}" if task else "figures of the study"
         shell:

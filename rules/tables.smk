@@ -26,7 +26,7 @@ for of, tables in TABLES_OF.items():
             code=recipe.task_code("tables", task) if task else recipe.summary_code("tables"),
             tables=tables,
             of=["--task", task, "--model", model] if task else [],
-            results=RESULTS,
+            results=subpath(output[0], ancestor=2),
         message:
             f"tables of {task} {model}" if task else "tables of the study"
         shell:
@@ -45,7 +45,7 @@ rule page:
         "<results>/logs/page.log",
     params:
         code=recipe.page_code(),
-        results=RESULTS,
+        results=subpath(output.page, parent=True),
     message:
         "report.html: all figures and tables on one page"
     shell:
