@@ -25,7 +25,7 @@ demo: $(VENV)/.done  ## the default study: embedded data, CPU, minutes
 smoke: $(VENV)/.done  ## the smallest study, under two minutes
 	$(SNAKEMAKE) --cores all --config study=smoke
 
-test: $(VENV)/.done  ## the test suite, at most ten minutes
+test: $(VENV)/.done  ## the test suite, about ten minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow"
 
 test-slow: $(VENV)/.done  ## the checks that take longer

@@ -66,9 +66,10 @@ def move(edit, sigmas: float) -> None:
 def test_the_reference_is_within_tolerance_of_itself(house, capsys):
     text = shown(capsys, "check", out=False)
     assert "Everything is within tolerance." in text
-    assert row(text, "change", "f1")[2:] == ["11", "3", "x", "0.0272", "ok"]
+    count, three, times, sigma, verdict = row(text, "change", "f1")[2:]
+    assert (count, three, times, verdict) == ("11", "3", "x", "ok")
+    assert 0 < float(sigma) < 0.1
     assert row(text, "asr", "werr")[2] == "10"
-    assert row(text, "asr", "wer_oov")[3:] == ["equal,", "sigma", "is", "0", "ok"]
     assert text.startswith("new: results/demo/summary\nreference: results/reference/demo/summary\n")
 
 

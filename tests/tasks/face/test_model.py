@@ -349,7 +349,7 @@ def test_a_shared_relu_gives_each_unit_its_own_on_rate(model, images, which, sid
         batch=lambda indices, device: Batch(images[indices], labels[indices]),
     )
     slabs = task.slabs(model, which, side)
-    rows = measure_units(task, model, split, CPU, slabs, {})
+    rows, _ = measure_units(task, model, split, CPU, slabs, {})
     rates = OnRates.of_slabs(model, slabs, stride=1, in_training=False)
     model(images)
     rates.remove()
