@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -55,7 +55,7 @@ class Run:
     units: pd.DataFrame
     codes: pd.DataFrame
     history: pd.DataFrame
-    refreshes: pd.DataFrame = field(repr=False)
+    refreshes: pd.DataFrame
 
 
 def read_runs(

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from bbnet.analysis import differences
 from bbnet.analysis.collect import KEYS
 from bbnet.analysis.differences import Summary
-from bbnet.cli.knobs import chosen_knobs
+from bbnet.cli.knobs import add_knobs, chosen_knobs
 
 REFERENCE = Path("results", "reference")
 RUN = dict.fromkeys(KEYS, str) | {"seed": int}
@@ -33,8 +33,7 @@ def add_to(commands: Any) -> None:
         "seeds, density, net density and FLOPs must be equal; scores may be off by some standard deviations. Exit "
         "status 1 if anything is out of tolerance or cannot be compared.",
     )
-    check.add_argument("--study", help="a file of studies/, without .yaml; absent: that of config.yaml")
-    check.add_argument("--results-dir", help="where the study's results are; absent: that of config.yaml")
+    add_knobs(check, "study", "results_dir")
     check.set_defaults(run=check_study)
     diff = commands.add_parser(
         "diff",

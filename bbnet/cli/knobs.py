@@ -10,6 +10,20 @@ from bbnet.study.config import ConfigError, Knobs, read_knobs
 STUDIES = Path("studies")
 
 
+HELP = {
+    "study": "a file of studies/, without .yaml; absent: that of config.yaml",
+    "results_dir": "where the study's results are; absent: that of config.yaml",
+    "device": "auto, cpu or cuda; absent: that of config.yaml",
+}
+
+
+def add_knobs(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Options that `chosen_knobs` reads."""
+    for name in names:
+        choices = ["auto", "cpu", "cuda"] if name == "device" else None
+        parser.add_argument(f"--{name.replace('_', '-')}", choices=choices, help=HELP[name])
+
+
 def chosen_knobs(options: argparse.Namespace) -> Knobs:
     """Those of config.yaml, but for the ones given as options; raises ConfigError."""
     if not STUDIES.is_dir():

@@ -11,7 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bbnet.cli.knobs import STUDIES, chosen_knobs
+from bbnet.cli.knobs import STUDIES, add_knobs, chosen_knobs
 from bbnet.data.packs import pack_of
 from bbnet.data.unpack import SUFFIXES
 from bbnet.study import grid, machine
@@ -26,8 +26,7 @@ WEIGHTS_PER_WARM_START = 3  # the model, and two moments of its optimiser
 
 def add_to(commands: Any) -> None:
     parser = commands.add_parser("plan", help="runs, disk and hours of a study", description=__doc__)
-    parser.add_argument("--study", help="a file of studies/, without .yaml; absent: that of config.yaml")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="absent: that of config.yaml")
+    add_knobs(parser, "study", "device")
     parser.set_defaults(run=print_plan)
 
 
@@ -38,8 +37,9 @@ def print_plan(options: argparse.Namespace) -> None:
     check_sources(study, STUDIES / f"{knobs.study}.yaml")
     recipes, tasks = Recipes(study, knobs), study.task_settings()
     packs = [pack for task in tasks for data in recipes.packs(task) if (pack := pack_of(data)) and data.path is None]
-    print(f"Study {knobs.study}, on {machine.name_of(knobs.device)}\n")
-    costs = [_cost(study, knobs, task, label) for task in tasks for label in tasks[task].models]
+    device = machine.name_of(knobs.device)
+    print(f"Study {knobs.study}, on {device}\n")
+    costs = [_cost(study, knobs, recipes, device, task, label) for task in tasks for label in tasks[task].models]
     print(_hours_table(costs))
     print(_disk_table(study, recipes, costs))
     for pack in packs:
@@ -64,13 +64,13 @@ class Cost:
         return None if None in (self.step_seconds, self.steps) else self.steps * self.step_seconds / 3600
 
 
-def _cost(study: Study, knobs: Knobs, task: str, label: str) -> Cost:
+def _cost(study: Study, knobs: Knobs, recipes: Recipes, device: str, task: str, label: str) -> Cost:
     settings = study.task_settings()[task]
     runs = [run for run in grid.runs(study) if (run.task, run.model) == (task, label)]
     training = settings.training
     estimate = _estimate(settings)
     epochs = len(runs) * training.sparse_epochs + len(study.seeds) * training.warm_up_epochs
-    measured, source = _recorded(study, knobs, task, label)
+    measured, source = _recorded(device, recipes.step_key(task, label))
     if measured is None:
         measured, source = _measured_here(study, knobs, task, label)
     stored = len(runs) + WEIGHTS_PER_WARM_START * len(study.seeds)
@@ -91,10 +91,8 @@ def _estimate(settings: Any) -> Estimate | None:
     return None if own else settings.estimate(pack_of(settings.data))
 
 
-def _recorded(study: Study, knobs: Knobs, task: str, label: str) -> tuple[Mapping[str, Any] | None, str]:
-    """What `make bench` wrote of this model and batch on such a device."""
-    wanted = machine.name_of(knobs.device)
-    key = Recipes(study, knobs).step_key(task, label)
+def _recorded(wanted: str, key: str) -> tuple[Mapping[str, Any] | None, str]:
+    """What `make bench` wrote of the step of that key on the device `wanted`."""
     try:
         for part in BENCHMARKS.read_text().split("\n## ")[1:] if BENCHMARKS.is_file() else []:
             heading, _, rest = part.partition("\n")

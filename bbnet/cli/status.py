@@ -14,7 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from bbnet.cli.knobs import STUDIES, chosen_knobs
+from bbnet.cli.knobs import STUDIES, add_knobs, chosen_knobs
 from bbnet.study import grid
 from bbnet.study.config import read_study
 from bbnet.study.grid import Run
@@ -27,9 +27,7 @@ STATES = ("done", "running", "failed", "stale", "missing")
 
 def add_to(commands: Any) -> None:
     parser = commands.add_parser("status", help="what is done of a study, and what is left", description=__doc__)
-    parser.add_argument("--study", help="a file of studies/, without .yaml; absent: that of config.yaml")
-    parser.add_argument("--results-dir", help="where the study's results are; absent: that of config.yaml")
-    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], help="of the runs; absent: that of config.yaml")
+    add_knobs(parser, "study", "results_dir", "device")
     parser.set_defaults(run=print_status)
 
 

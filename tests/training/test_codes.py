@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from bbnet.analysis import claims
 from bbnet.sparsity.slab import Slab
 from bbnet.training.codes import (
     GROUP,
+    MEASURES,
     POSITIONS_PER_PASS,
     Codes,
     Moments,
@@ -144,3 +146,8 @@ def test_units_of_several_modules_are_weighed_by_their_number():
         model["a"](x), model["b"](x)
     alone = {name: binary_entropy(moments.on / moments.seen) for name, moments in codes.moments.items()}
     assert codes.of(slab)["binary_entropy"] == pytest.approx((8 * alone["a"] + 2 * alone["b"]) / 10)
+
+
+def test_the_analysis_knows_every_measure_by_the_same_name():
+    """The two live on floors that do not know each other."""
+    assert tuple(claims.MEASURES) == MEASURES
