@@ -15,11 +15,21 @@ container: "envs/bbnet.sif"
 include: "rules/common.smk"
 
 
-# Jobs find this interpreter's environment first, and the container's own where there is one; `live` reruns none of them.
+# What jobs are told besides: no number depends on it, so that no change of it runs one again. They end with Snakemake.
+TOLD = {
+    "BBNET_LIVE": KNOBS.live,
+    "BBNET_LIVE_DIR": f"{RESULTS}/live",
+    "BBNET_GPU_SLOTS": KNOBS.gpu_slots,
+    "BBNET_CHECKPOINT_MINUTES": KNOBS.checkpoint_minutes,
+}
+# This interpreter's environment comes first, but for a container's own.
 shell.prefix(
-    f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH"
-    f" BBNET_LIVE={KNOBS.live} BBNET_LIVE_DIR={shlex.quote(RESULTS)}/live; "
+    f'[ -n "${{{{APPTAINER_CONTAINER:-}}}}" ] || export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; '
+    f"export BBNET_PARENT=$PPID {' '.join(f'{name}={shlex.quote(str(value))}' for name, value in TOLD.items())}; "
 )
+# The profile limits `gpu` to the GPUs of this machine.
+if "gpu" in workflow.global_resources:
+    workflow.global_resources["gpu"] = workflow.global_resources["gpu"].value * KNOBS.gpu_slots
 
 
 pathvars:
@@ -66,6 +76,11 @@ if KNOBS.results_from == "runs" and KNOBS.cells == "all":
 
 include: "rules/figures.smk"
 include: "rules/tables.smk"
+
+
+onstart:
+    if workflow.is_main_process and (workflow.dag_settings.forceall or workflow.dag_settings.forcerun):
+        discard_states()
 
 
 onsuccess:

@@ -9,6 +9,7 @@ from bbnet.sparsity.schedule import Schedule
 from bbnet.study import grid, recipe
 from bbnet.study.config import ConfigError, check_sources, check_writable, read_knobs, read_study
 from bbnet.study.discover import has_buckets, has_pairs, has_panels
+from bbnet.study.machine import gpu_count
 from bbnet.study.record import canonical_json, fingerprint, run_status
 
 
@@ -34,6 +35,8 @@ try:
         check_writable("data_dir", Path(KNOBS.data_dir))
         check_writable("results_dir", Path(KNOBS.results_dir))
     RECIPES = recipe.Recipes(STUDY, KNOBS)
+    # On a cluster the profile says what a job needs; this machine may be its login node.
+    GPUS_PER_JOB = int(KNOBS.device == "cuda" or (KNOBS.device == "auto" and gpu_count() > 0))
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -179,6 +182,12 @@ def remove_outdated():
     for path in [*Path(RESULTS, "figures").glob("*"), *Path(RESULTS, "tables").glob("*")]:
         if path.name not in wanted:
             path.unlink()
+
+
+def discard_states():
+    """So that runs which are forced (-F, -R) train from the start, also those that were stopped."""
+    for state in [*Path(RESULTS, "runs").rglob("state.pt"), *Path(RESULTS, "warm_up").rglob("state.pt")]:
+        state.unlink(missing_ok=True)
 
 
 def success_message():

@@ -23,6 +23,7 @@ for of, figures in FIGURES_OF.items():
             ],
         log:
             f"<results>/logs/figures-{prefix(*of)}.log",
+        localrule: True
         threads: 2
         params:
             code=recipe.task_code("figures", task) if task else recipe.summary_code("figures"),
@@ -32,5 +33,5 @@ for of, figures in FIGURES_OF.items():
         message:
             f"figures of {task} {model}" if task else "figures of the study"
         shell:
-            "python workflow_scripts/figures.py --results {params.results:q} {params.of:q}"
+            "exec python workflow_scripts/figures.py --results {params.results:q} {params.of:q}"
             " --figures {params.figures:q} --log {log:q}"

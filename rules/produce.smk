@@ -13,6 +13,7 @@ rule fetch:
     wildcard_constraints:
         pack="[a-z][a-z0-9_]*",
         key="[0-9a-f]+",
+    localrule: True
     params:
         config=lambda wildcards: canonical_json(PACKS[f"{wildcards.pack}-{wildcards.key}"]),
         partial=f"{KNOBS.data_dir}/partial",
@@ -20,7 +21,7 @@ rule fetch:
     message:
         "fetch {wildcards.pack}"
     shell:
-        "python workflow_scripts/fetch.py --config {params.config:q} --manifest {output.manifest:q}"
+        "exec python workflow_scripts/fetch.py --config {params.config:q} --manifest {output.manifest:q}"
         " --partial {params.partial:q} --downloads {params.downloads:q} --log {log:q}"
 
 
@@ -40,7 +41,7 @@ rule prepare:
     message:
         "prepare {wildcards.task}"
     shell:
-        "python workflow_scripts/prepare.py --config {params.config:q} --raw {input.raw:q} --index {output.index:q}"
+        "exec python workflow_scripts/prepare.py --config {params.config:q} --raw {input.raw:q} --index {output.index:q}"
         " --partial {params.partial:q} --log {log:q}"
 
 
@@ -55,6 +56,8 @@ rule warm_up:
     log:
         "<results>/logs/warm_up/{task}-{model}-s{seed}.log",
     threads: STUDY.cpu_threads
+    resources:
+        gpu=GPUS_PER_JOB,
     params:
         config=lambda wildcards: canonical_json(warm_up_recipe(wildcards)),
         fingerprint=lambda wildcards: fingerprint(warm_up_recipe(wildcards)),
@@ -62,7 +65,7 @@ rule warm_up:
     message:
         "warm up {wildcards.task} {wildcards.model}, seed {wildcards.seed}"
     shell:
-        "python workflow_scripts/warm_up.py --config {params.config:q} --fingerprint {params.fingerprint:q}"
+        "exec python workflow_scripts/warm_up.py --config {params.config:q} --fingerprint {params.fingerprint:q}"
         " --prepared {input.prepared:q} --weights {input.weights:q} --folder {params.folder:q} --log {log:q}"
 
 
@@ -79,6 +82,8 @@ rule train:
     log:
         "<results>/logs/train/{task}-{model}-{method}-b{budget}-s{seed}.log",
     threads: STUDY.cpu_threads
+    resources:
+        gpu=GPUS_PER_JOB,
     params:
         run=lambda wildcards: canonical_json(asdict(run_of(wildcards))),
         config=lambda wildcards: canonical_json(RECIPES.train(run_of(wildcards))),
@@ -87,7 +92,7 @@ rule train:
     message:
         "train {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}, seed {wildcards.seed}"
     shell:
-        "python workflow_scripts/train.py --run {params.run:q} --config {params.config:q}"
+        "exec python workflow_scripts/train.py --run {params.run:q} --config {params.config:q}"
         " --fingerprint {params.fingerprint:q} --prepared {input.prepared:q} --warm-start {input.warm_start:q}"
         " --folder {params.folder:q} --log {log:q}"
 
@@ -99,12 +104,13 @@ rule buckets:
         buckets="<results>/buckets/{task}.json",
     log:
         "<results>/logs/buckets-{task}.log",
+    localrule: True
     params:
         code=lambda wildcards: recipe.buckets_code(wildcards.task),
     message:
         "buckets {wildcards.task}: Head, Mid and Tail of the training data"
     shell:
-        "python workflow_scripts/buckets.py --task {wildcards.task:q} --prepared {input.prepared:q}"
+        "exec python workflow_scripts/buckets.py --task {wildcards.task:q} --prepared {input.prepared:q}"
         " --buckets {output.buckets:q} --log {log:q}"
 
 
@@ -125,11 +131,13 @@ rule evaluate:
     log:
         "<results>/logs/evaluate/{task}-{model}-{method}-b{budget}-s{seed}.log",
     threads: STUDY.cpu_threads
+    resources:
+        gpu=GPUS_PER_JOB,
     params:
         config=lambda wildcards: canonical_json(RECIPES.evaluate(run_of(wildcards))),
         folder=subpath(output.metrics, parent=True),
     message:
         "evaluate {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}, seed {wildcards.seed}"
     shell:
-        "python workflow_scripts/evaluate.py --config {params.config:q} --prepared {input.prepared:q}"
+        "exec python workflow_scripts/evaluate.py --config {params.config:q} --prepared {input.prepared:q}"
         " --buckets {input.buckets:q} --folder {params.folder:q} --log {log:q}"

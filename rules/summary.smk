@@ -14,6 +14,7 @@ rule collect:
         timing="<results>/summary/timing.csv",
     log:
         "<results>/logs/collect.log",
+    localrule: True
     params:
         grid=fingerprint({"grid": [RECIPES.run_fingerprint(run) for run in RUNS.values()], "cells": KNOBS.cells}),
         code=[recipe.task_code("collect", task) for task in TASKS],
@@ -23,7 +24,7 @@ rule collect:
     message:
         f"collect {len(TAKEN)} of {len(RUNS)} runs"
     shell:
-        "python workflow_scripts/collect.py --knobs {params.knobs:q} --results {params.results:q}"
+        "exec python workflow_scripts/collect.py --knobs {params.knobs:q} --results {params.results:q}"
         " --summary {params.summary:q} --log {log:q}"
 
 
@@ -40,13 +41,14 @@ rule compare:
         claims="<results>/summary/claims.csv",
     log:
         "<results>/logs/compare.log",
+    localrule: True
     params:
         code=[recipe.task_code("compare", task) for task in TASKS],
         summary=subpath(output.cells, parent=True),
     message:
         "compare: cells, contrasts and claims"
     shell:
-        "python workflow_scripts/compare.py --summary {params.summary:q} --log {log:q}"
+        "exec python workflow_scripts/compare.py --summary {params.summary:q} --log {log:q}"
 
 
 rule panels:
@@ -57,6 +59,7 @@ rule panels:
         panels="<results>/summary/panels/{task}.npz",
     log:
         "<results>/logs/panels-{task}.log",
+    localrule: True
     params:
         shown=lambda wildcards: canonical_json(panel_folders_by_model(wildcards.task)),
         code=lambda wildcards: recipe.task_code("panels", wildcards.task),
@@ -64,5 +67,5 @@ rule panels:
     message:
         "panels {wildcards.task}: best, median and worst case beside dense"
     shell:
-        "python workflow_scripts/panels.py --task {wildcards.task:q} --shown {params.shown:q} --results {params.results:q}"
+        "exec python workflow_scripts/panels.py --task {wildcards.task:q} --shown {params.shown:q} --results {params.results:q}"
         " --prepared {input.prepared:q} --panels {output.panels:q} --log {log:q}"

@@ -22,6 +22,7 @@ for of, tables in TABLES_OF.items():
             ],
         log:
             f"<results>/logs/tables-{prefix(*of)}.log",
+        localrule: True
         params:
             code=recipe.task_code("tables", task) if task else recipe.summary_code("tables"),
             tables=tables,
@@ -30,7 +31,7 @@ for of, tables in TABLES_OF.items():
         message:
             f"tables of {task} {model}" if task else "tables of the study"
         shell:
-            "python workflow_scripts/tables.py --results {params.results:q} {params.of:q}"
+            "exec python workflow_scripts/tables.py --results {params.results:q} {params.of:q}"
             " --tables {params.tables:q} --log {log:q}"
 
 
@@ -43,10 +44,11 @@ rule page:
         page="<results>/report.html",
     log:
         "<results>/logs/page.log",
+    localrule: True
     params:
         code=recipe.page_code(),
         results=subpath(output.page, parent=True),
     message:
         "report.html: all figures and tables on one page"
     shell:
-        "python workflow_scripts/page.py --results {params.results:q} --page {output.page:q} --log {log:q}"
+        "exec python workflow_scripts/page.py --results {params.results:q} --page {output.page:q} --log {log:q}"

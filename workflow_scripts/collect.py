@@ -4,7 +4,7 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from common import JSON, arguments, run, to_json, write_frame, write_text
+from common import JSON, arguments, bring_back_from_the_future, run, to_json, write_frame, write_text
 
 from bbnet.analysis import claims, collect
 from bbnet.study.config import Knobs, read_study
@@ -56,6 +56,7 @@ def main(options) -> None:
         "tasks": {name: settings.model_dump(mode="json") for name, settings in study.task_settings().items()},
     }
     write_text(options.summary / "study.json", to_json(described))
+    bring_back_from_the_future((options.results / "runs").rglob("*"))
 
 
 def cell(one, folder: Path, fingerprint: str, wanted: str) -> collect.Cell:

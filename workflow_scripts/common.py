@@ -4,11 +4,16 @@ import argparse
 import csv
 import json
 import logging
+import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from bbnet.data.process import end_with_parent
 from bbnet.data.store import whole_file
 
 
@@ -27,8 +32,15 @@ PATHS = {"nargs": "+"}
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Runs `main`; an error becomes one line on the terminal and a traceback in the log, and exit status 1."""
+    """Runs `main`; an error becomes one line on the terminal and a traceback in the log, and exit status 1.
+
+    SIGTERM ends it as an exception does, so that nothing half-written stays, and comes also when the process that began
+    it ends, which the Snakefile names.
+    """
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, _exit)
+    if "BBNET_PARENT" in os.environ:
+        end_with_parent(signal.SIGTERM, int(os.environ["BBNET_PARENT"]))
     options.log.parent.mkdir(parents=True, exist_ok=True)
     log_file = logging.FileHandler(options.log, mode="w")
     log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
@@ -39,6 +51,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     logging.getLogger("bbnet").setLevel(logging.INFO)
     try:
         main(options)
+        bring_back_from_the_future(_files_of(options))
     except KeyboardInterrupt:
         logging.error("interrupted")
         sys.exit(130)
@@ -46,6 +59,42 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         logging.error("error: %s", one_line(error))
         logging.error("traceback", exc_info=True, extra={"only_in_log": True})
         sys.exit(1)
+
+
+def _exit(number: int, _: Any) -> None:
+    sys.exit(128 + number)
+
+
+@contextmanager
+def error_note(folder: Path, fingerprint: str) -> Iterator[None]:
+    """Leaves `error.json` in a run's folder if the block fails, and removes it if it does not."""
+    note = folder / "error.json"
+    try:
+        yield
+    except Exception as error:
+        with suppress(OSError):  # such as the one that is to be noted: a full disk
+            write_text(note, to_json({"fingerprint": fingerprint, "error": one_line(error)}))
+        raise
+    note.unlink(missing_ok=True)
+
+
+def bring_back_from_the_future(paths: Iterable[Path]) -> None:
+    """Gives files that are newer than now the present time, as after a clock was set back.
+
+    Snakemake refuses an output that is older than its input.
+    """
+    now = time.time_ns()
+    for path in paths:
+        with suppress(OSError):  # someone else's file
+            if path.is_file() and path.stat().st_mtime_ns > now:
+                os.utime(path, ns=(now, now))
+
+
+def _files_of(options: argparse.Namespace) -> Iterator[Path]:
+    """The files that a script was given, and those of the folders that it was given."""
+    for path in vars(options).values():
+        if isinstance(path, Path):
+            yield from (path, *path.glob("*"), *path.glob("*/*"))
 
 
 def one_line(error: Exception) -> str:

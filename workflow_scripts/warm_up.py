@@ -1,25 +1,37 @@
 """The dense first phase of a seed, from which every method starts."""
 
+import os
 from pathlib import Path
 
 from common import JSON, TEXT, arguments, read_json, read_manifest, run, write_csv
 
+from bbnet.data.store import alone_in
 from bbnet.training.checkpoint import save_state
 from bbnet.training.live import live_as_configured
+from bbnet.training.resume import StateFile
 from bbnet.training.runs import Job, warm_up
 
 
 def main(options) -> None:
+    with alone_in(options.folder):
+        train_and_write(options)
+
+
+def train_and_write(options) -> None:
+    folder = options.folder
     job = Job(options.config, options.prepared.with_suffix(""), read_json(options.prepared))
     weights = None
     if options.weights is not None:
         manifest = read_manifest(options.weights)
         weights = Path(manifest["root"], manifest["file"])
-    with live_as_configured("/".join(options.folder.parts[-4:]), options.config) as live:
-        state, history, units = warm_up(job, weights, on_epoch=live)
-    save_state(options.folder / "checkpoint.pt", state | {"fingerprint": options.fingerprint})
-    write_csv(options.folder / "history.csv", history)
-    write_csv(options.folder / "units.csv", units)
+    minutes = float(os.environ.get("BBNET_CHECKPOINT_MINUTES", "10"))
+    state_file = StateFile(folder / "state.pt", options.fingerprint, minutes)
+    with live_as_configured("/".join(folder.parts[-4:]), options.config) as live, state_file:
+        state, history, units = warm_up(job, weights, on_epoch=live, resume=state_file)
+    save_state(folder / "checkpoint.pt", state | {"fingerprint": options.fingerprint})
+    write_csv(folder / "history.csv", history)
+    write_csv(folder / "units.csv", units)
+    state_file.discard()
 
 
 run(main, arguments(__doc__, config=JSON, fingerprint=TEXT, prepared={}, weights={"nargs": "?"}, folder={}))

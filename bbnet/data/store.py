@@ -1,5 +1,6 @@
 """Files and folders that are whole or absent, and arrays that are mapped instead of read."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -46,6 +47,20 @@ def alone(lock: Path, check: Callable[[], None] = lambda: None) -> Iterator[None
                     logger.info("%s: another process works on this; waiting for it", lock)
                 waiting = True
                 time.sleep(0.2)
+            except OSError as error:
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                logger.warning("%s: this file system has no locks; two calls at once are not kept apart", lock)
+                break
+        yield
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """`alone` with a folder of results, from which goes what killed processes left half written."""
+    with alone(folder / ".lock"):
+        for partial in folder.glob(".*.partial-*"):
+            partial.unlink(missing_ok=True)
         yield
 
 

@@ -51,9 +51,13 @@ class Knobs(Section):
     cells: Literal["all", "done"] = Field(
         "all", description="done: summarise the runs that exist, and mark figures and tables incomplete."
     )
-    # Excluded from every dump: how a run is watched is never part of what a job is made of.
+    # Excluded from every dump, since no number depends on them.
     live: Literal["none", "tensorboard", "wandb"] = Field(
         "none", exclude=True, description="Where histories are mirrored while runs train."
+    )
+    gpu_slots: int = Field(1, ge=1, le=64, exclude=True, description="Runs that share a GPU.")
+    checkpoint_minutes: float = Field(
+        10, gt=0, le=10_000, exclude=True, description="A run that is stopped loses at most so much; or its last epoch."
     )
 
 
@@ -121,6 +125,9 @@ class Study(Section):
     )
     budgets: list[Budget] = Field(min_length=1, description="Kept shares of the slabs, at most two decimals.")
     cpu_threads: int = Field(1, ge=1, le=256, description="Torch's threads on a CPU; another count gives other bits.")
+    deterministic: bool = Field(
+        False, description="On a GPU, only algorithms of torch that give equal bits each time; slower."
+    )
     sparsity: Sparsity = Field(default_factory=Sparsity, description=Sparsity.__doc__)
     methods: dict[Label, method_type()] = Field(description="Label: algorithm and its parameters; one is dense.")
     tasks: tasks_type() = Field(description="What is learned; at least one task.")

@@ -1,9 +1,12 @@
-"""What the machine is called, found without torch."""
+"""What the machine is called, and how many GPUs it has; found without torch."""
 
 import os
 import platform
 import subprocess
+from functools import cache
 from pathlib import Path
+
+from bbnet.study.config import ConfigError
 
 
 def name_of(device: str) -> str:
@@ -12,13 +15,33 @@ def name_of(device: str) -> str:
     return gpu or ("a GPU that is not here" if device == "cuda" else _cpu())
 
 
+def gpu_count() -> int:
+    """GPUs that runs on this machine may use: BBNET_GPUS, else as many as CUDA_VISIBLE_DEVICES names, else all.
+
+    Raises: ConfigError if BBNET_GPUS is no number.
+    """
+    told = os.environ.get("BBNET_GPUS")
+    if told is not None:
+        if not told.isdecimal():
+            raise ConfigError(f"environment variable BBNET_GPUS: must be a whole number, found {told!r}")
+        return int(told)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return len(_gpus()) if visible is None else len([name for name in visible.split(",") if name not in ("", "-1")])
+
+
 def _gpu() -> str | None:
+    return next(iter(_gpus()), None)
+
+
+@cache
+def _gpus() -> list[str]:
+    """Their names."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        names = subprocess.run(command, capture_output=True, text=True, timeout=30).stdout.splitlines()
+        found = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return names[0].strip() if names else None
+        return []
+    return [name.strip() for name in found.stdout.splitlines()] if found.returncode == 0 else []
 
 
 def _cpu() -> str:

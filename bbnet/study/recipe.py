@@ -21,7 +21,7 @@ ROOT = PACKAGE.parent
 SCRIPTS = ROOT / "workflow_scripts"
 SPARSITY = PACKAGE / "sparsity"
 PACKS = PACKAGE / "data" / "packs.yaml"
-SHAPES_NOTHING = {"live.py", "step_time.py"}  # of training/
+SHAPES_NOTHING = {"devices.py", "live.py", "resume.py", "step_time.py"}  # of training/
 
 
 class Recipes:
@@ -31,6 +31,7 @@ class Recipes:
         self.study = study
         self.device = knobs.device
         self.tasks = study.task_settings()
+        self._prepared_keys: dict[str, str] = {}
         for task in self.tasks:
             for pack in self.packs(task):
                 _published(pack)
@@ -42,8 +43,7 @@ class Recipes:
 
     def fetch(self, task: str, data: BaseModel) -> dict[str, Any]:
         generator = PACKAGE / "data" / "synthetic" / f"{data.pack}.py"
-        files = [SCRIPTS / "fetch.py", *_data_code(task)]
-        files += [generator] if generator.exists() else []
+        files = [SCRIPTS / "fetch.py", *_data_code(task), *([generator] if generator.exists() else [])]
         return {"task": task, "data": data.model_dump(), "code": _code(files)} | _published(data)
 
     def prepare(self, task: str) -> dict[str, Any]:
@@ -59,7 +59,9 @@ class Recipes:
 
     def prepared_key(self, task: str) -> str:
         """`{task}-{key}`, the name of the prepared folder."""
-        return f"{task}-{fingerprint(self.prepare(task))}"
+        if task not in self._prepared_keys:
+            self._prepared_keys[task] = f"{task}-{fingerprint(self.prepare(task))}"
+        return self._prepared_keys[task]
 
     def warm_up(self, task: str, model: str, seed: int) -> dict[str, Any]:
         settings = self.tasks[task]
@@ -72,8 +74,9 @@ class Recipes:
             "seed": seed,
             "cpu_threads": self.study.cpu_threads,
             "device": self.device,
+            "deterministic": self.study.deterministic,
             "data": self.prepared_key(task),
-            "code": _code([SCRIPTS / "warm_up.py", *_training_code(task, "dense")]),
+            "code": _training_code("warm_up", task, "dense"),
         }
 
     def train(self, run: Run) -> dict[str, Any]:
@@ -85,7 +88,7 @@ class Recipes:
             "smallest_budget": min(self.study.budgets),
             "sparsity": self.study.sparsity.model_dump(),
             "warm_start": fingerprint(warm_up),
-            "code": _code([SCRIPTS / "train.py", *_training_code(run.task, method["algorithm"])]),
+            "code": _training_code("train", run.task, method["algorithm"]),
         }
 
     def evaluate(self, run: Run) -> dict[str, Any]:
@@ -93,7 +96,7 @@ class Recipes:
         return {
             "train": fingerprint(train),
             "scoring": self.tasks[run.task].scoring(),
-            "code": _code([SCRIPTS / "evaluate.py", *_training_code(run.task, train["method"]["algorithm"])]),
+            "code": _training_code("evaluate", run.task, train["method"]["algorithm"]),
         }
 
     def step_key(self, task: str, model: str) -> str:
@@ -176,12 +179,14 @@ def _data_code(task: str) -> list[Path]:
     return [*folder.glob("data.py"), *folder.glob("data/*.py"), *shared]
 
 
-def _training_code(task: str, algorithm: str) -> list[Path]:
+@cache
+def _training_code(script: str, task: str, algorithm: str) -> str:
+    """Fingerprint of a script that trains or scores, and of all that shapes its result."""
     core = [*SPARSITY.glob("*.py"), SPARSITY / "algorithms" / "__init__.py"]
     shared = [*(PACKAGE / "tasks").glob("*.py"), PACKAGE / "data" / "store.py"]
     folders = [PACKAGE / "training", PACKAGE / "tasks" / task]
     files = [file for folder in folders for file in _python_files(folder) if file.name not in SHAPES_NOTHING]
-    return [*core, *shared, *files, SPARSITY / "algorithms" / f"{algorithm}.py"]
+    return _code([SCRIPTS / f"{script}.py", *core, *shared, *files, SPARSITY / "algorithms" / f"{algorithm}.py"])
 
 
 def _python_files(folder: Path) -> list[Path]:

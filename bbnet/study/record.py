@@ -1,4 +1,4 @@
-"""Where a number comes from: fingerprints of configuration and code, and the machine that made it."""
+"""Where a number comes from: what a record holds, fingerprints of configuration and code, the machine that made it."""
 
 import hashlib
 import importlib.metadata
@@ -9,9 +9,108 @@ import socket
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, Field, StringConstraints, ValidationError
+
+FINGERPRINT = r"^[0-9a-f]{16}$"
+SHA256 = r"^[0-9a-f]{64}$"
+# The files of a run that its record vouches for.
+TRAINED = ("model.safetensors", "masks.safetensors", "history.csv", "refreshes.csv")
 VERSIONS_OF = ("bbnet", "torch", "torchvision", "torchaudio", "numpy", "scipy", "snakemake")
+
+
+Fingerprint = Annotated[str, StringConstraints(pattern=FINGERPRINT)]
+Sha256 = Annotated[str, StringConstraints(pattern=SHA256)]
+Density = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Part(BaseModel, extra="forbid", frozen=True, strict=True):
+    """A part of a record: no unknown keys, no value of another type."""
+
+
+class SlabRecord(Part):
+    """What a slab kept: of `units` x `fan` connections, `connections`."""
+
+    side: Literal["in", "out"]
+    units: Count
+    fan: Count
+    connections: Count
+    density: Density
+
+
+class Flops(Part):
+    """Of one sample."""
+
+    dense: Count
+    sparse: Count
+
+
+class Cost(Part):
+    """Kept shares of the slabs together and of all weights, the number of weights, FLOPs."""
+
+    density: Density
+    net_density: Density
+    weights: Count
+    flops: Flops
+
+
+class Environment(Part):
+    """Versions and machine."""
+
+    python: str
+    versions: dict[str, str]
+    platform: str
+    host: str
+
+
+class Record(Part):
+    """`record.json`: everything that decided a run's numbers, and what it kept. The schema that it is checked against.
+
+    `config` is all that the run was made of (`bbnet.study.recipe`): settings, the key of the prepared data, the
+    fingerprint of the warm start, that of the code; `fingerprint` is its own. `inputs` and `files` are SHA-256 hashes
+    of what the run read and wrote. `seconds` is the time that all parts of an interrupted training took; from
+    `environment` on a record may differ between equal runs.
+    """
+
+    run: dict[str, str | int]
+    fingerprint: Fingerprint
+    config: dict[str, Any]
+    inputs: dict[str, Sha256]
+    files: dict[str, Sha256]
+    selected_epoch: Count
+    left_dense: dict[str, str]
+    slabs: dict[str, SlabRecord]
+    cost: Cost
+    environment: Environment
+    device: str
+    began: str
+    seconds: float
+    interruptions: Count
+    peak_memory_mib: Count
+    peak_gpu_memory_mib: Count | None
+
+
+def read_record(path: Path) -> Record:
+    """Raises ValueError naming the file and the first key that is not as the schema says."""
+    try:
+        return Record.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{path}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from None
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_files(folder: Path, record: Record) -> None:
+    """Raises ValueError naming the first file of a run that its record does not vouch for."""
+    for name, recorded in record.files.items():
+        if sha256_of(folder / name) != recorded:
+            raise ValueError(f"{folder / name}: is not the file that the run wrote, by its record.json")
 
 
 def canonical_json(value: Any) -> str:

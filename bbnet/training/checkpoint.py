@@ -1,7 +1,11 @@
 """Weights, masks and warm starts on disk. Loading any of them executes no code from the file."""
 
+import io
+import json
 import pickle
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +18,18 @@ from bbnet.data.store import whole_file
 from bbnet.sparsity.masks import pack_masks, unpack_masks
 
 
-def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+@contextmanager
+def _safetensors_file(path: Path) -> Iterator[Path]:
+    """As `whole_file`; what the disk refuses is an OSError that names the file."""
     with whole_file(path) as partial:
+        try:
+            yield partial
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({error})") from None
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    with _safetensors_file(path) as partial:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial)
 
 
@@ -32,8 +46,19 @@ def load_weights(path: Path, model: nn.Module) -> None:
 def save_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
     """Per slab its packed bits, and in the metadata its shape [units, fan]."""
     packed, shapes = pack_masks(dict(masks))
-    with whole_file(path) as partial:
+    with _safetensors_file(path) as partial:
         save_file(packed, partial, metadata=shapes)
+        partial.write_bytes(_with_sorted_header(partial.read_bytes()))
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    """The bytes of a safetensors file with a sorted header: each process writes metadata in an order of its own.
+
+    A header is its length, 8 bytes little-endian, and JSON, padded with blanks.
+    """
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    return struct.pack("<Q", length) + header.ljust(length) + content[8 + length :]
 
 
 def load_masks(path: Path) -> dict[str, Tensor]:
@@ -45,9 +70,12 @@ def load_masks(path: Path) -> dict[str, Tensor]:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """A training state: tensors and plain values only."""
+    """A training state: tensors and plain values only. Equal states give equal bytes."""
+    # Into memory first: torch's own writer puts the path into the file, and does not say what the disk refused.
+    content = io.BytesIO()
+    torch.save(dict(state), content)
     with whole_file(path) as partial:
-        torch.save(dict(state), partial)
+        partial.write_bytes(content.getbuffer())
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:

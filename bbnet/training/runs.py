@@ -1,9 +1,11 @@
 """The three kinds of work on a run: its warm start, its training, its evaluation."""
 
 import logging
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +20,7 @@ from bbnet.sparsity.sparsifier import Sparsifier, sparsify
 from bbnet.tasks import task as tasks
 from bbnet.training.checkpoint import load_masks, load_weights
 from bbnet.training.devices import choose_device
+from bbnet.training.resume import GOES_THROUGH, Resume
 from bbnet.training.trainer import OnEpoch, Trainer, unwatched
 from bbnet.training.units import measure_units
 
@@ -29,8 +32,8 @@ class Job:
     """A run's configuration, resolved: what it trains, on what, where.
 
     Args:
-        config: `task`, `model`, `training`, `slabs`, `seed`, `device`, `cpu_threads` and, but for a warm-up, `method`,
-            `budget`, `smallest_budget` and `sparsity`, as `bbnet.study.recipe` writes them.
+        config: `task`, `model`, `training`, `slabs`, `seed`, `device`, `cpu_threads`, `deterministic` and, but for a
+            warm-up, `method`, `budget`, `smallest_budget` and `sparsity`, as `bbnet.study.recipe` writes them.
         prepared: folder of the prepared arrays.
         index: their index.
     """
@@ -41,7 +44,9 @@ class Job:
         self.prepared = prepared
         self.index = index
         self.task: ModuleType = tasks.load(config["task"])
-        self.device = choose_device(config["device"])
+        self.device = choose_device(config["device"], int(os.environ.get("BBNET_GPU_SLOTS", "1")))
+        if config["deterministic"] and self.device.type == "cuda":
+            compute_deterministically()
         self.model_settings = self.task.ModelSettings(**config["model"])
 
     def trainer(self, on_epoch: OnEpoch = unwatched) -> Trainer:
@@ -82,22 +87,44 @@ class Job:
         return measure_units(self.task, model, dev, self.device, slabs, {} if self.side == NO_SIDE else masks)
 
 
+def compute_deterministically() -> None:
+    """Equal bits on each run on one kind of GPU, where torch has such algorithms; it warns where it has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
 def warm_up(
-    job: Job, weights: Path | None = None, on_epoch: OnEpoch = unwatched
+    job: Job, weights: Path | None = None, on_epoch: OnEpoch = unwatched, resume: Resume = GOES_THROUGH
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     """The dense first phase: the state that every method of this seed starts from, its history, its units on dev.
 
     Args:
         weights: file from which the model starts, of a task that knows such.
         on_epoch: is shown every row of the history as it comes.
+        resume: where the training goes on from, and leaves its state.
     """
     trainer = job.trainer(on_epoch)
-    if weights is not None:
+    saved = resume.load(job.device)
+    if saved is not None:
+        _go_on(trainer, saved)
+    elif weights is not None:
         job.task.load_pretrained(trainer.model, weights)
+
+    def state() -> dict[str, Any] | None:
+        return None if trainer.diverged else trainer.state()
+
     while trainer.epoch < trainer.training.warm_up_epochs:
-        trainer.run_epoch("warm_up")
+        trainer.run_epoch("warm_up", after_step=partial(resume.after_step, state))
+        resume.after_epoch(state)
     units, _ = job.measured_units(trainer.model, {})
     return trainer.state(), trainer.history, units
+
+
+def _go_on(trainer: Trainer, saved: Mapping[str, Any]) -> None:
+    trainer.load_state(saved)
+    within = f", step {trainer.position} of the next" if trainer.position else ""
+    logger.info("goes on after epoch %d of %d%s", trainer.epoch, trainer.training.epochs, within)
 
 
 @dataclass
@@ -106,6 +133,7 @@ class TrainedRun:
 
     weights: dict[str, Tensor]
     masks: dict[str, Tensor]
+    slabs: list[Slab]
     history: list[dict[str, Any]]
     refreshes: list[dict[str, Any]]
     selected_epoch: int
@@ -113,13 +141,35 @@ class TrainedRun:
     cost: dict[str, Any]
 
 
-def train(job: Job, warm_start: Mapping[str, Any], on_epoch: OnEpoch = unwatched) -> TrainedRun:
+@dataclass
+class Selection:
+    """The best weights on dev so far, `score` such that higher is better."""
+
+    score: float = -float("inf")
+    epoch: int = 0
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+    def offer(self, score: float, epoch: int, model: nn.Module) -> None:
+        if score > self.score:
+            self.score, self.epoch = score, epoch
+            self.weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def train(
+    job: Job, warm_start: Mapping[str, Any], on_epoch: OnEpoch = unwatched, resume: Resume = GOES_THROUGH
+) -> TrainedRun:
     """The sparse phase of one run, from the warm start to the last epoch.
 
-    `on_epoch` is shown every row of the history as it comes, those of the warm start first.
+    Args:
+        on_epoch: is shown every row of the history as it comes, those of the warm start first.
+        resume: where the training goes on from, instead of the warm start, and leaves its state.
     """
     trainer = job.trainer(on_epoch)
-    trainer.load_state(warm_start)
+    saved = resume.load(job.device)
+    if saved is None:
+        trainer.load_state(warm_start)
+    else:
+        _go_on(trainer, saved["trainer"])
     slabs, left_dense = job.slabs(trainer.model, job.slab_side)
     for name, why in left_dense.items():
         logger.info("%s stays dense: %s", name, why)
@@ -138,22 +188,32 @@ def train(job: Job, warm_start: Mapping[str, Any], on_epoch: OnEpoch = unwatched
             f"sparsity.freeze {sparsifier.schedule.freeze} leaves none of the {trainer.sparse_steps} steps of the "
             "sparse phase to train with frozen masks"
         )
-    best, selected_epoch, weights = -float("inf"), 0, {}
+    best = Selection()
+    if saved is not None:
+        sparsifier.load_state_dict(saved["sparsifier"])
+        best = Selection(**saved["best"])
+
+    def state() -> dict[str, Any] | None:
+        if trainer.diverged:
+            return None
+        return {"trainer": trainer.state(), "sparsifier": sparsifier.state_dict(), "best": vars(best)}
+
     sign = 1 if job.task.METRICS[job.task.SELECTION].better == "higher" else -1
     while trainer.epoch < trainer.training.epochs:
         phase = "frozen" if _ends_after_freeze(trainer, sparsifier) else "sparse"
-        row = trainer.run_epoch(phase, sparsifier)
-        score = sign * row[f"dev_{job.task.SELECTION}"]
-        if phase == "frozen" and score > best:
-            best, selected_epoch = score, trainer.epoch
-            weights = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    if not weights:
-        raise ValueError(f"no epoch after the freeze has a dev {job.task.SELECTION} to select by: {score}")
+        row = trainer.run_epoch(phase, sparsifier, partial(resume.after_step, state))
+        if phase == "frozen":
+            best.offer(sign * row[f"dev_{job.task.SELECTION}"], trainer.epoch, trainer.model)
+        resume.after_epoch(state)
+    if not best.weights:
+        last = trainer.history[-1][f"dev_{job.task.SELECTION}"]
+        raise ValueError(f"no epoch after the freeze has a dev {job.task.SELECTION} to select by: {last}")
     masks = {name: mask.cpu() for name, mask in sparsifier.masks().items()}
     figures = densities(trainer.model, masks)
     inputs = job.task.example_inputs(job.index, job.device)
     figures["flops"] = cost.flops(trainer.model, inputs, masks, sparsifier.gates)
-    return TrainedRun(weights, masks, trainer.history, sparsifier.refreshes, selected_epoch, left_dense, figures)
+    refreshes = sparsifier.refreshes
+    return TrainedRun(best.weights, masks, slabs, trainer.history, refreshes, best.epoch, left_dense, figures)
 
 
 def _ends_after_freeze(trainer: Trainer, sparsifier: Sparsifier) -> bool:

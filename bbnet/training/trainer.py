@@ -25,6 +25,10 @@ def unwatched(row: Mapping[str, Any]) -> None:
     """The `on_epoch` of a training that nobody watches."""
 
 
+def uninterrupted() -> None:
+    """The `after_step` of a training that goes through."""
+
+
 class Trainer:
     """Trains one model of a task. Weights, data order and augmentation depend on the seed alone, never on the method.
 
@@ -32,6 +36,7 @@ class Trainer:
 
     Attributes:
         epoch: passes over the training data so far.
+        position: steps of the next pass that are done already.
         history: one row per epoch.
     """
 
@@ -57,6 +62,7 @@ class Trainer:
             self.model: nn.Module = task.build_model(model_settings, index).to(device)
         self.optimizer = make_optimizer(self.model, training)
         self.epoch = 0
+        self.position = 0
         self.history: list[dict[str, Any]] = []
         self.on_epoch = on_epoch
         self.steps_per_epoch = self.train_split.steps_per_epoch(training)
@@ -66,18 +72,26 @@ class Trainer:
         """Optimiser steps of the sparse phase."""
         return self.training.sparse_epochs * self.steps_per_epoch
 
-    def run_epoch(self, phase: str, sparsifier: Sparsifier | None = None) -> dict[str, Any]:
-        """One pass over the training data and one over dev; returns the epoch's row of the history."""
+    def run_epoch(
+        self, phase: str, sparsifier: Sparsifier | None = None, after_step: Callable[[], None] = uninterrupted
+    ) -> dict[str, Any]:
+        """One pass over the training data, or what is left of one, and one over dev; returns its row of the history.
+
+        `after_step` is called after each step, when `state` is that from which the next one goes on.
+        Raises: ValueError naming epoch and step if the loss is no longer finite.
+        """
         began = time.monotonic()
-        self.epoch += 1
-        loss, learning_rate = self._train(sparsifier)
+        loss = self._train(sparsifier, after_step)
         self.model.eval()
         items, _ = self.task.evaluate(self.model, self.dev_split, self.device)
+        self.epoch += 1
+        self.position = 0
+        step = self.epoch * self.steps_per_epoch
         row = {
             "epoch": self.epoch,
             "phase": phase,
-            "step": self.epoch * self.steps_per_epoch,
-            "learning_rate": learning_rate,
+            "step": step,
+            "learning_rate": self.learning_rate_at(step - 1),
             "train_loss": loss,
             "density": 1.0 if sparsifier is None else density(sparsifier.masks()),
         }
@@ -101,13 +115,22 @@ class Trainer:
         return row
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next epoch depends on."""
-        return {
+        """Everything that the next step depends on."""
+        state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.epoch,
             "history": self.history,
         }
+        if self.position:
+            on_gpu = self.device.type == "cuda"
+            state["within_epoch"] = {
+                "position": self.position,
+                "losses": self._losses,
+                "augmentation": self._augmentation.get_state(),
+                "dropout": torch.cuda.get_rng_state(self.device) if on_gpu else torch.get_rng_state(),
+            }
+        return state
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self.model.load_state_dict(state["model"])
@@ -116,19 +139,38 @@ class Trainer:
         self.history = [dict(row) for row in state["history"]]
         for row in self.history:
             self.on_epoch(row)
+        within = state.get("within_epoch")
+        if within is not None:
+            self._begin_epoch()
+            self.position = within["position"]
+            self._losses.copy_(within["losses"])
+            self._augmentation.set_state(within["augmentation"].cpu())
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(within["dropout"].cpu(), self.device)
+            else:
+                torch.set_rng_state(within["dropout"].cpu())
 
-    def _train(self, sparsifier: Sparsifier | None) -> tuple[float, float]:
+    @property
+    def diverged(self) -> bool:
+        """Whether the loss is no longer finite; looking at it waits for the device."""
+        return self.position > 0 and not bool(self._losses[0].isfinite())
+
+    def _begin_epoch(self) -> None:
+        self._augmentation = stream("augmentation", self.seed, self.epoch + 1, device=self.device)
+        torch.manual_seed(stream("dropout", self.seed, self.epoch + 1).initial_seed())
+        # The sum of the losses, and how many steps it stayed finite.
+        self._losses = torch.zeros(2, device=self.device)
+
+    def _train(self, sparsifier: Sparsifier | None, after_step: Callable[[], None]) -> float:
         self.model.train()
-        batches = self.train_split.batches(self.training, stream("order", self.seed, self.epoch))
-        augmentation = stream("augmentation", self.seed, self.epoch, device=self.device)
-        torch.manual_seed(stream("dropout", self.seed, self.epoch).initial_seed())
-        first_step = (self.epoch - 1) * self.steps_per_epoch
-        total = torch.zeros((), device=self.device)
-        for step, indices in enumerate(batches, start=first_step):
-            learning_rate = self.learning_rate_at(step)
+        batches = self.train_split.batches(self.training, stream("order", self.seed, self.epoch + 1))
+        if not self.position:
+            self._begin_epoch()
+        for indices in batches[self.position :]:
+            learning_rate = self.learning_rate_at(self.epoch * self.steps_per_epoch + self.position)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
-            batch = self.task.augment(self.train_split.batch(indices, self.device), self.training, augmentation)
+            batch = self.task.augment(self.train_split.batch(indices, self.device), self.training, self._augmentation)
             with sparsifier.valid(self.task.valid_positions(batch)) if sparsifier else nullcontext():
                 loss = self.task.loss(self.model, batch)
             loss.backward()
@@ -136,17 +178,23 @@ class Trainer:
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
             self._step()
             self.optimizer.zero_grad()
-            total += loss.detach()
-        mean = total.item() / self.steps_per_epoch
-        if not math.isfinite(mean):
-            raise ValueError(f"the training loss became {mean} in epoch {self.epoch} (seed {self.seed})")
-        return mean, learning_rate
+            self._losses[0] += loss.detach()
+            self._losses[1] += self._losses[0].isfinite()
+            self.position += 1
+            after_step()
+        total, finite_steps = self._losses.tolist()
+        if not math.isfinite(total):
+            raise ValueError(f"the training loss became {total} {self._place(round(finite_steps) + 1)}")
+        return total / self.steps_per_epoch
 
     def _step(self) -> None:
         try:
             self.optimizer.step()
         except ValueError as error:
-            raise ValueError(f"{error} in epoch {self.epoch} (seed {self.seed})") from error
+            raise ValueError(f"{error} {self._place(self.position + 1)}") from error
+
+    def _place(self, step: int) -> str:
+        return f"in step {step} of {self.steps_per_epoch} of epoch {self.epoch + 1} (seed {self.seed})"
 
     def learning_rate_at(self, step: int) -> float:
         """Linear rise, then cosine to zero, over warm-up and sparse phase together; steps count from 0."""

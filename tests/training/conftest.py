@@ -58,6 +58,7 @@ def job(prepared):
             "seed": seed,
             "device": "cpu",
             "cpu_threads": 1,
+            "deterministic": False,
             "method": METHODS[method],
             "budget": budget or ("1.00" if method == "dense" else "0.37"),
             "smallest_budget": "0.37",

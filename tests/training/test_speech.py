@@ -60,6 +60,7 @@ def job(prepared):
             "seed": 0,
             "device": "cpu",
             "cpu_threads": 1,
+            "deterministic": False,
             "method": METHODS[method],
             "budget": "1.00" if method == "dense" else "0.37",
             "smallest_budget": "0.37",

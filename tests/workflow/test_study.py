@@ -81,7 +81,7 @@ def test_a_run_keeps_its_budget_in_every_record(lived_in):
     folder = lived_in.root / RUN / "sp_in/b0.50/s0"
     record = json.loads((folder / "record.json").read_text())
     for slab in record["slabs"].values():
-        units, fan = slab["shape"]
+        units, fan = slab["units"], slab["fan"]
         assert slab["connections"] == (units * fan + 1) // 2
     refreshes = pd.read_csv(folder / "refreshes.csv")
     last = refreshes[refreshes["step"] == refreshes["step"].max()]

@@ -1,6 +1,5 @@
 """From audio and transcripts to one mapped array of features, tokens, and an index."""
 
-import ctypes
 import json
 import logging
 import multiprocessing
@@ -19,6 +18,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from bbnet.data.process import end_with_parent
 from bbnet.data.progress import track
 from bbnet.data.store import appended_array, whole_file
 from bbnet.tasks.asr.data.corpus import SPLITS, Utterance, folders_of, read_folder
@@ -30,7 +30,6 @@ logger = logging.getLogger(__name__)
 UTTERANCES_PER_SHARD = 32
 NAMED_IN_ERRORS = 3
 SMALLEST_SD = 1e-3
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass
@@ -142,7 +141,9 @@ def _compute(shards: Sequence[Shard]) -> None:
         for shard in track(missing, "prepare: shards"):
             compute_shard(shard)
         return
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork"), _end_with_parent) as pool:
+    # A worker whose parent is killed must not go on writing.
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(workers, fork, end_with_parent, (signal.SIGKILL,)) as pool:
         jobs = [pool.submit(compute_shard, shard) for shard in missing]
         try:
             for job in track(as_completed(jobs), "prepare: shards", total=len(jobs)):
@@ -150,11 +151,6 @@ def _compute(shards: Sequence[Shard]) -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-
-
-def _end_with_parent() -> None:
-    """A worker whose parent is killed must not go on writing."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _is_current(shard: Shard) -> bool:
