@@ -1,6 +1,7 @@
 """The knobs of config.yaml and the studies of studies/*.yaml: read, validated, refused in one line."""
 
 import difflib
+import json
 import math
 import re
 import tempfile
@@ -224,10 +225,26 @@ def read_study(name: str, folder: Path) -> Study:
         raise ConfigError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: must be a map of keys, found {type(content).__name__}")
+    _check_keys(content, f"{path}: ")
     try:
-        return Study.model_validate({str(key): value for key, value in content.items()})
+        # As JSON: strict, so that true is no number and "5" no integer, and yet a list is a tuple.
+        text = json.dumps({str(key): value for key, value in content.items()}, default=str)
+        return Study.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise ConfigError(_describe(str(path), error, Study)) from None
+
+
+def _check_keys(content: Any, place: str) -> None:
+    """Raises ConfigError for a key below the first level that is no text, which JSON would make one."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            for below in value if isinstance(value, dict) else ():
+                if not isinstance(below, str):
+                    raise ConfigError(f"{place}{key}.{below}: a key should be a valid string, found {below!r}")
+            _check_keys(value, f"{place}{key}.")
+    elif isinstance(content, list):
+        for number, value in enumerate(content):
+            _check_keys(value, f"{place}{number}.")
 
 
 def check_sources(study: Study, file: Path) -> None:
@@ -277,6 +294,10 @@ _UniqueKeyLoader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _UniqueKeyLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile("^[-+]?[0-9]+$"), list("-+0123456789"))
+# And takes 1e-3 for text.
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 def _describe(source: str, error: ValidationError, model: type[BaseModel]) -> str:
@@ -303,7 +324,7 @@ def _describe_one(problem: dict[str, Any], schema: dict[str, Any]) -> str:
         return f"{key}.{_discriminator(problem)}: is missing"
     if problem["type"] in ("dict_type", "model_type", "model_attributes_type"):
         return f"{key}: must be a map of keys, found {problem['input']!r}"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = problem["msg"].removeprefix("Value error, ").replace("a valid array", "a valid list")
     if problem["type"] == "value_error":
         return f"{key}: {message}" if key else message
     return f"{key}: {message[0].lower()}{message[1:]}, found {problem['input']!r}"

@@ -31,7 +31,9 @@ class Recipes:
         self.study = study
         self.device = knobs.device
         self.tasks = study.task_settings()
-        self._prepared_keys: dict[str, str] = {}
+        # Asked for by every job of the DAG.
+        self.prepared_key = cache(self.prepared_key)
+        self._training_code = cache(_training_code)
         for task in self.tasks:
             for pack in self.packs(task):
                 _published(pack)
@@ -59,9 +61,7 @@ class Recipes:
 
     def prepared_key(self, task: str) -> str:
         """`{task}-{key}`, the name of the prepared folder."""
-        if task not in self._prepared_keys:
-            self._prepared_keys[task] = f"{task}-{fingerprint(self.prepare(task))}"
-        return self._prepared_keys[task]
+        return f"{task}-{fingerprint(self.prepare(task))}"
 
     def warm_up(self, task: str, model: str, seed: int) -> dict[str, Any]:
         settings = self.tasks[task]
@@ -76,7 +76,7 @@ class Recipes:
             "device": self.device,
             "deterministic": self.study.deterministic,
             "data": self.prepared_key(task),
-            "code": _training_code("warm_up", task, "dense"),
+            "code": self._training_code("warm_up", task, "dense"),
         }
 
     def train(self, run: Run) -> dict[str, Any]:
@@ -88,7 +88,7 @@ class Recipes:
             "smallest_budget": min(self.study.budgets),
             "sparsity": self.study.sparsity.model_dump(),
             "warm_start": fingerprint(warm_up),
-            "code": _training_code("train", run.task, method["algorithm"]),
+            "code": self._training_code("train", run.task, method["algorithm"]),
         }
 
     def evaluate(self, run: Run) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Recipes:
         return {
             "train": fingerprint(train),
             "scoring": self.tasks[run.task].scoring(),
-            "code": _training_code("evaluate", run.task, train["method"]["algorithm"]),
+            "code": self._training_code("evaluate", run.task, train["method"]["algorithm"]),
         }
 
     def step_key(self, task: str, model: str) -> str:
@@ -179,7 +179,6 @@ def _data_code(task: str) -> list[Path]:
     return [*folder.glob("data.py"), *folder.glob("data/*.py"), *shared]
 
 
-@cache
 def _training_code(script: str, task: str, algorithm: str) -> str:
     """Fingerprint of a script that trains or scores, and of all that shapes its result."""
     core = [*SPARSITY.glob("*.py"), SPARSITY / "algorithms" / "__init__.py"]

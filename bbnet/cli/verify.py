@@ -1,0 +1,167 @@
+"""`bbnet verify`: is a run what its record says, by its files?"""
+
+import argparse
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from decimal import ROUND_FLOOR, Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+
+from bbnet.study.record import TRAINED, Record, fingerprint, read_record, sha256_of
+
+
+def add_to(commands: Any) -> None:
+    parser = commands.add_parser(
+        "verify",
+        help="is a run what its record says",
+        description="Derives again from a run's files what its record.json says: hashes, the fingerprint of its "
+        "configuration, the connections of every slab, that pruned weights are 0, densities, and the metrics from the "
+        "items. Exit status 1 if anything differs.",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, with its record.json")
+    parser.set_defaults(run=verify_runs)
+
+
+def verify_runs(options: argparse.Namespace) -> None:
+    wrong = 0
+    for folder in options.runs:
+        found = list(differences(folder))
+        wrong += bool(found)
+        print(f"{folder}: {'is what its record says' if not found else ''}")
+        for difference in found:
+            print(f"  {difference}")
+    if wrong:
+        sys.exit(f"{wrong} of {len(options.runs)} runs are not what their records say")
+
+
+def differences(folder: Path) -> Iterator[str]:
+    """What of a run is not as its record says, in one line each."""
+    try:
+        record = read_record(folder / "record.json")
+    except (OSError, ValueError) as error:
+        yield str(error)
+        return
+    checks: list[Callable[[Path, Record], Iterator[str]]] = [_configuration, _files, _masks, _weights, _scores]
+    for check in checks:
+        try:
+            yield from check(folder, record)
+        except (OSError, ValueError, KeyError, SafetensorError) as error:
+            yield f"{check.__name__.strip('_')}: cannot be read ({type(error).__name__}: {error})"
+
+
+def _configuration(folder: Path, record: Record) -> Iterator[str]:
+    again = fingerprint(record.config)
+    if again != record.fingerprint:
+        yield f"record.json: its configuration has fingerprint {again}, it says {record.fingerprint}"
+    for key in ("task", "seed", "budget"):
+        if record.run.get(key) != record.config.get(key):
+            yield f"record.json: {key} is {record.run.get(key)} in run, {record.config.get(key)} in config"
+
+
+def _files(folder: Path, record: Record) -> Iterator[str]:
+    for name in TRAINED:
+        if name not in record.files:
+            yield f"record.json: has no hash of {name}"
+        elif not (folder / name).is_file():
+            yield f"{name}: is missing"
+        elif sha256_of(folder / name) != record.files[name]:
+            yield f"{name}: is not the file that the run wrote, by its hash"
+    warm_start = _warm_start_of(folder, record)
+    if warm_start.is_file() and sha256_of(warm_start) != record.inputs["warm_start"]:
+        yield f"{warm_start}: is another warm start than this run's"
+
+
+def _warm_start_of(folder: Path, record: Record) -> Path:
+    """Where it lies if the run lies in the results of its study, `runs/{task}/{model}/{method}/{budget}/{seed}`."""
+    results = Path(os.path.abspath(folder.joinpath(*[".."] * 6)))
+    task, model, seed = (record.run[key] for key in ("task", "model", "seed"))
+    return results / f"warm_up/{task}/{model}/s{seed}/checkpoint.pt"
+
+
+def _masks(folder: Path, record: Record) -> Iterator[str]:
+    masks = read_masks(folder / "masks.safetensors")
+    if set(masks) != set(record.slabs):
+        other = ", ".join(sorted(set(masks) ^ set(record.slabs)))
+        yield f"masks.safetensors: its slabs are not the recorded ones: {other}"
+        return
+    asked = 0
+    for name, mask in masks.items():
+        slab, kept = record.slabs[name], int(mask.sum())
+        if mask.shape != (slab.units, slab.fan) or kept != slab.connections:
+            recorded = f"{slab.connections} of {slab.units} x {slab.fan}"
+            yield f"slab {name}: {kept} of {mask.shape[0]} x {mask.shape[1]} connections, recorded {recorded}"
+        if slab.density != kept / mask.size:
+            yield f"slab {name}: density {kept / mask.size}, recorded {slab.density}"
+        asked += connection_count(record, mask.size)
+    kept, possible = sum(int(mask.sum()) for mask in masks.values()), sum(mask.size for mask in masks.values())
+    if kept != asked:
+        yield f"{kept} connections, budget {record.run['budget']} asks for {asked}"
+    if record.cost.density != kept / possible:
+        yield f"density {kept / possible}, recorded {record.cost.density}"
+
+
+def connection_count(record: Record, possible: int) -> int:
+    """K = floor(b U n + 1/2); all for a method without a side, which masks no weights."""
+    if record.run["side"] == "none":
+        return possible
+    exact = Decimal(record.config["budget"]) * possible + Decimal("0.5")
+    return int(exact.to_integral_value(ROUND_FLOOR))
+
+
+def _weights(folder: Path, record: Record) -> Iterator[str]:
+    pruned = 0
+    masks = read_masks(folder / "masks.safetensors")
+    with safe_open(folder / "model.safetensors", framework="np") as model:
+        for name, mask in masks.items():
+            weight = model.get_tensor(f"{name}.weight")
+            by_connection = weight if record.slabs[name].side == "in" else weight.swapaxes(0, 1)
+            if by_connection.shape[:2] != mask.shape:
+                yield f"slab {name}: its weight is of shape {weight.shape}, its mask of {mask.shape}"
+                continue
+            moved = int(np.count_nonzero(by_connection[~mask]))
+            if moved:
+                yield f"slab {name}: {moved} pruned weights are not 0"
+            pruned += int((~mask).sum()) * math.prod(weight.shape[2:])
+    net_density = (record.cost.weights - pruned) / record.cost.weights
+    if net_density != record.cost.net_density:
+        yield f"net density {net_density}, recorded {record.cost.net_density}"
+
+
+def _scores(folder: Path, record: Record) -> Iterator[str]:
+    """Of a run that is scored."""
+    if not (folder / "metrics.json").is_file():
+        return
+    metrics = importlib.import_module(f"bbnet.tasks.{record.config['task']}.metrics").metrics
+    items = pd.read_parquet(folder / "items.parquet")
+    again = metrics({name: items[name].to_numpy() for name in items})
+    written = json.loads((folder / "metrics.json").read_text())
+    for name, value in again.items():
+        if not _equal(float(value), written.get(name, math.inf)):
+            yield f"metrics.json: {name} is {written.get(name)}, its items say {float(value)}"
+    cost = json.loads((folder / "cost.json").read_text())
+    recorded = record.cost.model_dump() | {"slabs": {name: slab.density for name, slab in record.slabs.items()}}
+    for name, value in recorded.items():
+        if cost.get(name) != value:
+            yield f"cost.json: {name} is {cost.get(name)}, recorded {value}"
+
+
+def _equal(one: float, other: float) -> bool:
+    return one == other or (math.isnan(one) and math.isnan(other))
+
+
+def read_masks(path: Path) -> Mapping[str, np.ndarray]:
+    """Bool [units, fan] by slab name."""
+    with safe_open(path, framework="np") as file:
+        shapes = {name: json.loads(shape) for name, shape in file.metadata().items()}
+        return {
+            name: np.unpackbits(file.get_tensor(name), count=math.prod(shape)).astype(bool).reshape(shape)
+            for name, shape in shapes.items()
+        }
