@@ -4,6 +4,7 @@ import io
 import json
 import pickle
 import struct
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,9 +74,20 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """A training state: tensors and plain values only. Equal states give equal bytes."""
     # Into memory first: torch's own writer puts the path into the file, and does not say what the disk refused.
     content = io.BytesIO()
-    torch.save(dict(state), content)
+    torch.save(_as_values(state), content)
     with whole_file(path) as partial:
         partial.write_bytes(content.getbuffer())
+
+
+def _as_values(state: Any) -> Any:
+    """The same without identities: a pickle says which of its texts and containers were one object."""
+    if isinstance(state, str):
+        return sys.intern(state)
+    if isinstance(state, Mapping):
+        return {_as_values(key): _as_values(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_as_values(value) for value in state)
+    return state
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
