@@ -1,5 +1,7 @@
 PYTHON ?= python3
 DEVICE ?= cpu
+KILLS ?= 100
+SEED ?= 0
 UV_VERSION := 0.13.8
 
 VENV := .venv
@@ -7,7 +9,7 @@ BIN := $(VENV)/bin
 LOCK := envs/requirements.lock.txt
 SNAKEMAKE := $(BIN)/snakemake
 
-.PHONY: help demo smoke test test-slow lint format bench reference schema lock
+.PHONY: help demo smoke test test-slow chaos lint format bench reference schema lock
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
 
@@ -30,6 +32,9 @@ test: $(VENV)/.done  ## the test suite, about ten minutes
 
 test-slow: $(VENV)/.done  ## the checks that take longer
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m slow
+
+chaos: $(VENV)/.done  ## the smoke study under KILLS random SIGKILLs, its summary compared to the byte
+	$(BIN)/python tests/robustness/chaos.py --kills $(KILLS) --seed $(SEED)
 
 bench: $(VENV)/.done  ## measure, into docs/benchmarks.md; DEVICE=cuda on a GPU
 	$(BIN)/python benchmarks/run.py --device $(DEVICE)

@@ -1,0 +1,102 @@
+"""The container recipe, as far as it can be read without an engine: it builds from the lock, and runs the rules."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+RECIPE = ROOT / "envs" / "bbnet.def"
+MAKEFILE = (ROOT / "Makefile").read_text()
+
+
+@pytest.fixture(scope="module")
+def sections() -> dict[str, list[str]]:
+    """Lines by section of the recipe; the header's under ""."""
+    found, name = {"": []}, ""
+    for line in RECIPE.read_text().splitlines():
+        if line.startswith("%"):
+            name = line.strip()
+            assert name not in found, f"{name} stands twice"
+            found[name] = []
+        elif line.strip() and not line.strip().startswith("#"):
+            found[name].append(line.strip())
+    return found
+
+
+def test_it_has_the_sections_that_a_build_needs_and_no_others(sections):
+    assert set(sections) == {"", "%files", "%post", "%environment"}
+    assert all(sections.values())
+
+
+def test_its_base_is_a_python_that_the_project_supports(sections):
+    header = dict(line.split(": ", 1) for line in sections[""])
+    assert header["Bootstrap"] == "docker"
+    major, minor = map(int, re.fullmatch(r"python:(\d+)\.(\d+)-slim", header["From"]).groups())
+    required = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
+    assert required == ">=3.11,<3.13"
+    assert (3, 11) <= (major, minor) < (3, 13)
+
+
+def test_it_copies_what_the_repository_tracks_to_where_it_installs_from(sections):
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    installed = "\n".join(sections["%post"])
+    for line in sections["%files"]:
+        source, target = line.split()
+        assert any(file == source or file.startswith(f"{source}/") for file in tracked), source
+        assert target == f"/opt/bbnet/{Path(source).name}"
+    targets = [line.split()[1] for line in sections["%files"]]
+    assert "/opt/bbnet/requirements.lock.txt" in targets
+    assert "--require-hashes -r /opt/bbnet/requirements.lock.txt" in installed
+    # The package needs these to build.
+    assert {"/opt/bbnet/pyproject.toml", "/opt/bbnet/README.md", "/opt/bbnet/LICENSE", "/opt/bbnet/bbnet"} <= {*targets}
+
+
+def test_it_installs_with_the_uv_of_the_makefile_and_names_no_index(sections):
+    (version,) = re.findall(r"^UV_VERSION := (.+)$", MAKEFILE, re.MULTILINE)
+    assert f"uv=={version}" in sections["%post"][0]
+    assert "://" not in RECIPE.read_text()
+
+
+@pytest.mark.parametrize("section", ["%post", "%environment"])
+def test_its_scripts_are_shell(sections, section):
+    script = "\n".join(sections[section])
+    assert subprocess.run(["sh", "-n"], input=script, text=True, check=False).returncode == 0
+
+
+def test_the_workflow_uses_the_image_that_the_recipe_says_how_to_build():
+    build = re.search(r"apptainer build (\S+) (\S+),", RECIPE.read_text())
+    assert build.group(2) == "envs/bbnet.def"
+    assert f'container: "{build.group(1)}"' in (ROOT / "Snakefile").read_text()
+
+
+@pytest.mark.parametrize("variable", ["APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"])
+def test_jobs_in_a_container_take_its_python_and_others_this_one(tmp_path, variable):
+    """The prefix of every job, as Snakemake has it, in a shell that believes to be in a container."""
+    text = (ROOT / "Snakefile").read_text()
+    start = text.index("shell.prefix(")
+    prefix = text[start : text.index("\n)\n", start) + 3]
+    seen = []
+    names = {"shell": type("shell", (), {"prefix": seen.append}), "shlex": __import__("shlex"), "os": __import__("os")}
+    exec(prefix, names | {"sys": sys, "TOLD": {"BBNET_LIVE": "none"}})
+    command = seen[0].format() + "echo $PATH; echo $BBNET_LIVE $BBNET_PARENT"
+    here = str(Path(sys.executable).parent)
+    outside, inside = (
+        subprocess.run(
+            ["bash", "-c", command], capture_output=True, text=True, check=True, env={"PATH": "/usr/bin:/bin"} | told
+        ).stdout.splitlines()
+        for told in ({}, {variable: "/image.sif"})
+    )
+    assert outside[0] == f"{here}:/usr/bin:/bin"
+    assert inside[0] == "/usr/bin:/bin"
+    assert outside[1].split()[0] == inside[1].split()[0] == "none"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("apptainer") is None, reason="no container engine here: the recipe is only read")
+def test_it_builds(tmp_path):
+    subprocess.run(["apptainer", "build", tmp_path / "bbnet.sif", RECIPE], cwd=ROOT, check=True)
