@@ -232,7 +232,7 @@ def test_a_loss_that_is_not_a_number_is_an_error_that_names_the_epoch(job, warm_
 def test_an_infinite_loss_is_an_error_too(job, monkeypatch):
     original = change.loss
     monkeypatch.setattr(change, "loss", lambda model, batch: original(model, batch) + math.inf)
-    with pytest.raises(ValueError, match="became inf in epoch 1"):
+    with pytest.raises(ValueError, match="became inf in step 1 of 4 of epoch 1"):
         job().trainer().run_epoch("warm_up")
 
 
