@@ -75,7 +75,8 @@ def ceil_to_cents(share: float) -> str:
 def canonical_budget(value: Any) -> str:
     """A budget with two decimals, as it stands in paths and tables: 0.2 -> "0.20"."""
     try:
-        exact = Decimal(str(value))
+        text = str(value).strip()
+        exact = Decimal(text if re.fullmatch(r"[-+0-9.eE]+|-?inf", text) else "NaN")
         if exact.is_nan():
             raise InvalidOperation
         canonical = f"{exact:.2f}"
@@ -221,14 +222,17 @@ def read_study(name: str, folder: Path) -> Study:
         raise ConfigError(f"study {name}: there is no file {path}; known studies: {known}")
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{path}: must be a map of keys, found {type(content).__name__}")
-    _check_keys(content, f"{path}: ")
-    try:
+        if not isinstance(content, dict):
+            found = "an empty file" if content is None else type(content).__name__
+            raise ConfigError(f"{path}: must be a map of keys, found {found}")
+        _check_keys(content, f"{path}: ")
         # As JSON: strict, so that true is no number and "5" no integer, and yet a list is a tuple.
         text = json.dumps({str(key): value for key, value in content.items()}, default=str)
+    except ConfigError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a 13th month, a list that holds itself
+        raise ConfigError(f"{path}: not valid YAML: {error}") from None
+    try:
         return Study.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise ConfigError(_describe(str(path), error, Study)) from None

@@ -116,16 +116,19 @@ def tasks_type() -> type[BaseModel]:
     )
 
 
+@cache
 def has_buckets(task: str) -> bool:
     """Whether the task's scores are told apart by Head, Mid and Tail of the training data."""
     return (TASKS / task / "buckets.py").exists()
 
 
+@cache
 def has_pairs(task: str) -> bool:
     """Whether the task scores pairs that are of one kind or not, which have an ROC curve."""
     return (TASKS / task / "verification.py").exists()
 
 
+@cache
 def has_panels(task: str) -> bool:
     """Whether the task shows chosen cases side by side."""
     return (TASKS / task / "panels.py").exists()

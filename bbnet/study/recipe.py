@@ -31,8 +31,10 @@ class Recipes:
         self.study = study
         self.device = knobs.device
         self.tasks = study.task_settings()
-        # Asked for by every job of the DAG.
+        # Asked for again and again by the jobs of the DAG.
         self.prepared_key = cache(self.prepared_key)
+        self.run_fingerprint = cache(self.run_fingerprint)
+        self._warm_start = cache(self._warm_start)
         self._training_code = cache(_training_code)
         for task in self.tasks:
             for pack in self.packs(task):
@@ -87,16 +89,18 @@ class Recipes:
             "budget": run.budget,
             "smallest_budget": min(self.study.budgets),
             "sparsity": self.study.sparsity.model_dump(),
-            "warm_start": fingerprint(warm_up),
+            "warm_start": self._warm_start(run.task, run.model, run.seed),
             "code": self._training_code("train", run.task, method["algorithm"]),
         }
 
+    def _warm_start(self, task: str, model: str, seed: int) -> str:
+        return fingerprint(self.warm_up(task, model, seed))
+
     def evaluate(self, run: Run) -> dict[str, Any]:
-        train = self.train(run)
         return {
-            "train": fingerprint(train),
+            "train": self.run_fingerprint(run),
             "scoring": self.tasks[run.task].scoring(),
-            "code": self._training_code("evaluate", run.task, train["method"]["algorithm"]),
+            "code": self._training_code("evaluate", run.task, self.study.methods[run.method].algorithm),
         }
 
     def step_key(self, task: str, model: str) -> str:

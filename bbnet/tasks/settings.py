@@ -39,7 +39,9 @@ class Training(Section):
     learning_rate: float = Field(gt=0, le=10, description="At the top of the schedule.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="As the optimiser defines it; not on biases and norms.")
     betas: tuple[Share, Share] = Field((0.9, 0.999), description="Of adamw.")
-    clip_norm: float | None = Field(None, gt=0, description="Gradients are scaled to at most this norm; absent: not.")
+    clip_norm: float | None = Field(
+        None, gt=0, allow_inf_nan=False, description="Gradients are scaled to at most this norm; absent: not."
+    )
     rise: float = Field(0.05, ge=0, le=0.5, description="Share of all steps over which the learning rate rises.")
 
     @property

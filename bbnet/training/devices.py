@@ -33,7 +33,7 @@ def choose_device(wanted: str, gpu_slots: int = 1) -> torch.device:
         return torch.device("cpu")
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = [str(number) for number in range(torch.cuda.device_count())]
-    names = given.split(",")[: len(gpus)] if given else gpus
+    names = [name.strip() for name in given.split(",")][: len(gpus)] if given else gpus
     if given and len(gpus) == 1:
         number = 0
     else:
@@ -65,22 +65,30 @@ def claim_slot(gpus: Sequence[str], slots: int, folder: Path) -> str:
     waits = False
     while True:
         with alone(folder / "claim.lock"):
-            free = {gpu: _free_slots(folder, gpu, slots) for gpu in gpus}
-            gpu = max(gpus, key=lambda gpu: len(free[gpu]))
-            if free[gpu]:
-                _claimed.append(free[gpu][0])
-                return gpu
+            gpu = _claim_if_free(gpus, slots, folder)
+        if gpu is not None:
+            return gpu
         if not waits:
             logger.info("all %d slots of %d GPUs are taken; waiting for one", slots * len(gpus), len(gpus))
         waits = True
         time.sleep(SECONDS_BETWEEN_LOOKS)
 
 
+def _claim_if_free(gpus: Sequence[str], slots: int, folder: Path) -> str | None:
+    """Returns with all slots let go but the one claimed: who looks next must not take them for claimed."""
+    free = {gpu: _free_slots(folder, gpu, slots) for gpu in gpus}
+    gpu = max(gpus, key=lambda gpu: len(free[gpu]))
+    if not free[gpu]:
+        return None
+    _claimed.append(free[gpu][0])
+    return gpu
+
+
 def _free_slots(folder: Path, gpu: str, slots: int) -> list[IO]:
     """The locked files of its free slots; they are let go when the list is."""
     free = []
     for slot in range(slots):
-        file = (folder / f"{gpu}-{slot}.lock").open("w")
+        file = (folder / f"{gpu.replace('/', '_')}-{slot}.lock").open("w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free.append(file)

@@ -44,8 +44,9 @@ GOES_THROUGH = Resume()
 class StateFile(Resume):
     """The state of a training, saved after every epoch and every so many minutes, and when the process is told to stop.
 
-    Within it SIGTERM, SIGUSR1 (what a scheduler sends ahead of a time limit) and SIGINT end the training after the step
-    under way, its state saved; a second one ends it at once.
+    Within it SIGTERM, SIGUSR1 and SIGINT end the training after the step under way, its state saved. Others that follow
+    change nothing (Ctrl-C reaches a job twice: from the terminal, and as SIGTERM from Snakemake), but for a second
+    SIGINT, which ends it at once.
 
     Args:
         path: of the file.
@@ -75,15 +76,12 @@ class StateFile(Resume):
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._restore_handlers()
-
-    def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
     def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
-        self._stop = number
-        self._restore_handlers()
+        self._stop = self._stop or number
+        signal.signal(signal.SIGINT, self._handlers[signal.SIGINT])
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
         """What was saved last, if this training may go on from it."""

@@ -377,7 +377,9 @@ def test_yaml_that_does_not_parse_is_refused(refusal, text):
     assert refusal(text).startswith("not valid YAML: ")
 
 
-@pytest.mark.parametrize(("text", "kind"), [("- a\n- b\n", "list"), ("", "NoneType"), ("demo", "str"), ("3", "int")])
+@pytest.mark.parametrize(
+    ("text", "kind"), [("- a\n- b\n", "list"), ("", "an empty file"), ("demo", "str"), ("3", "int")]
+)
 def test_a_study_that_is_no_map_is_refused(refusal, text, kind):
     assert refusal(text) == f"must be a map of keys, found {kind}"
 
