@@ -124,7 +124,7 @@ def test_a_state_of_another_fingerprint_is_not_taken(job, warm_start, uninterrup
 def test_a_signal_ends_the_training_after_the_step_with_its_state_saved(
     job, warm_start, uninterrupted, tmp_path, monkeypatch, number
 ):
-    path, handlers = tmp_path / "state.pt", {signal.getsignal(number)}
+    path, handlers, start = tmp_path / "state.pt", {signal.getsignal(number)}, warm_start()
     change = job().task
     original, seen = change.loss, []
 
@@ -136,7 +136,7 @@ def test_a_signal_ends_the_training_after_the_step_with_its_state_saved(
 
     monkeypatch.setattr(change, "loss", loss)
     with pytest.raises(Stopped) as stopped, StateFile(path, "f", minutes=60) as state_file:
-        train(job("sp_in"), warm_start(), resume=state_file)
+        train(job("sp_in"), start, resume=state_file)
     monkeypatch.undo()
     assert stopped.value.code == 128 + number
     assert load_state(path, CPU)["sparsifier"]["step"] == 6
@@ -145,7 +145,7 @@ def test_a_signal_ends_the_training_after_the_step_with_its_state_saved(
 
 
 def test_a_loss_that_is_no_number_is_never_saved_and_named_by_its_step(job, warm_start, tmp_path, monkeypatch):
-    path, change = tmp_path / "state.pt", job().task
+    path, change, start = tmp_path / "state.pt", job().task, warm_start()
     original, steps = change.loss, []
 
     def loss(model, batch):
@@ -156,7 +156,7 @@ def test_a_loss_that_is_no_number_is_never_saved_and_named_by_its_step(job, warm
 
     monkeypatch.setattr(change, "loss", loss)
     with pytest.raises(ValueError, match=r"step 2 of 4 of epoch 4 \(seed 0\)"):
-        train(job(), warm_start(), resume=StateFile(path, "f", minutes=0))
+        train(job(), start, resume=StateFile(path, "f", minutes=0))
     saved = load_state(path, CPU)["trainer"]
     assert (saved["epoch"], saved["within_epoch"]["position"]) == (3, 1)
 
