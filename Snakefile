@@ -1,5 +1,6 @@
 # The study as one DAG: data -> warm-up -> train -> evaluate -> summary -> figures and tables.
 # A study is a file of studies/; what a user may change is in config.yaml.
+import glob
 import os
 import shlex
 import sys
@@ -21,6 +22,7 @@ TOLD = {
     "BBNET_LIVE_DIR": f"{RESULTS}/live",
     "BBNET_GPU_SLOTS": KNOBS.gpu_slots,
     "BBNET_CHECKPOINT_MINUTES": KNOBS.checkpoint_minutes,
+    "BBNET_MADE": os.pathsep.join([f"{glob.escape(KNOBS.data_dir)}/*/*.json", f"{glob.escape(RESULTS)}/**/*"]),
 }
 # This interpreter's environment comes first, but for a container's own.
 shell.prefix(

@@ -2,13 +2,14 @@
 
 import argparse
 import csv
+import glob
 import json
 import logging
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -41,17 +42,20 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     signal.signal(signal.SIGTERM, _exit)
     if "BBNET_PARENT" in os.environ:
         end_with_parent(signal.SIGTERM, int(os.environ["BBNET_PARENT"]))
-    options.log.parent.mkdir(parents=True, exist_ok=True)
-    log_file = logging.FileHandler(options.log, mode="w")
-    log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     terminal = logging.StreamHandler()
     terminal.setFormatter(logging.Formatter(f"[{options.log.stem}] %(message)s"))
     terminal.addFilter(lambda record: not getattr(record, "only_in_log", False))
-    logging.basicConfig(level=logging.WARNING, handlers=[log_file, terminal])
+    logging.basicConfig(level=logging.WARNING, handlers=[terminal])
     logging.getLogger("bbnet").setLevel(logging.INFO)
+    logging.raiseExceptions = False  # a log on a full disk is no reason to fill the terminal
     try:
+        options.log.parent.mkdir(parents=True, exist_ok=True)
+        log_file = logging.FileHandler(options.log, mode="w")
+        log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logging.getLogger().addHandler(log_file)
         main(options)
-        bring_back_from_the_future(_files_of(options))
+        if any(_is_newer(path, time.time_ns()) for path in _files_of(options)):
+            bring_back_from_the_future()
     except KeyboardInterrupt:
         logging.error("interrupted")
         sys.exit(130)
@@ -78,16 +82,22 @@ def error_note(folder: Path, fingerprint: str) -> Iterator[None]:
     note.unlink(missing_ok=True)
 
 
-def bring_back_from_the_future(paths: Iterable[Path]) -> None:
-    """Gives files that are newer than now the present time, as after a clock was set back.
+def bring_back_from_the_future() -> None:
+    """Gives all files made so far that are newer than now the present time, as after a clock was set back.
 
-    Snakemake refuses an output that is older than its input.
+    Snakemake refuses an output that is older than its input. All at once, so that no file becomes older than what it
+    was made from. The Snakefile says what is made.
     """
     now = time.time_ns()
-    for path in paths:
-        with suppress(OSError):  # someone else's file
-            if path.is_file() and path.stat().st_mtime_ns > now:
-                os.utime(path, ns=(now, now))
+    for pattern in os.environ.get("BBNET_MADE", "").split(os.pathsep):
+        for path in map(Path, glob.iglob(pattern, recursive=True)):
+            if _is_newer(path, now):
+                with suppress(OSError):  # someone else's file
+                    os.utime(path, ns=(now, now))
+
+
+def _is_newer(path: Path, now: int) -> bool:
+    return path.is_file() and path.stat().st_mtime_ns > now
 
 
 def _files_of(options: argparse.Namespace) -> Iterator[Path]:

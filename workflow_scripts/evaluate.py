@@ -13,13 +13,13 @@ from common import (
     write_text,
 )
 
-from bbnet.data.store import alone_in, whole_file
+from bbnet.data.store import alone, whole_file
 from bbnet.study.record import check_files, read_record
 from bbnet.training.runs import Job, evaluate
 
 
 def main(options) -> None:
-    with alone_in(options.folder), error_note(options.folder, options.config["train"]):
+    with alone(options.folder / ".lock"), error_note(options.folder, options.config["train"]):
         score_and_write(options)
 
 

@@ -2,9 +2,7 @@
 
 import importlib
 import json
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +14,7 @@ from matplotlib.figure import Figure
 
 from bbnet.analysis.summary import Summary
 from bbnet.analysis.tables import incomplete_note
+from bbnet.data.process import worker_pool
 from bbnet.plots.style import note, save, use_style
 from bbnet.tasks.task import load_metrics
 
@@ -26,7 +25,7 @@ def main(options) -> None:
     """Figures are independent: one process per core that this job may use draws them."""
     use_style()
     workers = min(len(options.figures), int(os.environ.get("OMP_NUM_THREADS", 1)))
-    with ProcessPoolExecutor(workers, multiprocessing.get_context("fork")) as pool:
+    with worker_pool(workers) as pool:
         list(pool.map(partial(make, options.results, options.task, options.model), options.figures))
 
 

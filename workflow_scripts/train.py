@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import torch
 from common import JSON, TEXT, arguments, error_note, read_json, run, to_json, write_csv, write_text
 
-from bbnet.data.store import alone_in
+from bbnet.data.store import alone
 from bbnet.sparsity.sparsifier import REFRESH_COLUMNS
 from bbnet.study.record import TRAINED, Record, environment, peak_memory_mib, sha256_of
 from bbnet.training.checkpoint import load_state, save_masks, save_weights
@@ -16,7 +16,7 @@ from bbnet.training.runs import Job, TrainedRun, train
 
 
 def main(options) -> None:
-    with alone_in(options.folder), error_note(options.folder, options.fingerprint):
+    with alone(options.folder / ".lock"), error_note(options.folder, options.fingerprint):
         train_and_write(options)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common import JSON, TEXT, arguments, read_json, read_manifest, run, write_csv
 
-from bbnet.data.store import alone_in
+from bbnet.data.store import alone
 from bbnet.training.checkpoint import save_state
 from bbnet.training.live import live_as_configured
 from bbnet.training.resume import StateFile
@@ -13,7 +13,7 @@ from bbnet.training.runs import Job, warm_up
 
 
 def main(options) -> None:
-    with alone_in(options.folder):
+    with alone(options.folder / ".lock"):
         train_and_write(options)
 
 

@@ -1,8 +1,12 @@
 """Processes that end with the one that began them."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 
 PR_SET_PDEATHSIG = 1
 
@@ -16,3 +20,16 @@ def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     if parent is not None and os.getppid() != parent:
         os.kill(os.getpid(), number)
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Forks of this process, which end with it, and at once if the block fails."""
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(workers, fork, end_with_parent, (signal.SIGKILL, os.getpid())) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            raise

@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import glob
 import logging
 import os
 import shutil
@@ -19,12 +20,24 @@ logger = logging.getLogger(__name__)
 def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, of the same suffix, renamed to it if the block succeeds, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_behind(path)
     partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
     try:
         yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file)  # else a power cut may leave the name without the content
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_left_behind(path: Path) -> None:
+    """What processes that were killed have left of this file."""
+    stem, suffix = glob.escape(path.stem), glob.escape(path.suffix)
+    for partial in path.parent.glob(f".{stem}.partial-[0-9]*{suffix}"):
+        process = partial.name.rpartition(".partial-")[2].removesuffix(path.suffix)
+        if not Path("/proc", process).exists():
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -52,15 +65,6 @@ def alone(lock: Path, check: Callable[[], None] = lambda: None) -> Iterator[None
                     raise
                 logger.warning("%s: this file system has no locks; two calls at once are not kept apart", lock)
                 break
-        yield
-
-
-@contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """`alone` with a folder of results, from which goes what killed processes left half written."""
-    with alone(folder / ".lock"):
-        for partial in folder.glob(".*.partial-*"):
-            partial.unlink(missing_ok=True)
         yield
 
 

@@ -2,9 +2,9 @@
 
 import io
 import json
-import pickle
 import struct
 import sys
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -66,7 +66,7 @@ def load_masks(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             return unpack_masks({name: file.get_tensor(name) for name in file.keys()}, file.metadata())  # noqa: SIM118
-    except SafetensorError as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not a whole file of masks ({error})") from None
 
 
@@ -91,7 +91,14 @@ def _as_values(state: Any) -> Any:
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: not a whole training state ({str(error).splitlines()[0]})") from None
+    """Raises ValueError naming the file if a byte of it is not as it was written; OSError if there is none to read."""
+    with path.open("rb") as file:
+        try:
+            # torch does not compare the checksums that it writes.
+            damaged = zipfile.ZipFile(file).testzip()
+            if damaged is not None:
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
+            file.seek(0)
+            return torch.load(file, map_location=device, weights_only=True)
+        except Exception as error:  # of whatever kind: a damaged file may say anything to its reader
+            raise ValueError(f"{path}: not a whole training state ({str(error).partition(chr(10))[0]})") from None

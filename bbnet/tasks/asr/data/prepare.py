@@ -2,13 +2,11 @@
 
 import json
 import logging
-import multiprocessing
 import os
 import shutil
-import signal
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from bbnet.data.process import end_with_parent
+from bbnet.data.process import worker_pool
 from bbnet.data.progress import track
 from bbnet.data.store import appended_array, whole_file
 from bbnet.tasks.asr.data.corpus import SPLITS, Utterance, folders_of, read_folder
@@ -141,16 +139,10 @@ def _compute(shards: Sequence[Shard]) -> None:
         for shard in track(missing, "prepare: shards"):
             compute_shard(shard)
         return
-    # A worker whose parent is killed must not go on writing.
-    fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, fork, end_with_parent, (signal.SIGKILL,)) as pool:
+    with worker_pool(workers) as pool:
         jobs = [pool.submit(compute_shard, shard) for shard in missing]
-        try:
-            for job in track(as_completed(jobs), "prepare: shards", total=len(jobs)):
-                job.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        for job in track(as_completed(jobs), "prepare: shards", total=len(jobs)):
+            job.result()
 
 
 def _is_current(shard: Shard) -> bool:
