@@ -9,14 +9,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.cluster.conftest import wait_for
-from tests.workflow.conftest import MICRO
 
 # One SLURM per machine.
 pytestmark = pytest.mark.xdist_group("cluster")
 
-STOPPED = "results/micro/runs/change/tiny/sp_in/b0.50/s0"
+STUDY = ("--config", "study=smoke", "device=cpu")
+STOPPED = "results/smoke/runs/change/fc_siam_conc/sp_in/b0.50/s0"
 
 
 def summary_of(results: Path) -> dict[str, bytes]:
@@ -26,6 +27,10 @@ def summary_of(results: Path) -> dict[str, bytes]:
 
 def rule_of(job: dict[str, str]) -> str:
     return re.match("rule_(.+?)(_wildcards_|$)", job["Comment"]).group(1)
+
+
+def is_stopped_one(job: dict[str, str]) -> bool:
+    return rule_of(job) == "train" and "_change_" in job["Comment"] and "_sp_in_" in job["Comment"]
 
 
 def training_process(house) -> int | None:
@@ -53,14 +58,13 @@ def is_told_to_end(process: int) -> bool:
 
 @pytest.fixture(scope="module")
 def houses(slurm, empty_house, tmp_path_factory):
-    """A house whose trainings last some seconds, once run here and once empty; not where there is no SLURM."""
-    study = MICRO | {"methods": {name: MICRO["methods"][name] for name in ("dense", "sp_in")}}
-    change = study["tasks"]["change"]
-    study["tasks"] = {"change": change | {"training": change["training"] | {"epochs": 30}}}
+    """The smoke study, one of its trainings long enough to be met: run here, and not yet run. With a SLURM only."""
     away = empty_house.copy(tmp_path_factory.mktemp("away"))
-    away.write_study(study)
+    study = yaml.safe_load((away.root / "studies/smoke.yaml").read_text())
+    study["tasks"]["change"]["training"]["epochs"] = 30
+    away.write_study(study, "smoke")
     here = away.copy(tmp_path_factory.mktemp("here"))
-    result = here.snakemake("--config", "device=cpu")
+    result = here.snakemake(*STUDY)
     assert result.returncode == 0, result.stdout[-5000:]
     return here, away
 
@@ -69,7 +73,7 @@ def houses(slurm, empty_house, tmp_path_factory):
 def interrupted(slurm, houses):
     """The study on SLURM, where a training came near its time limit; with what SLURM knows of its jobs."""
     _, away = houses
-    with slurm.runs(away, "--config", "device=cpu") as snakemake:
+    with slurm.runs(away, *STUDY) as snakemake:
 
         def found(what):
             assert snakemake.poll() is None, (away.root / "snakemake.log").read_text()[-5000:]
@@ -78,12 +82,12 @@ def interrupted(slurm, houses):
         wait_for(lambda: found((away.root / STOPPED / "state.pt").exists), 400)
         process = training_process(away)
         os.kill(process, signal.SIGSTOP)  # so that it is not done before its limit is near
-        (job,) = [job for job in slurm.jobs() if "_sp_in_" in job["Comment"] and job["JobState"] == "RUNNING"]
+        (job,) = [job for job in slurm.jobs() if is_stopped_one(job) and job["JobState"] == "RUNNING"]
         slurm.ask("scontrol", "update", f"JobId={job['JobId']}", "TimeLimit=2")
         wait_for(lambda: is_told_to_end(process), 90)
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGCONT)
-        log = away.root / "results/micro/logs/train/change-tiny-sp_in-b0.50-s0.log"
+        log = away.root / "results/smoke/logs/train/change-fc_siam_conc-sp_in-b0.50-s0.log"
         wait_for(lambda: "stopped by SIGTERM" in log.read_text(), 20)
         wait_for(lambda: snakemake.poll() is not None, 600)
         assert snakemake.returncode == 0, (away.root / "snakemake.log").read_text()[-5000:]
@@ -92,16 +96,16 @@ def interrupted(slurm, houses):
 
 def test_the_summary_is_that_of_a_run_here(houses, interrupted):
     here, (away, _) = houses[0], interrupted
-    expected = summary_of(here.root / "results/micro")
+    expected = summary_of(here.root / "results/smoke")
     assert len(expected) >= 12
-    assert summary_of(away.root / "results/micro") == expected
+    assert summary_of(away.root / "results/smoke") == expected
 
 
 def test_a_training_near_its_time_limit_stops_and_goes_on_from_its_state(interrupted):
     away, jobs = interrupted
     assert json.loads((away.root / STOPPED / "record.json").read_text())["interruptions"] == 1
     assert not (away.root / STOPPED / "state.pt").exists()
-    stopped, resumed = sorted((job for job in jobs if "_sp_in_" in job["Comment"]), key=lambda job: int(job["JobId"]))
+    stopped, resumed = sorted(filter(is_stopped_one, jobs), key=lambda job: int(job["JobId"]))
     assert (stopped["JobState"], resumed["JobState"]) == ("FAILED", "COMPLETED")
     assert stopped["TimeLimit"] == "00:02:00"
     memory = [int(re.search(r"mem=(\d+)", job["TRES"]).group(1)) for job in (stopped, resumed)]
@@ -110,7 +114,7 @@ def test_a_training_near_its_time_limit_stops_and_goes_on_from_its_state(interru
 
 def test_only_heavy_rules_go_to_slurm_and_scores_are_bundled(interrupted):
     _, jobs = interrupted
-    assert Counter(map(rule_of, jobs)) == {"prepare": 1, "warm_up": 1, "train": 3, "scores_evaluate": 1}
+    assert Counter(map(rule_of, jobs)) == {"prepare": 3, "warm_up": 3, "train": 7, "scores_evaluate": 1}
 
 
 def test_jobs_ask_for_what_the_profile_says(interrupted):
@@ -118,20 +122,7 @@ def test_jobs_ask_for_what_the_profile_says(interrupted):
     gpus = {rule_of(job): job.get("TresPerJob") for job in jobs}
     assert gpus == {"prepare": None, "warm_up": "gres:gpu:1", "train": "gres:gpu:1", "scores_evaluate": "gres:gpu:1"}
     (bundle,) = [job for job in jobs if rule_of(job) == "scores_evaluate"]
-    # Two runs, one after the other: the needs of one, the time of two.
-    assert (bundle["NumCPUs"], bundle["TimeLimit"]) == ("2", "01:00:00")
+    # Six runs, one after the other: the needs of one, the time of six.
+    assert (bundle["NumCPUs"], bundle["TimeLimit"]) == ("2", "03:00:00")
     assert "mem=16000M" in bundle["TRES"]
     assert all(job["Requeue"] == "1" for job in jobs)
-
-
-@pytest.mark.slow
-def test_the_smoke_study_gives_the_same_bytes(slurm, empty_house, tmp_path):
-    here, away = empty_house.copy(tmp_path / "here"), empty_house.copy(tmp_path / "away")
-    result = here.snakemake("--config", "study=smoke", "device=cpu")
-    assert result.returncode == 0, result.stdout[-5000:]
-    with slurm.runs(away, "--config", "study=smoke", "device=cpu") as snakemake:
-        snakemake.wait(900)
-    assert snakemake.returncode == 0, (away.root / "snakemake.log").read_text()[-5000:]
-    expected = summary_of(here.root / "results/smoke")
-    assert len(expected) >= 12
-    assert summary_of(away.root / "results/smoke") == expected

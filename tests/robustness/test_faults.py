@@ -111,10 +111,22 @@ def test_a_warm_up_that_is_stopped_goes_on(bench, tmp_path):
     assert not (tmp_path / "state.pt").exists()
 
 
-def test_a_second_signal_ends_a_training_at_once_and_the_state_before_counts(bench, tmp_path):
-    twice = "os.kill(os.getpid(), signal.SIGTERM), os.kill(os.getpid(), signal.SIGTERM)"
-    assert bench.train("sp_in", tmp_path, prelude=in_step(STEPS_PER_EPOCH + 2, twice)).status() == 143
+def test_a_second_interrupt_ends_a_training_at_once_and_the_state_before_counts(bench, tmp_path):
+    twice = "os.kill(os.getpid(), signal.SIGINT), os.kill(os.getpid(), signal.SIGINT)"
+    assert bench.train("sp_in", tmp_path, prelude=in_step(STEPS_PER_EPOCH + 2, twice)).status() == 130
     assert "within_epoch" not in load_state(tmp_path / "state.pt", torch.device("cpu"))["trainer"]
+    assert bench.train("sp_in", tmp_path).status() == 0
+    assert outcome(tmp_path) == bench.undisturbed("sp_in")
+
+
+@pytest.mark.parametrize("second", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_that_follows_another_changes_nothing(bench, tmp_path, second):
+    """As when Snakemake tells a job to end that had Ctrl-C from the terminal."""
+    both = f"os.kill(os.getpid(), signal.SIGINT), os.kill(os.getpid(), signal.{second})"
+    stopped = bench.train("sp_in", tmp_path, prelude=in_step(STEPS_PER_EPOCH + 2, both))
+    assert stopped.status() == 130
+    assert "stopped by SIGINT" in stopped.said()[-1]
+    assert load_state(tmp_path / "state.pt", torch.device("cpu"))["trainer"]["within_epoch"]["position"] == 2
     assert bench.train("sp_in", tmp_path).status() == 0
     assert outcome(tmp_path) == bench.undisturbed("sp_in")
 
