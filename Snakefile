@@ -22,7 +22,7 @@ TOLD = {
     "BBNET_LIVE_DIR": f"{RESULTS}/live",
     "BBNET_GPU_SLOTS": KNOBS.gpu_slots,
     "BBNET_CHECKPOINT_MINUTES": KNOBS.checkpoint_minutes,
-    "BBNET_MADE": os.pathsep.join([f"{glob.escape(KNOBS.data_dir)}/*/*.json", f"{glob.escape(RESULTS)}/**/*"]),
+    "BBNET_MADE": f"{glob.escape(KNOBS.data_dir)}/*/*.json\n{glob.escape(RESULTS)}/**/*",
 }
 # This interpreter's environment comes first, but for a container's own.
 shell.prefix(
@@ -81,8 +81,8 @@ include: "rules/tables.smk"
 
 
 onstart:
-    if workflow.is_main_process and (workflow.dag_settings.forceall or workflow.dag_settings.forcerun):
-        discard_states()
+    if workflow.is_main_process:
+        discard_forced_states(workflow.dag_settings)
 
 
 onsuccess:

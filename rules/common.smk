@@ -3,6 +3,7 @@ from dataclasses import asdict
 from decimal import Decimal
 from pathlib import Path
 
+import yaml
 from snakemake.exceptions import WorkflowError
 
 from bbnet.sparsity.schedule import Schedule
@@ -184,10 +185,17 @@ def remove_outdated():
             path.unlink()
 
 
-def discard_states():
-    """So that runs which are forced (-F, -R) train from the start, also those that were stopped."""
-    for state in [*Path(RESULTS, "runs").rglob("state.pt"), *Path(RESULTS, "warm_up").rglob("state.pt")]:
-        state.unlink(missing_ok=True)
+def discard_forced_states(settings):
+    """Runs that are forced train from the start: all (-F), those of a rule (-R train), those of a file (-R, -f)."""
+    forced = {*settings.forcerun, *(settings.targets if settings.forcetargets else ())}
+    if settings.forceall:
+        forced = {"train", "warm_up"}
+    for name in map(str, forced):
+        rooms = {"train": "runs/*/*/*/*/*", "warm_up": "warm_up/*/*/*"}
+        for state in (
+            Path(RESULTS).glob(f"{rooms[name]}/state.pt") if name in rooms else [Path(name).with_name("state.pt")]
+        ):
+            state.unlink(missing_ok=True)
 
 
 def success_message():
@@ -196,12 +204,22 @@ def success_message():
     return f"Look at {RESULTS}/report.html, {RESULTS}/figures/ and {RESULTS}/tables/."
 
 
+def changed_knobs():
+    """What of config.yaml this call was told otherwise; the study in any case."""
+    written = yaml.safe_load(Path("config.yaml").read_text())
+    told = {key: value for key, value in config.items() if key != "cells" and str(value) != str(written.get(key))}
+    return [f"{key}={value}" for key, value in ({"study": KNOBS.study} | told).items()]
+
+
 def failure_message():
     failed = [folder for folder in RUNS if Path(RESULTS, "runs", folder, "error.json").is_file()]
     if not failed:
-        return "The study is not complete; the first error above says why, and the log named beside it says where."
+        return (
+            "The study is not complete. If it was stopped, the same command goes on; else the first error above says why, "
+            "and the log named beside it says where."
+        )
     return (
         f"{len(failed)} of {len(RUNS)} cells failed, for example {failed[0]} "
         f"({RESULTS}/runs/{failed[0]}/error.json says why). The same command tries them again. "
-        f"To go on without them: snakemake figures tables --cores all --config study={KNOBS.study} cells=done"
+        f"To go on without them: snakemake figures tables --cores all --config {' '.join(changed_knobs())} cells=done"
     )

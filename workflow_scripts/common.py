@@ -29,17 +29,19 @@ def arguments(description: str, **options: dict) -> argparse.ArgumentParser:
 
 JSON = {"type": json.loads}
 TEXT = {"type": str}
-PATHS = {"nargs": "+"}
+CLOCKS_DIFFER_NS = 2 * 10**9  # between the machines of a cluster
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
     """Runs `main`; an error becomes one line on the terminal and a traceback in the log, and exit status 1.
 
-    SIGTERM ends it as an exception does, so that nothing half-written stays, and comes also when the process that began
-    it ends, which the Snakefile names.
+    SIGTERM and SIGHUP end it as an exception does, so that nothing half-written stays. SIGTERM comes also when the
+    process that began it ends, which the Snakefile names.
     """
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, _exit)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _exit)
     if "BBNET_PARENT" in os.environ:
         end_with_parent(signal.SIGTERM, int(os.environ["BBNET_PARENT"]))
     terminal = logging.StreamHandler()
@@ -54,7 +56,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger().addHandler(log_file)
         main(options)
-        if any(_is_newer(path, time.time_ns()) for path in _files_of(options)):
+        if any(_is_newer(path, time.time_ns() + CLOCKS_DIFFER_NS) for path in _files_of(options)):
             bring_back_from_the_future()
     except KeyboardInterrupt:
         logging.error("interrupted")
@@ -89,7 +91,7 @@ def bring_back_from_the_future() -> None:
     was made from. The Snakefile says what is made.
     """
     now = time.time_ns()
-    for pattern in os.environ.get("BBNET_MADE", "").split(os.pathsep):
+    for pattern in os.environ.get("BBNET_MADE", "").splitlines():
         for path in map(Path, glob.iglob(pattern, recursive=True)):
             if _is_newer(path, now):
                 with suppress(OSError):  # someone else's file

@@ -1,6 +1,5 @@
 """Trains one run: method x budget x seed, from its warm start."""
 
-import os
 from datetime import UTC, datetime
 
 import torch
@@ -8,7 +7,7 @@ from common import JSON, TEXT, arguments, error_note, read_json, run, to_json, w
 
 from bbnet.data.store import alone
 from bbnet.sparsity.sparsifier import REFRESH_COLUMNS
-from bbnet.study.record import TRAINED, Record, environment, peak_memory_mib, sha256_of
+from bbnet.study.record import TRAINED, Record, environment, is_trained, peak_memory_mib, sha256_of
 from bbnet.training.checkpoint import load_state, save_masks, save_weights
 from bbnet.training.live import live_as_configured
 from bbnet.training.resume import StateFile
@@ -17,7 +16,8 @@ from bbnet.training.runs import Job, TrainedRun, train
 
 def main(options) -> None:
     with alone(options.folder / ".lock"), error_note(options.folder, options.fingerprint):
-        train_and_write(options)
+        if not is_trained(options.folder, options.fingerprint):  # by another process, while this one waited
+            train_and_write(options)
 
 
 def train_and_write(options) -> None:
@@ -29,11 +29,7 @@ def train_and_write(options) -> None:
     if warm_start["fingerprint"] != options.config["warm_start"]:
         raise ValueError(f"{options.warm_start}: is the warm start of another configuration or of other code")
     inputs = {"prepared": sha256_of(options.prepared), "warm_start": sha256_of(options.warm_start)}
-    state_file = StateFile(
-        folder / "state.pt",
-        f"{options.fingerprint} {inputs['warm_start']}",
-        float(os.environ.get("BBNET_CHECKPOINT_MINUTES", "10")),
-    )
+    state_file = StateFile.as_configured(folder / "state.pt", job.device, options.fingerprint, *inputs.values())
     with live_as_configured("/".join(folder.parts[-5:]), options.config) as live, state_file:
         trained = train(job, warm_start, on_epoch=live, resume=state_file)
     save_weights(folder / "model.safetensors", trained.weights)

@@ -1,12 +1,13 @@
 """The dense first phase of a seed, from which every method starts."""
 
-import os
 from pathlib import Path
 
+import torch
 from common import JSON, TEXT, arguments, read_json, read_manifest, run, write_csv
 
 from bbnet.data.store import alone
-from bbnet.training.checkpoint import save_state
+from bbnet.study.record import sha256_of
+from bbnet.training.checkpoint import load_state, save_state
 from bbnet.training.live import live_as_configured
 from bbnet.training.resume import StateFile
 from bbnet.training.runs import Job, warm_up
@@ -14,7 +15,16 @@ from bbnet.training.runs import Job, warm_up
 
 def main(options) -> None:
     with alone(options.folder / ".lock"):
-        train_and_write(options)
+        if not is_warm(options.folder, options.fingerprint):  # by another process, while this one waited
+            train_and_write(options)
+
+
+def is_warm(folder: Path, wanted: str) -> bool:
+    try:
+        found = load_state(folder / "checkpoint.pt", torch.device("cpu"))["fingerprint"]
+    except (OSError, ValueError):
+        return False
+    return found == wanted and all((folder / name).is_file() for name in ("history.csv", "units.csv"))
 
 
 def train_and_write(options) -> None:
@@ -24,8 +34,8 @@ def train_and_write(options) -> None:
     if options.weights is not None:
         manifest = read_manifest(options.weights)
         weights = Path(manifest["root"], manifest["file"])
-    minutes = float(os.environ.get("BBNET_CHECKPOINT_MINUTES", "10"))
-    state_file = StateFile(folder / "state.pt", options.fingerprint, minutes)
+    data = sha256_of(options.prepared)
+    state_file = StateFile.as_configured(folder / "state.pt", job.device, options.fingerprint, data)
     with live_as_configured("/".join(folder.parts[-4:]), options.config) as live, state_file:
         state, history, units = warm_up(job, weights, on_epoch=live, resume=state_file)
     save_state(folder / "checkpoint.pt", state | {"fingerprint": options.fingerprint})

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from bbnet.study.record import TRAINED, Record, fingerprint, read_record, sha256_of
 
@@ -35,15 +35,35 @@ def verify_runs(options: argparse.Namespace) -> None:
     for folder in options.runs:
         found = list(differences(folder))
         wrong += bool(found)
-        print(f"{folder}: {'is what its record says' if not found else ''}")
+        absent = [what for what, path in compared_with(folder).items() if not path.is_file()]
+        but = f" (not here, so not compared: {', '.join(absent)})" if absent and not found else ""
+        print(f"{folder}: " + ("is not what its record says" if found else f"is what its record says{but}"))
         for difference in found:
             print(f"  {difference}")
     if wrong:
         sys.exit(f"{wrong} of {len(options.runs)} runs are not what their records say")
 
 
+def compared_with(folder: Path) -> dict[str, Path]:
+    """What lies beside a run in the results of its study, `runs/{task}/{model}/{method}/{budget}/{seed}`."""
+    task, model, _, _, seed = place_of(folder)
+    results = Path(os.path.abspath(folder.joinpath(*[".."] * 6)))
+    return {
+        "its warm start": results / "warm_up" / task / model / seed / "checkpoint.pt",
+        "scores": folder / "metrics.json",
+    }
+
+
+def place_of(folder: Path) -> list[str]:
+    """The last five parts of its path, which in the results of a study say which run it is."""
+    return ([""] * 5 + list(folder.absolute().parts))[-5:]
+
+
 def differences(folder: Path) -> Iterator[str]:
     """What of a run is not as its record says, in one line each."""
+    if not (folder / "record.json").is_file():
+        yield "is no folder of a run: it has no record.json"
+        return
     try:
         record = read_record(folder / "record.json")
     except (OSError, ValueError) as error:
@@ -53,7 +73,7 @@ def differences(folder: Path) -> Iterator[str]:
     for check in checks:
         try:
             yield from check(folder, record)
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except Exception as error:  # of whatever kind: what was tampered with may say anything to its reader
             yield f"{check.__name__.strip('_')}: cannot be read ({type(error).__name__}: {error})"
 
 
@@ -61,9 +81,14 @@ def _configuration(folder: Path, record: Record) -> Iterator[str]:
     again = fingerprint(record.config)
     if again != record.fingerprint:
         yield f"record.json: its configuration has fingerprint {again}, it says {record.fingerprint}"
-    for key in ("task", "seed", "budget"):
-        if record.run.get(key) != record.config.get(key):
-            yield f"record.json: {key} is {record.run.get(key)} in run, {record.config.get(key)} in config"
+    made_with = {key: record.config[key] for key in ("task", "seed", "budget")}
+    for key, value in (made_with | {"side": record.config["method"].get("side", "none")}).items():
+        if record.run.get(key) != value:
+            yield f"record.json: {key} is {record.run.get(key)} in run, {value} in config"
+    run = record.run
+    place = [str(run["task"]), str(run["model"]), str(run["method"]), f"b{run['budget']}", f"s{run['seed']}"]
+    if folder.absolute().parts[-6:-5] == ("runs",) and place_of(folder) != place:
+        yield f"record.json: is of run {'/'.join(place)}"
 
 
 def _files(folder: Path, record: Record) -> Iterator[str]:
@@ -74,16 +99,11 @@ def _files(folder: Path, record: Record) -> Iterator[str]:
             yield f"{name}: is missing"
         elif sha256_of(folder / name) != record.files[name]:
             yield f"{name}: is not the file that the run wrote, by its hash"
-    warm_start = _warm_start_of(folder, record)
+    if record.selected_epoch not in pd.read_csv(folder / "history.csv")["epoch"].tolist():
+        yield f"record.json: selected epoch {record.selected_epoch} is not in history.csv"
+    warm_start = compared_with(folder)["its warm start"]
     if warm_start.is_file() and sha256_of(warm_start) != record.inputs["warm_start"]:
         yield f"{warm_start}: is another warm start than this run's"
-
-
-def _warm_start_of(folder: Path, record: Record) -> Path:
-    """Where it lies if the run lies in the results of its study, `runs/{task}/{model}/{method}/{budget}/{seed}`."""
-    results = Path(os.path.abspath(folder.joinpath(*[".."] * 6)))
-    task, model, seed = (record.run[key] for key in ("task", "model", "seed"))
-    return results / f"warm_up/{task}/{model}/s{seed}/checkpoint.pt"
 
 
 def _masks(folder: Path, record: Record) -> Iterator[str]:

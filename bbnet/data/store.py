@@ -6,6 +6,7 @@ import glob
 import logging
 import os
 import shutil
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, of the same suffix, renamed to it if the block succeeds, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_behind(path)
-    partial = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    partial = path.with_name(f".{path.stem}.partial-{socket.gethostname()}-{os.getpid()}{path.suffix}")
     try:
         yield partial
         with partial.open("rb+") as file:
@@ -32,10 +33,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 
 def _remove_left_behind(path: Path) -> None:
-    """What processes that were killed have left of this file."""
-    stem, suffix = glob.escape(path.stem), glob.escape(path.suffix)
-    for partial in path.parent.glob(f".{stem}.partial-[0-9]*{suffix}"):
-        process = partial.name.rpartition(".partial-")[2].removesuffix(path.suffix)
+    """What processes of this machine that were killed have left of this file."""
+    stem, host, suffix = map(glob.escape, (path.stem, socket.gethostname(), path.suffix))
+    for partial in path.parent.glob(f".{stem}.partial-{host}-[0-9]*{suffix}"):
+        process = partial.name.removesuffix(path.suffix).rpartition("-")[2]
         if not Path("/proc", process).exists():
             partial.unlink(missing_ok=True)
 

@@ -44,8 +44,12 @@ class Knobs(Section):
 
     study: str = Field("demo", pattern=r"^[a-z][a-z0-9_]*$", description="Name of a file in studies/, without .yaml.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
-    data_dir: str = Field("data", min_length=1, description="Where packs are fetched and prepared.")
-    results_dir: str = Field("results", min_length=1, description="Where runs, summary, figures and tables go.")
+    data_dir: str = Field(
+        "data", min_length=1, pattern=r"^[^{}]+$", description="Where packs are fetched and prepared."
+    )
+    results_dir: str = Field(
+        "results", min_length=1, pattern=r"^[^{}]+$", description="Where runs, summary, figures and tables go."
+    )
     results_from: Literal["runs", "reference"] = Field(
         "runs", description="reference: figures and tables from the summary shipped in results/reference/."
     )
@@ -92,7 +96,7 @@ def canonical_budget(value: Any) -> str:
 
 
 Budget = Annotated[str, BeforeValidator(canonical_budget, json_schema_input_type=float | str)]
-Label = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+Label = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 
 
 class Sparsity(Section):
@@ -208,6 +212,9 @@ class Study(Section):
 
 def read_knobs(config: Mapping[str, Any]) -> Knobs:
     """The knobs from config.yaml and --config; raises ConfigError."""
+    for key, value in config.items():
+        if isinstance(value, dict | list):
+            raise ConfigError(f"config.yaml or --config: {key}: must be one value, found {value!r}")
     try:
         return Knobs(**{str(key): value if value is None else str(value) for key, value in config.items()})
     except ValidationError as error:

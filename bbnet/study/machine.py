@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 
 from bbnet.study.config import ConfigError
@@ -16,7 +17,7 @@ def name_of(device: str) -> str:
 
 
 def gpu_count() -> int:
-    """GPUs that runs on this machine may use: BBNET_GPUS, else as many as CUDA_VISIBLE_DEVICES names, else all.
+    """GPUs that runs on this machine use at a time: BBNET_GPUS, else those of CUDA_VISIBLE_DEVICES, else all.
 
     Raises: ConfigError if BBNET_GPUS is no number.
     """
@@ -26,7 +27,11 @@ def gpu_count() -> int:
             raise ConfigError(f"environment variable BBNET_GPUS: must be a whole number, found {told!r}")
         return int(told)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return len(_gpus()) if visible is None else len([name for name in visible.split(",") if name not in ("", "-1")])
+    return (
+        len(_gpus())
+        if visible is None
+        else len(list(takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))))
+    )
 
 
 def _gpu() -> str | None:

@@ -108,9 +108,19 @@ def sha256_of(path: Path) -> str:
 
 def check_files(folder: Path, record: Record) -> None:
     """Raises ValueError naming the first file of a run that its record does not vouch for."""
-    for name, recorded in record.files.items():
-        if sha256_of(folder / name) != recorded:
+    for name in TRAINED:
+        if sha256_of(folder / name) != record.files.get(name):
             raise ValueError(f"{folder / name}: is not the file that the run wrote, by its record.json")
+
+
+def is_trained(folder: Path, wanted: str) -> bool:
+    """Whether a run of fingerprint `wanted` is in its folder, whole."""
+    try:
+        record = read_record(folder / "record.json")
+        check_files(folder, record)
+    except (OSError, ValueError):
+        return False
+    return record.fingerprint == wanted
 
 
 def canonical_json(value: Any) -> str:
@@ -138,7 +148,7 @@ def _hash_files(root: Path, files: tuple[Path, ...]) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine; the only part of a record that may differ between two equal runs."""
+    """Versions and machine."""
     return {
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS_OF},

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, StringConstraints, model_validator
 
-ModelLabel = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+ModelLabel = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 

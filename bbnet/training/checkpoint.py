@@ -5,33 +5,22 @@ import json
 import struct
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from bbnet.data.store import whole_file
 from bbnet.sparsity.masks import pack_masks, unpack_masks
 
 
-@contextmanager
-def _safetensors_file(path: Path) -> Iterator[Path]:
-    """As `whole_file`; what the disk refuses is an OSError that names the file."""
-    with whole_file(path) as partial:
-        try:
-            yield partial
-        except SafetensorError as error:
-            raise OSError(f"{path}: cannot be written ({error})") from None
-
-
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
-    with _safetensors_file(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in state.items()}, partial)
+    with whole_file(path) as partial:
+        partial.write_bytes(save({name: tensor.contiguous() for name, tensor in state.items()}))
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -47,9 +36,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
 def save_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
     """Per slab its packed bits, and in the metadata its shape [units, fan]."""
     packed, shapes = pack_masks(dict(masks))
-    with _safetensors_file(path) as partial:
-        save_file(packed, partial, metadata=shapes)
-        partial.write_bytes(_with_sorted_header(partial.read_bytes()))
+    with whole_file(path) as partial:
+        partial.write_bytes(_with_sorted_header(save(packed, metadata=shapes)))
 
 
 def _with_sorted_header(content: bytes) -> bytes:

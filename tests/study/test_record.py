@@ -4,7 +4,17 @@ import json
 
 import pytest
 
-from bbnet.study.record import VERSIONS_OF, code_fingerprint, environment, fingerprint, run_status
+from bbnet.study.record import (
+    TRAINED,
+    VERSIONS_OF,
+    Record,
+    check_files,
+    code_fingerprint,
+    environment,
+    fingerprint,
+    run_status,
+    sha256_of,
+)
 
 WANTED = "0123456789abcdef"
 
@@ -85,3 +95,14 @@ def test_the_environment_names_every_version():
     assert set(found["versions"]) == set(VERSIONS_OF)
     assert found["python"]
     assert found["host"]
+
+
+def test_a_file_that_the_record_does_not_name_is_refused(tmp_path):
+    for name in TRAINED:
+        (tmp_path / name).write_text(name)
+    hashes = {name: sha256_of(tmp_path / name) for name in TRAINED}
+    check_files(tmp_path, Record.model_construct(files=hashes))
+    for name in TRAINED:
+        others = {other: digest for other, digest in hashes.items() if other != name}
+        with pytest.raises(ValueError, match=f"{name}: is not the file"):
+            check_files(tmp_path, Record.model_construct(files=others))

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import nn
 
-from bbnet.training import checkpoint
 from bbnet.training.checkpoint import load_masks, load_state, load_weights, save_masks, save_state, save_weights
 
 CPU = torch.device("cpu")
@@ -153,8 +152,8 @@ def fail_midway(*arguments, **keywords):
 @pytest.mark.parametrize(
     ("owner", "name", "save"),
     [
-        (checkpoint, "save_file", lambda path: save_weights(path, {"w": torch.ones(3)})),
-        (checkpoint, "save_file", lambda path: save_masks(path, {"m": torch.ones(2, 2, dtype=torch.bool)})),
+        (Path, "write_bytes", lambda path: save_weights(path, {"w": torch.ones(3)})),
+        (Path, "write_bytes", lambda path: save_masks(path, {"m": torch.ones(2, 2, dtype=torch.bool)})),
         (Path, "write_bytes", lambda path: save_state(path, {"epoch": 1})),
     ],
     ids=["weights", "masks", "state"],

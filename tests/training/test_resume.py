@@ -1,5 +1,6 @@
 """A training that was stopped anywhere ends in the same bits as one that went through, for every kind of method."""
 
+import importlib
 import os
 import signal
 
@@ -171,3 +172,56 @@ def test_seconds_and_interruptions_add_up_over_the_parts(job, warm_start, tmp_pa
         assert state_file.interruptions == part
         seconds.append(state_file.seconds)
     assert 0 < seconds[0] < seconds[1] < seconds[2]
+
+
+@pytest.mark.parametrize("moment", ["bbnet.training.runs.densities", "bbnet.sparsity.cost.flops"])
+def test_a_signal_after_the_last_epoch_is_heeded_too(job, warm_start, uninterrupted, tmp_path, monkeypatch, moment):
+    path, start = tmp_path / "state.pt", warm_start()
+    owner, name = moment.rsplit(".", 1)
+    original = getattr(importlib.import_module(owner), name)
+
+    def interrupted(*arguments, **keywords):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(moment, interrupted)
+    with pytest.raises(Stopped), StateFile(path, "f", minutes=60) as state_file:
+        train(job("sp_in"), start, resume=state_file)
+    monkeypatch.undo()
+    assert bits(train(job("sp_in"), start, resume=StateFile(path, "f", minutes=60))) == uninterrupted("sp_in")
+
+
+def test_a_signal_that_is_ignored_stays_so(tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StateFile(tmp_path / "state.pt", "f", minutes=60):
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_state_of_another_device_data_or_warm_start_is_not_taken(tmp_path, monkeypatch):
+    path, made_of = tmp_path / "state.pt", ("fingerprint", "data", "warm start")
+    StateFile.as_configured(path, CPU, *made_of).after_epoch(lambda: {"epoch": 3})
+    assert StateFile.as_configured(path, CPU, *made_of).load(CPU) == {"epoch": 3}
+    assert StateFile.as_configured(path, torch.device("cuda", 1), *made_of).load(CPU) is None
+    for number in range(3):
+        other = [part if place != number else "other" for place, part in enumerate(made_of)]
+        assert StateFile.as_configured(path, CPU, *other).load(CPU) is None
+    monkeypatch.setattr(torch, "__version__", "1.0")
+    assert StateFile.as_configured(path, CPU, *made_of).load(CPU) is None
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], torch.ones(3), {"fingerprint": "f"}, {"interruptions": 0, "seconds": 1.0}, "text", None]
+)
+def test_a_file_that_is_no_state_is_not_taken(tmp_path, content):
+    torch.save(content, tmp_path / "state.pt")
+    assert StateFile(tmp_path / "state.pt", "f", minutes=60).load(CPU) is None
+
+
+def test_the_knob_says_how_often(tmp_path, monkeypatch):
+    monkeypatch.setenv("BBNET_CHECKPOINT_MINUTES", "0.25")
+    assert StateFile.as_configured(tmp_path / "state.pt", CPU).minutes == 0.25

@@ -1,5 +1,6 @@
 """A run from warm start to score: exact budgets, masks in force, and the same bits again."""
 
+import os
 from decimal import Decimal
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 
 from bbnet.sparsity import algorithms
 from bbnet.sparsity.gate import Gates
-from bbnet.training.runs import check_masks_in_force, evaluate, train, warm_up
+from bbnet.training import runs
+from bbnet.training.runs import Job, check_masks_in_force, evaluate, train, warm_up
 
 SPARSE = ("sp_in", "sp_out", "both", "magnitude", "rigl", "wanda")
 ALL = ("dense", *SPARSE)
@@ -325,3 +327,29 @@ def test_a_run_at_budget_one_is_the_dense_run(finished, job, warm_start):
     dense, whole = finished("dense").run, train(job("sp_in", budget="1.00"), warm_start())
     assert [row["train_loss"] for row in whole.history] == [row["train_loss"] for row in dense.history]
     assert all(torch.equal(dense.weights[name], whole.weights[name]) for name in dense.weights)
+
+
+def test_deterministic_asks_torch_for_its_deterministic_algorithms_on_a_gpu_alone(job, prepared, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runs, "compute_deterministically", lambda: asked.append(True))
+    config = job().config | {"deterministic": True}
+    Job(config, prepared.folder, prepared.index)
+    assert asked == []
+    monkeypatch.setattr(runs, "choose_device", lambda wanted, slots: torch.device("cuda", 0))
+    Job(config, prepared.folder, prepared.index)
+    assert asked == [True]
+    Job(job().config, prepared.folder, prepared.index)
+    assert asked == [True]
+
+
+def test_deterministic_algorithms_are_those_of_torch(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        runs.compute_deterministically()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+        assert not torch.backends.cudnn.benchmark
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+        os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
