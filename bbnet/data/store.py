@@ -28,6 +28,9 @@ def whole_file(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file)  # else a power cut may leave the name without the content
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # which a full disk does not say
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

@@ -212,11 +212,12 @@ class Study(Section):
 
 def read_knobs(config: Mapping[str, Any]) -> Knobs:
     """The knobs from config.yaml and --config; raises ConfigError."""
-    for key, value in config.items():
-        if isinstance(value, dict | list):
-            raise ConfigError(f"config.yaml or --config: {key}: must be one value, found {value!r}")
+    as_text = {
+        str(key): value if value is None or isinstance(value, dict | list) else str(value)
+        for key, value in config.items()
+    }
     try:
-        return Knobs(**{str(key): value if value is None else str(value) for key, value in config.items()})
+        return Knobs(**as_text)
     except ValidationError as error:
         raise ConfigError(_describe("config.yaml or --config", error, Knobs)) from None
 

@@ -255,17 +255,18 @@ def test_faces_have_buckets_before_scores_and_a_roc_figure(empty_house, study):
     assert planned == runs | again("face")
 
 
-def test_weights_to_start_from_are_a_pack_of_their_own(empty_house, study):
-    weights = empty_house.root / "resnet101-63fe2227.pth"
+def test_weights_to_start_from_are_a_pack_of_their_own(empty_house, study, tmp_path):
+    house = empty_house.copy(tmp_path / "house")
+    weights = house.root / "resnet101-63fe2227.pth"
     model = {"architecture": "resnet101", "weights": {"pack": "imagenet_resnet101", "path": weights.name}}
     study["tasks"] = {"face": FACES | {"models": {"large": model}}}
-    empty_house.write_study(study, "faces")
-    refused = empty_house.snakemake("--dry-run", "--config", "study=faces")
+    house.write_study(study, "faces")
+    refused = house.snakemake("--dry-run", "--config", "study=faces")
     assert refused.returncode != 0
     assert "tasks.face.models.large.weights.path: there is no file resnet101-63fe2227.pth" in refused.stdout
     weights.write_bytes(b"others")
-    assert empty_house.planned("--config", "study=faces")["fetch"] == 2
-    result = empty_house.snakemake("--until", "warm_up", "--config", "study=faces")
+    assert house.planned("--config", "study=faces")["fetch"] == 2
+    result = house.snakemake("--until", "warm_up", "--config", "study=faces")
     assert result.returncode != 0
     assert f"{weights}: its SHA-256 begins with" in result.stdout
 
