@@ -27,7 +27,7 @@ demo: $(VENV)/.done  ## the default study: embedded data, CPU, minutes
 smoke: $(VENV)/.done  ## the smallest study, under two minutes
 	$(SNAKEMAKE) --cores all --config study=smoke
 
-test: $(VENV)/.done  ## the test suite, about ten minutes
+test: $(VENV)/.done  ## the test suite, about twenty minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow"
 
 test-slow: $(VENV)/.done  ## the checks that take longer
