@@ -93,7 +93,18 @@ def events(folder: Path) -> dict[int, dict[str, float]]:
 
 
 def wandb_records(folder: Path) -> list:
-    """What lies in the one offline run of a folder: pieces in blocks of 32 KiB, each behind its crc, size and kind."""
+    """What lies in the one offline run of a folder, once W&B, which writes behind our backs, has written its end."""
+    deadline = time.monotonic() + 20
+    while True:
+        records = written_records(folder)
+        if any(record.HasField("exit") for record in records):
+            return records
+        assert time.monotonic() < deadline, f"no end of the run among {len(records)} records"
+        time.sleep(0.2)
+
+
+def written_records(folder: Path) -> list:
+    """Pieces in blocks of 32 KiB, each behind its crc, size and kind."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
@@ -105,7 +116,7 @@ def wandb_records(folder: Path) -> list:
         size, kind = int.from_bytes(content[start + 4 : start + 6], "little"), content[start + 6]
         whole += content[start + 7 : start + 7 + size]
         start += 7 + size
-        if kind in (1, 4):  # whole, or a last piece
+        if kind in (1, 4) and start <= len(content):  # whole, or a last piece
             records.append(Record.FromString(whole))
             whole = b""
     return records
