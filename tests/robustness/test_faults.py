@@ -513,7 +513,16 @@ def run_folder(method: str) -> str:
     return f"results/study/runs/change/tiny/{method}/b{'1.00' if method == 'dense' else '0.50'}/s0"
 
 
-@pytest.mark.parametrize(("arguments", "goes_on"), [([], True), (["--forceall", "--allowed-rules", "train"], False)])
+@pytest.mark.parametrize(
+    ("arguments", "goes_on"),
+    [
+        ([], True),
+        (["--forcerun", "evaluate", "--until", "train"], True),
+        (["--forcerun", "train"], False),
+        (["--force"], False),
+        (["--forceall", "--allowed-rules", "train"], False),
+    ],
+)
 def test_snakemake_goes_on_unless_it_is_forced(bench, house, arguments, goes_on):
     folder = house.root / run_folder("sp_in")
     assert bench.train("sp_in", folder, prelude=stopped_in(11)).status() == 143
