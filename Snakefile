@@ -26,7 +26,8 @@ TOLD = {
 }
 # This interpreter's environment comes first, but for a container's own.
 shell.prefix(
-    f'[ -n "${{{{APPTAINER_CONTAINER:-${{{{SINGULARITY_CONTAINER:-}}}}}}}}" ] || export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; '
+    '[ -n "${{APPTAINER_CONTAINER:-${{SINGULARITY_CONTAINER:-}}}}" ] || '
+    f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; "
     f"export BBNET_PARENT=$PPID {' '.join(f'{name}={shlex.quote(str(value))}' for name, value in TOLD.items())}; "
 )
 # The profile limits `gpu` to the GPUs of this machine.

@@ -29,7 +29,8 @@ def whole_file(path: Path) -> Iterator[Path]:
             os.fsync(file)  # else a power cut may leave the name without the content
         os.replace(partial, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # which a full disk does not say
+        if error.errno is not None:
+            error.filename = error.filename or str(path)  # which a full disk does not say
         raise
     finally:
         partial.unlink(missing_ok=True)

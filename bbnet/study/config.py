@@ -233,7 +233,8 @@ def read_study(name: str, folder: Path) -> Study:
         if not isinstance(content, dict):
             found = "an empty file" if content is None else type(content).__name__
             raise ConfigError(f"{path}: must be a map of keys, found {found}")
-        _check_keys(content, f"{path}: ")
+        for key, value in content.items():
+            _check_keys(value, f"{path}: {key}")
         # As JSON: strict, so that true is no number and "5" no integer, and yet a list is a tuple.
         text = json.dumps({str(key): value for key, value in content.items()}, default=str)
     except ConfigError:
@@ -247,16 +248,12 @@ def read_study(name: str, folder: Path) -> Study:
 
 
 def _check_keys(content: Any, place: str) -> None:
-    """Raises ConfigError for a key below the first level that is no text, which JSON would make one."""
-    if isinstance(content, dict):
-        for key, value in content.items():
-            for below in value if isinstance(value, dict) else ():
-                if not isinstance(below, str):
-                    raise ConfigError(f"{place}{key}.{below}: a key should be a valid string, found {below!r}")
-            _check_keys(value, f"{place}{key}.")
-    elif isinstance(content, list):
-        for number, value in enumerate(content):
-            _check_keys(value, f"{place}{number}.")
+    """Raises ConfigError for a key that is no text, which JSON would make one."""
+    below = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
+    for key, value in below:
+        if isinstance(content, dict) and not isinstance(key, str):
+            raise ConfigError(f"{place}.{key}: a key should be a valid string, found {key!r}")
+        _check_keys(value, f"{place}.{key}")
 
 
 def check_sources(study: Study, file: Path) -> None:

@@ -16,26 +16,11 @@ from bbnet.study.config import Knobs, read_study
 from bbnet.study.grid import Run, runs
 from bbnet.study.recipe import Recipes
 from bbnet.study.record import TRAINED, canonical_json, fingerprint
+from tests.workflow.conftest import MICRO
 
 ROOT = Path(__file__).parents[2]
-STUDY = {
-    "seeds": [0],
-    "budgets": [0.5],
-    "methods": {
-        "dense": {"algorithm": "dense"},
-        "sp_in": {"algorithm": "budgeted_broadcast", "side": "in"},
-        "magnitude": {"algorithm": "magnitude", "side": "in"},
-        "rigl": {"algorithm": "rigl", "side": "in"},
-        "topk": {"algorithm": "topk"},
-    },
-    "tasks": {
-        "change": {
-            "data": {"pack": "aerial_scenes", "size": 32, "train": 16, "val": 4, "test": 6},
-            "tile": 32,
-            "models": {"tiny": {"widths": [8, 8]}},
-            "training": {"epochs": 3, "warm_up_epochs": 1, "batch_size": 2, "learning_rate": 0.003},
-        }
-    },
+STUDY = MICRO | {
+    "methods": MICRO["methods"] | {"rigl": {"algorithm": "rigl", "side": "in"}, "topk": {"algorithm": "topk"}}
 }
 STEPS_PER_EPOCH = 8
 # What a script imports late, too.

@@ -17,7 +17,7 @@ import torch
 
 from bbnet.training.checkpoint import load_state, save_state
 from tests.robustness.conftest import ROOT, STEPS_PER_EPOCH, STUDY, interruptions, outcome
-from tests.workflow.conftest import PARTS, House
+from tests.workflow.conftest import House, build_house
 
 pytestmark = pytest.mark.xdist_group("faults")
 
@@ -498,11 +498,7 @@ def house(bench, tmp_path) -> House:
 
 
 def new_house(root: Path) -> House:
-    for part in PARTS:
-        copy = shutil.copytree if (ROOT / part).is_dir() else shutil.copy
-        root.mkdir(exist_ok=True)
-        copy(ROOT / part, root / part)
-    house = House(root)
+    house = build_house(root)
     house.write_study(STUDY, "study")
     knobs = root / "config.yaml"
     knobs.write_text(knobs.read_text().replace("study: demo", "study: study").replace("device: auto", "device: cpu"))

@@ -73,19 +73,24 @@ def study() -> dict:
     return deepcopy(MICRO)
 
 
-@pytest.fixture(scope="session")
-def empty_house(tmp_path_factory: pytest.TempPathFactory) -> House:
-    """The project and the micro study, nothing run."""
-    root = tmp_path_factory.mktemp("house")
+def build_house(root: Path) -> House:
+    """The project in a folder of its own."""
+    root.mkdir(exist_ok=True)
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():
             shutil.copytree(source, root / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, root / part)
-    house = House(root)
+    return House(root)
+
+
+@pytest.fixture(scope="session")
+def empty_house(tmp_path_factory: pytest.TempPathFactory) -> House:
+    """The project and the micro study, nothing run."""
+    house = build_house(tmp_path_factory.mktemp("house"))
     house.write_study(MICRO)
-    knobs = root / "config.yaml"
+    knobs = house.root / "config.yaml"
     knobs.write_text(knobs.read_text().replace("study: demo", "study: micro"))
     return house
 
