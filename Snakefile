@@ -20,6 +20,7 @@ include: "rules/common.smk"
 TOLD = {
     "BBNET_LIVE": KNOBS.live,
     "BBNET_LIVE_DIR": f"{RESULTS}/live",
+    "BBNET_RESIDENT": KNOBS.resident,
     "BBNET_GPU_SLOTS": KNOBS.gpu_slots,
     "BBNET_CHECKPOINT_MINUTES": KNOBS.checkpoint_minutes,
     "BBNET_MADE": f"{glob.escape(KNOBS.data_dir)}/*/*.json\n{glob.escape(RESULTS)}/**/*",

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import gc
 import glob
 import json
 import logging
@@ -16,6 +17,10 @@ from typing import Any
 
 from bbnet.data.process import end_with_parent
 from bbnet.data.store import whole_file
+
+# What imports make stays. To look through it for garbage, during the imports and again when the process ends, takes
+# longer than a light rule's own work: see `run`.
+gc.disable()
 
 
 def arguments(description: str, **options: dict) -> argparse.ArgumentParser:
@@ -38,6 +43,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     SIGTERM and SIGHUP end it as an exception does, so that nothing half-written stays. SIGTERM comes also when the
     process that began it ends, which the Snakefile names.
     """
+    gc.freeze()
+    gc.enable()
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
@@ -65,6 +72,8 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         logging.error("error: %s", one_line(error))
         logging.error("traceback", exc_info=True, extra={"only_in_log": True})
         sys.exit(1)
+    finally:
+        gc.freeze()
 
 
 def _exit(number: int, _: Any) -> None:
@@ -143,11 +152,23 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
 
 
 def write_parquet(path: Path, columns: Mapping[str, Any]) -> None:
+    """Columns of equal length: arrays of numbers or texts, or an object array of arrays of numbers."""
     import pyarrow
     import pyarrow.parquet
 
+    def as_arrow(values: Any) -> Any:
+        # From buffers and lists: pyarrow imports pandas for an array.
+        if values.dtype == object:
+            kind = pyarrow.list_(pyarrow.from_numpy_dtype(values[0].dtype))
+            return pyarrow.array([each.tolist() for each in values], kind)
+        if values.dtype.kind in "iuf":
+            kind, buffer = pyarrow.from_numpy_dtype(values.dtype), pyarrow.py_buffer(values.copy())
+            return pyarrow.Array.from_buffers(kind, len(values), [None, buffer])
+        return pyarrow.array(values.tolist())
+
     with whole_file(path) as partial:
-        pyarrow.parquet.write_table(pyarrow.table(dict(columns)), partial)
+        table = pyarrow.table({name: as_arrow(values) for name, values in columns.items()})
+        pyarrow.parquet.write_table(table, partial)
 
 
 def write_frame(path: Path, frame: Any) -> None:

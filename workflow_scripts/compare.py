@@ -1,7 +1,8 @@
 """Cells, contrasts and claims: means over seeds with their intervals, paired differences, and what units do."""
 
-import pandas as pd
 from common import arguments, read_json, run, write_frame
+
+import pandas as pd
 
 from bbnet.analysis.claims import claims_table
 from bbnet.analysis.collect import COST_METRICS

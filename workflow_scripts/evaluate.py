@@ -1,6 +1,5 @@
 """Scores a trained run on test, and measures its units on dev."""
 
-import numpy as np
 from common import (
     JSON,
     arguments,
@@ -12,6 +11,8 @@ from common import (
     write_parquet,
     write_text,
 )
+
+import numpy as np
 
 from bbnet.data.store import alone, whole_file
 from bbnet.study.record import check_files, read_record

@@ -7,9 +7,10 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
+from common import TEXT, arguments, one_line, run
+
 import numpy as np
 import pandas as pd
-from common import TEXT, arguments, one_line, run
 from matplotlib.figure import Figure
 
 from bbnet.analysis.summary import Summary

@@ -2,9 +2,10 @@
 
 import importlib
 
+from common import JSON, TEXT, arguments, read_json, run, to_json
+
 import numpy as np
 import pandas as pd
-from common import JSON, TEXT, arguments, read_json, run, to_json
 
 from bbnet.data.store import whole_file
 

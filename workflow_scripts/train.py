@@ -2,8 +2,9 @@
 
 from datetime import UTC, datetime
 
-import torch
 from common import JSON, TEXT, arguments, error_note, read_json, run, to_json, write_csv, write_text
+
+import torch
 
 from bbnet.data.store import alone
 from bbnet.sparsity.sparsifier import REFRESH_COLUMNS
@@ -47,6 +48,8 @@ def train_and_write(options) -> None:
         "left_dense": trained.left_dense,
         "slabs": slab_records(trained),
         "cost": {key: value for key, value in trained.cost.items() if key != "slabs"},
+        "precision": str(job.precision).removeprefix("torch."),
+        "compiled": trained.compiled,
         "environment": environment(),
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "began": began.isoformat(timespec="seconds"),

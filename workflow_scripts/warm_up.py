@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-import torch
 from common import JSON, TEXT, arguments, read_json, read_manifest, run, write_csv
+
+import torch
 
 from bbnet.data.store import alone
 from bbnet.study.record import sha256_of

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from bbnet.sparsity.gate import Gates
 from bbnet.sparsity.slab import LAYERS
@@ -40,6 +39,8 @@ def flops(
     A slab's layer saves 1 - density; a layer behind gates the share of its inputs that they close. A multiply and an
     add are two FLOPs, as torch's counter has it.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # late: it imports triton, and scoring counts nothing
+
     saved = {name: 1 - density({name: mask}) for name, mask in masks.items()}
     with _in_evaluation(model):
         with FlopCounterMode(display=False) as counter:

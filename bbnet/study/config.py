@@ -39,11 +39,20 @@ class Section(BaseModel, extra="forbid", frozen=True):
     """A part of the configuration: no unknown keys, never changed after reading."""
 
 
+def _switch(value: Any) -> Any:
+    """YAML takes on and off for true and false."""
+    return {"True": "on", "False": "off"}.get(value, value)
+
+
+Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
+
+
 class Knobs(Section):
     """config.yaml, each of which `--config key=value` may override."""
 
     study: str = Field("demo", pattern=r"^[a-z][a-z0-9_]*$", description="Name of a file in studies/, without .yaml.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
+    compile: Switch = Field("auto", description="Training steps by torch.compile; auto: where a run is long enough.")
     data_dir: str = Field(
         "data", min_length=1, pattern=r"^[^{}]+$", description="Where packs are fetched and prepared."
     )
@@ -59,6 +68,9 @@ class Knobs(Section):
     # Excluded from every dump, since no number depends on them.
     live: Literal["none", "tensorboard", "wandb"] = Field(
         "none", exclude=True, description="Where histories are mirrored while runs train."
+    )
+    resident: Switch = Field(
+        "auto", exclude=True, description="Samples lie in the memory of the device; auto: of a GPU, where they fit."
     )
     gpu_slots: int = Field(1, ge=1, le=64, exclude=True, description="Runs that share a GPU.")
     checkpoint_minutes: float = Field(
@@ -133,6 +145,9 @@ class Study(Section):
     cpu_threads: int = Field(1, ge=1, le=256, description="Torch's threads on a CPU; another count gives other bits.")
     deterministic: bool = Field(
         False, description="On a GPU, only algorithms of torch that give equal bits each time; slower."
+    )
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Of activations in training; auto: bfloat16 on a GPU that has it. Scores are in float32."
     )
     sparsity: Sparsity = Field(default_factory=Sparsity, description=Sparsity.__doc__)
     methods: dict[Label, method_type()] = Field(description="Label: algorithm and its parameters; one is dense.")

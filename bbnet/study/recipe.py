@@ -30,6 +30,7 @@ class Recipes:
     def __init__(self, study: Study, knobs: Knobs) -> None:
         self.study = study
         self.device = knobs.device
+        self.compile = knobs.compile
         self.tasks = study.task_settings()
         # Asked for again and again by the jobs of the DAG.
         self.prepared_key = cache(self.prepared_key)
@@ -77,6 +78,8 @@ class Recipes:
             "cpu_threads": self.study.cpu_threads,
             "device": self.device,
             "deterministic": self.study.deterministic,
+            "precision": self.study.precision,
+            "compile": self.compile,
             "data": self.prepared_key(task),
             "code": self._training_code("warm_up", task, "dense"),
         }
@@ -112,6 +115,7 @@ class Recipes:
             "training": settings.training.model_dump(exclude=schedule),
             "inputs": settings.model_dump(exclude={"models", "training", "slabs", "faults", *settings.scoring()}),
             "cpu_threads": self.study.cpu_threads,
+            "precision": self.study.precision,
         }
         return f"{task}-{fingerprint(step)}"
 

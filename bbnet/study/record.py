@@ -70,8 +70,9 @@ class Record(Part):
 
     `config` is all that the run was made of (`bbnet.study.recipe`): settings, the key of the prepared data, the
     fingerprint of the warm start, that of the code; `fingerprint` is its own. `inputs` and `files` are SHA-256 hashes
-    of what the run read and wrote. `seconds` is the time that all parts of an interrupted training took; from
-    `environment` on a record may differ between equal runs.
+    of what the run read and wrote. `precision` is that of the activations in training, `compiled` whether steps were.
+    `seconds` is the time that all parts of an interrupted training took; from `environment` on a record may differ
+    between equal runs.
     """
 
     run: dict[str, str | int]
@@ -83,6 +84,8 @@ class Record(Part):
     left_dense: dict[str, str]
     slabs: dict[str, SlabRecord]
     cost: Cost
+    precision: str
+    compiled: bool
     environment: Environment
     device: str
     began: str

@@ -32,12 +32,14 @@ class Metric:
 
 
 class Split(Protocol):
-    """One split of the prepared data."""
+    """One split of the prepared data; `ARRAYS` are the attributes that hold its samples, mapped files at first."""
+
+    ARRAYS: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
     def batch(self, indices: "Tensor", device: "torch.device") -> Any:
-        """The samples at `indices` (int64 [batch], on the CPU), on the device."""
+        """The samples at `indices` (int64 [batch], on the CPU), on the device: a `bbnet.tasks.batches.Batch`."""
 
     def steps_per_epoch(self, training: Training) -> int:
         """How many batches an epoch has, the same in each."""

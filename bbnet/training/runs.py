@@ -21,6 +21,7 @@ from bbnet.tasks import task as tasks
 from bbnet.training.checkpoint import load_masks, load_weights
 from bbnet.training.devices import choose_device
 from bbnet.training.resume import GOES_THROUGH, Resume
+from bbnet.training.step import resolve_precision
 from bbnet.training.trainer import OnEpoch, Trainer, unwatched
 from bbnet.training.units import measure_units
 
@@ -32,8 +33,9 @@ class Job:
     """A run's configuration, resolved: what it trains, on what, where.
 
     Args:
-        config: `task`, `model`, `training`, `slabs`, `seed`, `device`, `cpu_threads`, `deterministic` and, but for a
-            warm-up, `method`, `budget`, `smallest_budget` and `sparsity`, as `bbnet.study.recipe` writes them.
+        config: `task`, `model`, `training`, `slabs`, `seed`, `device`, `cpu_threads`, `deterministic`, `precision`,
+            `compile` and, but for a warm-up, `method`, `budget`, `smallest_budget` and `sparsity`, as
+            `bbnet.study.recipe` writes them.
         prepared: folder of the prepared arrays.
         index: their index.
     """
@@ -44,14 +46,27 @@ class Job:
         self.prepared = prepared
         self.index = index
         self.task: ModuleType = tasks.load(config["task"])
-        self.device = choose_device(config["device"], int(os.environ.get("BBNET_GPU_SLOTS", "1")))
+        self.gpu_slots = int(os.environ.get("BBNET_GPU_SLOTS", "1"))
+        self.device = choose_device(config["device"], self.gpu_slots)
         if config["deterministic"] and self.device.type == "cuda":
             compute_deterministically()
+        self.precision = resolve_precision(config["precision"], self.device)
         self.model_settings = self.task.ModelSettings(**config["model"])
 
     def trainer(self, on_epoch: OnEpoch = unwatched) -> Trainer:
-        training, seed = self.task.TrainingSettings(**self.config["training"]), self.config["seed"]
-        return Trainer(self.task, self.model_settings, training, self.prepared, self.index, seed, self.device, on_epoch)
+        return Trainer(
+            self.task,
+            self.model_settings,
+            self.task.TrainingSettings(**self.config["training"]),
+            self.prepared,
+            self.index,
+            self.config["seed"],
+            self.device,
+            precision=self.precision,
+            resident=os.environ.get("BBNET_RESIDENT", "auto"),
+            gpu_slots=self.gpu_slots,
+            on_epoch=on_epoch,
+        )
 
     def slabs(self, model: nn.Module, side: str) -> tuple[list[Slab], dict[str, str]]:
         """The slabs of a side, and why each other candidate stays dense."""
@@ -114,6 +129,7 @@ def warm_up(
     def state() -> dict[str, Any] | None:
         return None if trainer.diverged else trainer.state()
 
+    trainer.compile(job.config["compile"])
     while trainer.epoch < trainer.training.warm_up_epochs:
         trainer.run_epoch("warm_up", after_step=partial(resume.after_step, state))
         resume.after_epoch(state)
@@ -139,6 +155,7 @@ class TrainedRun:
     selected_epoch: int
     left_dense: dict[str, str]
     cost: dict[str, Any]
+    compiled: bool
 
 
 @dataclass
@@ -198,6 +215,7 @@ def train(
             return None
         return {"trainer": trainer.state(), "sparsifier": sparsifier.state_dict(), "best": vars(best)}
 
+    compiled = trainer.compile(job.config["compile"])
     sign = 1 if job.task.METRICS[job.task.SELECTION].better == "higher" else -1
     while trainer.epoch < trainer.training.epochs:
         phase = "frozen" if _ends_after_freeze(trainer, sparsifier) else "sparse"
@@ -213,7 +231,8 @@ def train(
     inputs = job.task.example_inputs(job.index, job.device)
     figures["flops"] = cost.flops(trainer.model, inputs, masks, sparsifier.gates)
     refreshes = sparsifier.refreshes
-    return TrainedRun(best.weights, masks, slabs, trainer.history, refreshes, best.epoch, left_dense, figures)
+    history = trainer.history
+    return TrainedRun(best.weights, masks, slabs, history, refreshes, best.epoch, left_dense, figures, compiled)
 
 
 def _ends_after_freeze(trainer: Trainer, sparsifier: Sparsifier) -> bool:

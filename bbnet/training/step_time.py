@@ -7,12 +7,12 @@ import time
 from typing import Any
 
 import torch
-from torch import nn
 
 from bbnet.data.packs import pack_of
 from bbnet.study.config import Study
 from bbnet.tasks import task as tasks
 from bbnet.training.devices import choose_device
+from bbnet.training.step import optimiser_step, resolve_precision
 from bbnet.training.trainer import make_optimizer
 
 STEPS = 20
@@ -33,13 +33,10 @@ def measure(study: Study, task_name: str, label: str, device: torch.device) -> d
     optimizer = make_optimizer(model, settings.training)
     augmentation = torch.Generator(device=device).manual_seed(0)
 
+    precision = resolve_precision(study.precision, device)
+
     def step() -> None:
-        loss = task.loss(model, task.augment(batch, settings.training, augmentation))
-        loss.backward()
-        if settings.training.clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), settings.training.clip_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        optimiser_step(task, model, optimizer, settings.training, batch, augmentation, precision)
         if device.type == "cuda":
             torch.cuda.synchronize()
 

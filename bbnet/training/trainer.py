@@ -4,18 +4,20 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from bbnet.sparsity.cost import density
 from bbnet.sparsity.sparsifier import Sparsifier
+from bbnet.tasks.batches import Batch
 from bbnet.tasks.settings import Training
+from bbnet.training.feed import Feed, Resident
 from bbnet.training.seeding import stream
+from bbnet.training.step import Compile, compiled, optimiser_step
 
 logger = logging.getLogger(__name__)
 OnEpoch = Callable[[Mapping[str, Any]], None]
@@ -32,7 +34,10 @@ def uninterrupted() -> None:
 class Trainer:
     """Trains one model of a task. Weights, data order and augmentation depend on the seed alone, never on the method.
 
-    `on_epoch` is called with every row of the history as it comes, those of a loaded state first.
+    Args:
+        precision: of the activations in training; scores are computed in float32.
+        resident, gpu_slots: see `Feed`.
+        on_epoch: is called with every row of the history as it comes, those of a loaded state first.
 
     Attributes:
         epoch: passes over the training data so far.
@@ -49,28 +54,43 @@ class Trainer:
         index: Mapping[str, Any],
         seed: int,
         device: torch.device,
+        *,
+        precision: torch.dtype = torch.float32,
+        resident: Resident = "auto",
+        gpu_slots: int = 1,
         on_epoch: OnEpoch = unwatched,
     ) -> None:
         self.task = task
         self.training = training
         self.seed = seed
         self.device = device
-        self.train_split = task.open_split(prepared, index, "train")
-        self.dev_split = task.open_split(prepared, index, "val")
+        self.precision = precision
+        train, dev = (task.open_split(prepared, index, split) for split in ("train", "val"))
+        self.feed = Feed(train, device, resident, gpu_slots)
+        self.dev_split = Feed(dev, device, resident, gpu_slots).split
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream("weights", seed).initial_seed())
             self.model: nn.Module = task.build_model(model_settings, index).to(device)
+        self.network = self.model
         self.optimizer = make_optimizer(self.model, training)
         self.epoch = 0
         self.position = 0
         self.history: list[dict[str, Any]] = []
         self.on_epoch = on_epoch
-        self.steps_per_epoch = self.train_split.steps_per_epoch(training)
+        self.steps_per_epoch = train.steps_per_epoch(training)
 
     @property
     def sparse_steps(self) -> int:
         """Optimiser steps of the sparse phase."""
         return self.training.sparse_epochs * self.steps_per_epoch
+
+    def compile(self, how: Compile) -> bool:
+        """From now on steps are compiled, or not, by what pays here; before the first step, and behind `sparsify`."""
+        indices = self.feed.split.batches(self.training, stream("order", self.seed, 1))[0]
+        batch = self.feed.split.batch(indices, self.device)
+        steps = self.training.epochs * self.steps_per_epoch
+        self.network = compiled(self.task, self.model, batch, self.precision, how, steps)
+        return self.network is not self.model
 
     def run_epoch(
         self, phase: str, sparsifier: Sparsifier | None = None, after_step: Callable[[], None] = uninterrupted
@@ -163,22 +183,14 @@ class Trainer:
 
     def _train(self, sparsifier: Sparsifier | None, after_step: Callable[[], None]) -> float:
         self.model.train()
-        batches = self.train_split.batches(self.training, stream("order", self.seed, self.epoch + 1))
+        batches = self.feed.split.batches(self.training, stream("order", self.seed, self.epoch + 1))
         if not self.position:
             self._begin_epoch()
-        for indices in batches[self.position :]:
+        for batch in self.feed.batches(batches[self.position :]):
             learning_rate = self.learning_rate_at(self.epoch * self.steps_per_epoch + self.position)
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate
-            batch = self.task.augment(self.train_split.batch(indices, self.device), self.training, self._augmentation)
-            with sparsifier.valid(self.task.valid_positions(batch)) if sparsifier else nullcontext():
-                loss = self.task.loss(self.model, batch)
-            loss.backward()
-            if self.training.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.training.clip_norm)
-            self._step()
-            self.optimizer.zero_grad()
-            self._losses[0] += loss.detach()
+            self._losses[0] += self._step(batch, sparsifier)
             self._losses[1] += self._losses[0].isfinite()
             self.position += 1
             after_step()
@@ -187,9 +199,18 @@ class Trainer:
             raise ValueError(f"the training loss became {total} {self._place(round(finite_steps) + 1)}")
         return total / self.steps_per_epoch
 
-    def _step(self) -> None:
+    def _step(self, batch: Batch, sparsifier: Sparsifier | None) -> Tensor:
         try:
-            self.optimizer.step()
+            return optimiser_step(
+                self.task,
+                self.network,
+                self.optimizer,
+                self.training,
+                batch,
+                self._augmentation,
+                self.precision,
+                sparsifier,
+            )
         except ValueError as error:
             raise ValueError(f"{error} {self._place(self.position + 1)}") from error
 

@@ -59,6 +59,8 @@ def job(prepared):
             "device": "cpu",
             "cpu_threads": 1,
             "deterministic": False,
+            "precision": "auto",
+            "compile": "auto",
             "method": METHODS[method],
             "budget": budget or ("1.00" if method == "dense" else "0.37"),
             "smallest_budget": "0.37",

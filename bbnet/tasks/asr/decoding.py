@@ -7,6 +7,8 @@ from bbnet.tasks.asr.data.tokens import EOS, PAD
 from bbnet.tasks.asr.model import Cache, Memory, SpeechTransformer
 from bbnet.tasks.asr.settings import Decoding
 
+STEPS_BETWEEN_LOOKS = 4  # at what is still being written, for which a GPU is waited for
+
 
 @torch.no_grad()
 def transcribe(
@@ -25,22 +27,30 @@ def transcribe(
 
 @torch.no_grad()
 def greedy(model: SpeechTransformer, memory: Memory, limits: Tensor) -> list[list[int]]:
-    """The likeliest token at each step, until `EOS`, which is left out, or `limits` [batch] tokens."""
-    batch, device = len(limits), limits.device
+    """The likeliest token at each step, until `EOS`, which is left out, or `limits` [batch] tokens.
+
+    Utterances that have ended leave the batch.
+    """
+    longest, device = int(limits.max()), limits.device
     caches = [Cache() for _ in model.decoder]
-    written = torch.full((batch, int(limits.max()) + 1), EOS, device=device)
+    written = torch.full((len(limits), longest + 1), EOS, device=device)
     lengths = limits.clone()
-    done = torch.zeros(batch, dtype=torch.bool, device=device)
-    for step in range(int(limits.max())):
-        logits = model.decode(written[:, step : step + 1], memory, caches)[:, -1]
+    open_ = torch.arange(len(limits), device=device)
+    for step in range(longest):
+        logits = model.decode(written[open_, step : step + 1], memory, caches)[:, -1]
         logits[:, PAD] = -torch.inf
         token = logits.argmax(1)
-        ends = ~done & (token == EOS)
-        lengths = torch.where(ends, step, lengths)
-        done |= ends | (step + 1 >= limits)
-        written[:, step + 1] = token
-        if bool(done.all()):
-            break
+        written[open_, step + 1] = token
+        lengths[open_] = torch.where(token == EOS, lengths[open_].clamp(max=step), lengths[open_])
+        if (step + 1) % STEPS_BETWEEN_LOOKS == 0:
+            (goes_on,) = torch.nonzero(lengths[open_] > step + 1, as_tuple=True)
+            if not len(goes_on):
+                break
+            if len(goes_on) < len(open_):
+                open_ = open_[goes_on]
+                memory = Memory(*(part[goes_on] for part in memory))
+                for cache in caches:
+                    cache.keep(goes_on)
     return [row[1 : 1 + length] for row, length in zip(written.tolist(), lengths.tolist(), strict=True)]
 
 

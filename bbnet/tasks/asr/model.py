@@ -38,6 +38,12 @@ class Cache:
         keys, values = self.own
         self.own = (keys[rows], values[rows])
 
+    def keep(self, rows: Tensor) -> None:
+        """Keeps these rows, the others are done with."""
+        self.select(rows)
+        keys, values = self.memory
+        self.memory = (keys[rows], values[rows])
+
 
 class Attention(nn.Module):
     """Multi-head scaled dot-product attention (Vaswani et al. 2017)."""

@@ -14,7 +14,7 @@ from bbnet.data.images import SUFFIXES, PixelMoments, decode, open_image
 from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
 from bbnet.data.progress import track
 from bbnet.data.store import create_array, open_array
-from bbnet.tasks.batches import full_batches, shuffled_batches
+from bbnet.tasks import batches
 from bbnet.tasks.change.settings import AerialScenes, Data
 from bbnet.tasks.settings import FixedBatchTraining
 
@@ -152,7 +152,7 @@ def _cut(image: np.ndarray, tile: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(batches.Batch):
     """`images` uint8 [batch, 2, 3, tile, tile], dates A and B; `labels` uint8 [batch, tile, tile], 1 where changed."""
 
     images: Tensor
@@ -161,6 +161,8 @@ class Batch:
 
 class Tiles:
     """One split of the prepared data."""
+
+    ARRAYS = ("images", "labels")
 
     def __init__(self, prepared: Path, index: Mapping[str, Any], split: str) -> None:
         self.images = torch.from_numpy(open_array(prepared / f"{split}_images.npy"))
@@ -172,13 +174,14 @@ class Tiles:
         return len(self.labels)
 
     def batch(self, indices: Tensor, device: torch.device) -> Batch:
-        return Batch(self.images[indices].to(device), self.labels[indices].to(device))
+        indices = indices.to(self.labels.device)
+        return Batch(self.images[indices], self.labels[indices]).to(device)
 
     def steps_per_epoch(self, training: FixedBatchTraining) -> int:
-        return full_batches(len(self), training)
+        return batches.full_batches(len(self), training)
 
     def batches(self, training: FixedBatchTraining, generator: torch.Generator) -> list[Tensor]:
-        return shuffled_batches(len(self), training, generator)
+        return batches.shuffled_batches(len(self), training, generator)
 
     def in_order(self) -> list[Tensor]:
         """Every tile once, in batches for evaluation."""

@@ -82,7 +82,7 @@ def valid_positions(batch: Batch) -> dict[str, Tensor]:
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
     """Binary cross-entropy plus Dice loss, the latter over the whole batch."""
-    logits = model(batch.images.float())
+    logits = model(batch.images.float()).float()
     labels = batch.labels.float()
     shares = logits.sigmoid()
     dice = (2 * (shares * labels).sum() + 1) / (shares.sum() + labels.sum() + 1)

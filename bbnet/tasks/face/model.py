@@ -83,7 +83,9 @@ class CosineHead(nn.Module):
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         """Features [batch, features] -> logits [batch, classes]; the margin where `labels` [batch] are given."""
-        cosines = functional.linear(functional.normalize(features), functional.normalize(self.weight))
+        # In float32: the angle of two near vectors hangs on the last digits of their cosine.
+        with torch.autocast(features.device.type, enabled=False):
+            cosines = functional.linear(functional.normalize(features.float()), functional.normalize(self.weight))
         if labels is None:
             return self.scale * cosines
         own = functional.one_hot(labels, cosines.shape[1]).bool()
@@ -120,9 +122,14 @@ class FaceNetwork(nn.Module):
         """Images [batch, 3, height, width] of pixels 0 to 255 -> pooled features [batch, features]."""
         return self.backbone((images - self.mean) / self.sd)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Images [batch, 3, height, width] of pixels 0 to 255 -> logits [batch, classes]."""
-        return self.head(self.features(images))
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images [batch, 3, height, width] of pixels 0 to 255 -> logits [batch, classes].
+
+        Args:
+            labels: [batch], of an ArcFace head: where its margin is.
+        """
+        features = self.features(images)
+        return self.head(features) if labels is None else self.head(features, labels)
 
 
 def load_pretrained(model: FaceNetwork, path: Path) -> None:

@@ -75,11 +75,8 @@ def valid_positions(batch: Batch) -> dict[str, Tensor]:
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy with label smoothing; with ArcFace's margin in training."""
-    images = batch.images.float()
-    if model.settings.head == "arcface" and model.training:
-        logits = model.head(model.features(images), batch.labels)
-    else:
-        logits = model(images)
+    margin_of = batch.labels if model.settings.head == "arcface" and model.training else None
+    logits = model(batch.images.float(), margin_of)
     return functional.cross_entropy(logits, batch.labels, label_smoothing=model.settings.label_smoothing)
 
 
@@ -120,7 +117,9 @@ def evaluate(model: nn.Module, split: Faces, device: torch.device) -> tuple[Item
 def _identify(model: nn.Module, split: FacesToScore, device: torch.device) -> tuple[dict[str, Any], np.ndarray]:
     """Rows of the probes of test, thresholds chosen on those of dev; and the answers."""
     gallery, of_image = _embedded(model, split.known, device), split.known.labels.numpy()
-    scores = {name: _embedded(model, probes, device) @ gallery.T for name, probes in split.probes.items()}
+    scores = {
+        name: (_embedded(model, probes, device) @ gallery.T).cpu().numpy() for name, probes in split.probes.items()
+    }
     labels = {name: probes.labels.numpy() for name, probes in split.probes.items()}
     nearest = {name: _nearest(scores[name], of_image) for name in scores}
     found, top = nearest["dev"]
@@ -144,13 +143,13 @@ def _identify(model: nn.Module, split: FacesToScore, device: torch.device) -> tu
     return rows, answers
 
 
-def _embedded(model: nn.Module, faces: Faces, device: torch.device) -> np.ndarray:
-    """Features of unit length, float32 [images, features]."""
-    found = [torch.zeros(0, model.head.weight.shape[1])]
+def _embedded(model: nn.Module, faces: Faces, device: torch.device) -> Tensor:
+    """Features of unit length, float32 [images, features], on the device."""
+    found = [torch.zeros(0, model.head.weight.shape[1], device=device)]
     for indices in faces.in_order():
         images = faces.batch(indices, device).images.float()
-        found.append(functional.normalize(model.features(images)).cpu())
-    return torch.cat(found).numpy()
+        found.append(functional.normalize(model.features(images)))
+    return torch.cat(found)
 
 
 def _nearest(scores: np.ndarray, of_image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

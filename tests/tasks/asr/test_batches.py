@@ -1,12 +1,13 @@
 """Batches hold each utterance once and within the budget; SpecAugment masks what it may."""
 
 import collections
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from bbnet.tasks.asr.data.batches import spec_augment
+from bbnet.tasks.asr.data.batches import CLASS_RATIO, spec_augment
 from bbnet.tasks.asr.settings import SpecAugment, SpeechTraining
 
 CPU = torch.device("cpu")
@@ -57,10 +58,13 @@ def test_a_batch_is_a_naive_gather_with_zero_padding(split_of, split):
         assert batch.tokens[row].tolist() == own + [0] * (3 - len(own))
 
 
-def test_a_split_starts_where_those_before_it_end(split_of):
+def test_a_split_starts_where_those_before_it_end(split_of, tmp_path):
     """The conftest has 2 utterances in each other split but 1 in val."""
     opened = split_of([10, 20], ["A", "BC"], "test")
-    assert opened.starts.tolist() == [9 + 11 + 8, 38, 58]
+    earlier = 9 + 11 + 8
+    everything = np.load(next(tmp_path.rglob("features.npy")))
+    assert np.array_equal(opened.batch(torch.tensor([0]), CPU).features[0], everything[earlier : earlier + 10])
+    assert np.array_equal(opened.batch(torch.tensor([1]), CPU).features[0], everything[earlier + 10 : earlier + 30])
     assert opened.frames.tolist() == [10, 20]
     assert opened.other.tolist() == [0, 1]
     assert opened.longest == 2
@@ -80,6 +84,24 @@ def test_batches_of_utterances_without_any_token_are_possible(split_of):
     assert batch.counts.tolist() == [0, 0]
     assert (batch.tokens == 0).all()
     assert batch.labels()[:, 0].tolist() == [1, 1]
+
+
+def test_batches_of_a_class_have_one_shape_that_of_its_longest(split_of):
+    lengths = LENGTHS["mixed"]
+    texts = ["A" * (1 + length % 9) for length in lengths]
+    opened = split_of(lengths, texts)
+    shapes = {}
+    for indices in opened.batches(training(), generator(0)):
+        batch = opened.batch(indices, CPU)
+        own = {math.floor(math.log(lengths[number]) / math.log(CLASS_RATIO)) for number in indices.tolist()}
+        (level,) = own
+        shapes.setdefault(level, set()).add((batch.features.shape[1], batch.tokens.shape[1]))
+        assert torch.equal(batch.lengths[0], batch.frames)
+        assert torch.equal(batch.lengths[1], batch.counts)
+    assert len(shapes) > 5
+    for level, found in shapes.items():
+        members = [n for n, size in enumerate(lengths) if math.floor(math.log(size) / math.log(CLASS_RATIO)) == level]
+        assert found == {(max(lengths[n] for n in members), max(len(texts[n]) for n in members))}
 
 
 def test_a_change_of_a_batch_does_not_reach_the_data(split_of):

@@ -1,5 +1,6 @@
 """From rendered faces of a few identities to scores."""
 
+import gc
 import importlib.util
 import json
 from pathlib import Path
@@ -28,6 +29,7 @@ def write_parquet():
     spec = importlib.util.spec_from_file_location("common_of_workflow_scripts", COMMON)
     common = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(common)
+    gc.enable()  # which scripts do in `run`
     return common.write_parquet
 
 

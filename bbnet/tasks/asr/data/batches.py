@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bbnet.data.store import open_array
+from bbnet.tasks import batches
 from bbnet.tasks.asr.data.corpus import SPLITS
 from bbnet.tasks.asr.data.features import FRAMES_PER_SECOND, positions
 from bbnet.tasks.asr.data.tokens import EOS, PAD, load_tokeniser
@@ -20,16 +21,18 @@ EVALUATION_FRAMES = 20_000
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(batches.Batch):
     """`features` float32 [batch, time, 80], `frames` int64 [batch], `tokens` int64 [batch, length], `counts` [batch].
 
-    Beyond an utterance's frames features are 0, beyond its tokens there is `PAD`.
+    Beyond an utterance's frames features are 0, beyond its tokens there is `PAD`. `lengths` are frames and counts once
+    more, where the host knows them: to read them from a GPU is to wait for it.
     """
 
     features: Tensor
     frames: Tensor
     tokens: Tensor
     counts: Tensor
+    lengths: tuple[Tensor, Tensor] | None = None
 
     def decoder_inputs(self) -> Tensor:
         """Tokens behind `EOS`, [batch, 1 + length]."""
@@ -56,21 +59,28 @@ class Utterances:
     Attributes:
         keys, texts: of each utterance.
         other: int8 [utterances], 1 for those of the second test set.
+        frames, counts: int64 [utterances], on the CPU; how many features and tokens each has.
         longest: tokens of the longest reference.
         buckets: Head, Mid and Tail of the training text's words, where the index has them.
         decoding: as the index says, else greedy.
     """
 
+    ARRAYS = ("features", "tokens", "starts", "token_starts")
+
     def __init__(self, prepared: Path, index: Mapping[str, Any], split: str) -> None:
         sizes = {name: len(index["splits"][name]["utterances"]) for name in SPLITS}
         first = sum(size for name, size in sizes.items() if list(SPLITS).index(name) < list(SPLITS).index(split))
         these = slice(first, first + sizes[split] + 1)
-        self.features = torch.from_numpy(open_array(prepared / "features.npy"))
-        self.tokens = torch.from_numpy(open_array(prepared / "tokens.npy"))
-        self.starts = torch.from_numpy(np.load(prepared / "starts.npy")[these])
-        self.token_starts = torch.from_numpy(np.load(prepared / "token_starts.npy")[these])
+        self.features, self.starts = _part(prepared / "features.npy", prepared / "starts.npy", these)
+        self.tokens, self.token_starts = _part(prepared / "tokens.npy", prepared / "token_starts.npy", these)
         self.frames = self.starts.diff()
         self.counts = self.token_starts.diff()
+        # Batches of a class have one shape, so that few are allocated, planned and compiled for.
+        self._class_of = (self.frames.double().log() / np.log(CLASS_RATIO)).floor()
+        self._class_shapes = {
+            value: (int(self.frames[members].max()), max(1, int(self.counts[members].max())))
+            for value, members in self._members().items()
+        }
         self.keys: list[str] = index["splits"][split]["utterances"]
         self.texts: list[str] = index["splits"][split]["texts"]
         folders = [count for _, count in index["splits"][split]["folders"]]
@@ -84,16 +94,12 @@ class Utterances:
         return len(self.frames)
 
     def batch(self, indices: Tensor, device: torch.device) -> Batch:
-        frames, counts = self.frames[indices], self.counts[indices]
-        within = torch.arange(int(frames.max()))
-        inside = within < frames[:, None]
-        features = self.features[torch.where(inside, self.starts[indices][:, None] + within, 0)]
-        features = features.masked_fill_(~inside[..., None], 0.0)
-        within = torch.arange(max(1, int(counts.max())))
-        inside = within < counts[:, None]
-        tokens = self.tokens[torch.where(inside, self.token_starts[indices][:, None] + within, 0)].long()
-        tokens = tokens.masked_fill_(~inside, PAD)
-        return Batch(features.to(device), frames.to(device), tokens.to(device), counts.to(device))
+        lengths = self.frames[indices], self.counts[indices]
+        time, length = self._shape(indices)
+        rows = indices.to(self.starts.device)
+        features, frames = _padded(self.features, self.starts, rows, time, 0.0)
+        tokens, counts = _padded(self.tokens, self.token_starts, rows, length, PAD)
+        return Batch(features, frames, tokens.long(), counts, lengths).to(device)
 
     def steps_per_epoch(self, training: SpeechTraining) -> int:
         return sum(-(-len(members) // size) for members, size in self._classes(training))
@@ -125,13 +131,36 @@ class Utterances:
 
     def _classes(self, training: SpeechTraining) -> list[tuple[Tensor, int]]:
         """Utterances of like length, and how many of them make a batch."""
-        level = (self.frames.double().log() / np.log(CLASS_RATIO)).floor()
         budget = training.batch_seconds * FRAMES_PER_SECOND
-        classes = []
-        for value in level.unique():
-            members = torch.nonzero(level == value).flatten()
-            classes.append((members, max(1, int(budget // int(self.frames[members].max())))))
-        return classes
+        return [
+            (members, max(1, int(budget // self._class_shapes[value][0]))) for value, members in self._members().items()
+        ]
+
+    def _members(self) -> dict[float, Tensor]:
+        return {value: torch.nonzero(self._class_of == value).flatten() for value in self._class_of.unique().tolist()}
+
+    def _shape(self, indices: Tensor) -> tuple[int, int]:
+        """Frames and tokens that the longest utterances of the classes of a batch have."""
+        shapes = [self._class_shapes[value] for value in self._class_of[indices].unique().tolist()]
+        return max(time for time, _ in shapes), max(length for _, length in shapes)
+
+
+def _part(values: Path, starts: Path, utterances: slice) -> tuple[Tensor, Tensor]:
+    """The rows of some utterances, mapped, and where each of these begins among them."""
+    places = np.load(starts)[utterances]
+    return torch.from_numpy(open_array(values)[places[0] : places[-1]]), torch.from_numpy(places - places[0])
+
+
+def _padded(values: Tensor, starts: Tensor, rows: Tensor, length: int, padding: float) -> tuple[Tensor, Tensor]:
+    """Stretches of `values` that begin at `starts`, those of `rows`, as [batch, length, ...]; and their lengths."""
+    first = starts[rows]
+    counts = starts[rows + 1] - first
+    within = torch.arange(length, device=values.device)
+    inside = within < counts[:, None]
+    if not len(values):  # no utterance has any
+        return values.new_full(inside.shape, padding), counts
+    padded = values[torch.where(inside, first[:, None] + within, 0)]
+    return padded.masked_fill_(~inside.reshape(*inside.shape, *(1,) * (values.dim() - 1)), padding), counts
 
 
 def spec_augment(batch: Batch, settings: SpecAugment, generator: torch.Generator) -> Batch:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bbnet.data.store import open_array
-from bbnet.tasks.batches import full_batches, shuffled_batches
+from bbnet.tasks import batches
 from bbnet.tasks.buckets import BUCKETS
 from bbnet.tasks.face.data.pack import PROBE_FOLDERS
 from bbnet.tasks.face.settings import FaceTraining
@@ -19,7 +19,7 @@ EVALUATION_PIXELS = 2**18
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(batches.Batch):
     """`images` [batch, 3, size, size] of 0 to 255, uint8 or, once augmented, float; `labels` int64 [batch]."""
 
     images: Tensor
@@ -34,6 +34,8 @@ class Faces:
         labels: int64 [images], places in the list of identities or of the gallery; -1 is nobody.
     """
 
+    ARRAYS = ("images", "labels")
+
     def __init__(self, prepared: Path, index: Mapping[str, Any], part: str) -> None:
         self.files: list[str] = index["splits"][part]["files"]
         self.labels = torch.tensor(index["splits"][part]["labels"], dtype=torch.int64)
@@ -43,13 +45,14 @@ class Faces:
         return len(self.labels)
 
     def batch(self, indices: Tensor, device: torch.device) -> Batch:
-        return Batch(self.images[indices].to(device), self.labels[indices].to(device))
+        indices = indices.to(self.labels.device)
+        return Batch(self.images[indices], self.labels[indices]).to(device)
 
     def steps_per_epoch(self, training: FaceTraining) -> int:
-        return full_batches(len(self), training)
+        return batches.full_batches(len(self), training)
 
     def batches(self, training: FaceTraining, generator: torch.Generator) -> list[Tensor]:
-        return shuffled_batches(len(self), training, generator)
+        return batches.shuffled_batches(len(self), training, generator)
 
     def in_order(self) -> list[Tensor]:
         """Every image once, in batches for evaluation."""
