@@ -24,11 +24,12 @@ class ForwardAverages(ABC):
     """A figure per position and channel of named modules, averaged over training-mode forward passes.
 
     Sums run over forward passes, micro-batches and weight-shared branches, and are folded into a bias-corrected
-    average once per optimiser step. Every `stride`-th index of the first position axis is looked at, its offset moving
-    with the steps.
+    average after each optimiser step that is looked at, the first of every `every`. Every `stride`-th index of the
+    first position axis is looked at, its offset moving with the steps.
 
     Args:
         modules: by name.
+        decay: of the average, per optimiser step.
         in_training: whether training-mode forward passes count, or evaluation-mode ones.
         channels_first: names of modules where channels are axis 1, as at convolutions and at norms over channels;
             elsewhere they are the last axis.
@@ -42,15 +43,16 @@ class ForwardAverages(ABC):
         modules: Mapping[str, nn.Module],
         decay: float = 0.99,
         stride: int = 4,
+        every: int = 1,
         in_training: bool = True,
         channels_first: Collection[str] = (),
     ) -> None:
         self.decay = decay
         self.stride = stride
-        self.steps = 0
-        self.phase = 0
+        self.every = every
         self.in_training = in_training
-        self.counting = True
+        self.active = True
+        self._at_step(0)
         self.sums: dict[str, Sums] = {}
         self._valid: Mapping[str, Tensor] = {}
         # Of all modules seen so far, joined: `total`, `total_since`, `average` and `owner` (a channel's module) per
@@ -95,19 +97,30 @@ class ForwardAverages(ABC):
 
     def fold(self) -> None:
         """One optimiser step: the sums since the last one enter the averages, of modules that were seen."""
-        self.steps += 1
-        self.phase = self.steps % self.stride
-        if not self.sums:
+        looked, step = self.sums and self.steps % self.every == 0, self.steps + 1
+        self._at_step(step)
+        if not looked:
             return
         joined = self._joined
         total, seen, owner = joined["total"], joined["seen"], joined["owner"]
-        step_weight = (seen > 0).double() * (1 - self.decay)
+        step_weight = (seen > 0).double() * (1 - self.decay**self.every)
         joined["average"].lerp_(total.double() / seen.clamp(min=1)[owner], step_weight[owner])
         joined["weight"].lerp_(torch.ones_like(joined["weight"]), step_weight)
         joined["total_since"] += total
         joined["seen_since"] += seen
         total.zero_()
         seen.zero_()
+
+    def watch(self, active: bool) -> None:
+        """From now on forward passes are looked at, those of every `every`-th step, or not."""
+        self.active = active
+        self._at_step(self.steps)
+
+    def _at_step(self, step: int) -> None:
+        # As attributes that rarely change: a compiled forward pass is compiled anew for each value that it sees.
+        self.steps = step
+        self.counting = self.active and step % self.every == 0
+        self.phase = step // self.every % self.stride
 
     def join_ranks(self) -> None:
         """Ranks that train together get the mean of their averages, and the sum of their sums since `forget`."""
@@ -161,8 +174,7 @@ class ForwardAverages(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        self.steps = state["steps"]
-        self.phase = self.steps % self.stride
+        self._at_step(state["steps"])
         self._joined = {name: tensor.to(device, copy=True) for name, tensor in state["joined"].items()}
         self._view_sums(state["channels"])
 

@@ -1,7 +1,7 @@
 """Input norms: the root mean square of each channel that a layer reads, gathered like on-rates."""
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,9 @@ class InputNorms(ForwardAverages):
     exact: ClassVar[torch.dtype] = torch.float64
 
     @classmethod
-    def of_slabs(cls, model: nn.Module, slabs: Iterable[Slab]) -> "InputNorms":
+    def of_slabs(cls, model: nn.Module, slabs: Iterable[Slab], **options: Any) -> "InputNorms":
         """Watches the inputs of the slabs' own layers."""
-        return cls({slab.name: model.get_submodule(slab.name) for slab in slabs})
+        return cls({slab.name: model.get_submodule(slab.name) for slab in slabs}, **options)
 
     def of(self, name: str) -> Tensor:
         """Root mean squares, float64 [inputs], of what the layer reads; raises RuntimeError if it was never seen."""

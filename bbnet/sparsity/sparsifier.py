@@ -192,9 +192,9 @@ class Sparsifier:
                 masked = MaskedWeight(slab, weight, self.rescale, dormant=dormant, watches_gradient=gradient)
                 self.weights.append(self._part(masked))
             if algorithm.uses_on_rates:
-                self.on_rates = self._part(OnRates.of_slabs(model, weights))
+                self.on_rates = self._part(OnRates.of_slabs(model, weights, every=self._sample_every()))
             if algorithm.uses_input_norms:
-                self.input_norms = self._part(InputNorms.of_slabs(model, weights))
+                self.input_norms = self._part(InputNorms.of_slabs(model, weights, every=self._sample_every()))
             if algorithm.starts_sparse:
                 self._start_sparse()
         else:
@@ -203,6 +203,10 @@ class Sparsifier:
         self._part(self.optimizer.register_step_post_hook(self._after_step))
         self._part(self.optimizer.register_load_state_dict_post_hook(self._zero_pruned_state))
         self._prepare_step()
+
+    def _sample_every(self) -> int:
+        """Steps from one that forward passes are watched in to the next: at least 5 of those between refreshes are."""
+        return min(4, max(1, self.schedule.interval // 5))
 
     def _part(self, part: Any) -> Any:
         self._parts.append(part)
@@ -335,7 +339,7 @@ class Sparsifier:
     def _prepare_step(self) -> None:
         """What the next step's forward and backward passes gather."""
         for averages in self._averages():
-            averages.counting = self.step < self.schedule.freeze_step
+            averages.watch(self.step < self.schedule.freeze_step)
         if self.algorithm.masks_weights and self.algorithm.uses_gradient:
             refreshes_next = self.schedule.is_refresh(self.step + 1)
             for masked in self.weights:
