@@ -58,13 +58,16 @@ class Case:
     folder: Path
 
     def __post_init__(self) -> None:
-        self.task: ModuleType = tasks.load(self.name)
         self.precision = resolve_precision("auto", self.device)
         raw, self.prepared = self.folder / "raw", self.folder / "prepared"
         raw.mkdir(parents=True)
         self.prepared.mkdir()
         self.manifest = self.task.fetch(self.settings.data.model_dump(), raw) | {"root": str(raw)}
         self.index = self.task.prepare(self.manifest, self.settings.model_dump(), self.prepared)
+
+    @property
+    def task(self) -> ModuleType:
+        return tasks.load(self.name)
 
     def trainer(self) -> Trainer:
         (model,) = self.settings.models.values()

@@ -18,6 +18,7 @@ Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
 # Of a training: below it compiling takes longer than it saves.
 STEPS_WORTH_COMPILING = {"cuda": 2_000, "cpu": 10_000}
+MOST_SHAPES = 64
 
 
 def resolve_precision(wanted: Precision, device: torch.device) -> torch.dtype:
@@ -78,11 +79,13 @@ def compiled(
         return model
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            forward(task, torch.compile(copy.deepcopy(model).train()), batch, precision).backward()
+            forward(task, torch.compile(copy.deepcopy(model).train(), dynamic=False), batch, precision).backward()
     except Exception as error:  # dynamo, inductor, triton and the C++ compiler have each their own
         why = str(error).strip().splitlines()[0]
         if how == "on":
             raise ValueError(f"compile on: the model cannot be compiled here ({why}); allowed: auto, off") from error
         logger.warning("compile: off, since the model cannot be compiled here (%s)", why)
         return model
-    return torch.compile(model)
+    # Speech has a shape per class of lengths; beyond the limit shapes would run uncompiled.
+    torch._dynamo.config.recompile_limit = MOST_SHAPES
+    return torch.compile(model, dynamic=False)

@@ -169,7 +169,7 @@ def test_short_trainings_are_not_compiled_unless_asked_to(job, caplog):
 
 
 def test_where_the_compiler_fails_auto_goes_on_without_and_on_says_why(job, caplog, monkeypatch):
-    def fail(model):
+    def fail(model, **options):
         raise RuntimeError("no C++ compiler\nhere")
 
     monkeypatch.setattr(torch, "compile", fail)
@@ -185,7 +185,7 @@ def test_where_the_compiler_fails_auto_goes_on_without_and_on_says_why(job, capl
 
 
 def test_the_trial_leaves_model_and_random_numbers_alone(job, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda model: model)
+    monkeypatch.setattr(torch, "compile", lambda model, **options: model)
     one = job("asr").trainer()
     state = {name: tensor.clone() for name, tensor in one.model.state_dict().items()}
     drawn = torch.get_rng_state()

@@ -1,0 +1,350 @@
+"""Training loops side by side: ours, its limit, one that decodes files, and torch's own pruning."""
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from cases import Case
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.utils.data import DataLoader, Dataset
+
+from bbnet.sparsity.sparsifier import METHODS, Sparsifier, sparsify
+from bbnet.tasks.asr.data.batches import Batch as Utterances
+from bbnet.tasks.asr.data.features import log_mel, read_audio
+from bbnet.tasks.asr.data.tokens import PAD
+from bbnet.tasks.change.data import Batch as Pairs
+from bbnet.tasks.face.data.batches import Batch as Faces
+from bbnet.training.seeding import stream
+from bbnet.training.step import forward, optimiser_step
+from bbnet.training.trainer import Trainer
+
+ALGORITHMS: dict[str, Mapping[str, Any]] = {name: method for name, method in METHODS.items() if name != "dense"} | {
+    "magnitude, global": {"algorithm": "magnitude", "distribution": "global"},
+    "set": {"algorithm": "set"},
+    "random": {"algorithm": "random"},
+    "wanda": {"algorithm": "wanda"},
+}
+WORKERS = 2  # as the notebooks have
+
+
+def now(device: torch.device) -> float:
+    """The time at which the device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def seconds(work: Callable[[], Any], device: torch.device) -> float:
+    began = now(device)
+    work()
+    return now(device) - began
+
+
+def fastest_quartile(times: Sequence[float]) -> float:
+    fastest = sorted(times)[: max(1, len(times) // 4)]
+    return sum(fastest) / len(fastest)
+
+
+def time_refreshes(sparsifier: Sparsifier, device: torch.device) -> list[float]:
+    """A list that takes up the seconds of every refresh from now on."""
+    times: list[float] = []
+    refresh = sparsifier._refresh
+    sparsifier._refresh = lambda: times.append(seconds(refresh, device))
+    return times
+
+
+class Arm:
+    """A model that trains on one batch, which never leaves the device and is not augmented.
+
+    Args:
+        method: of `ALGORITHMS`; `dense`; or `torch.prune`, masks of half of each slab by torch.nn.utils.prune.
+    """
+
+    def __init__(self, case: Case, method: str) -> None:
+        torch.manual_seed(0)
+        self.case = case
+        self.trainer = case.trainer()
+        self.model = self.trainer.model.train()
+        self.batch = case.batch(self.trainer)
+        task = case.task
+        self.task = SimpleNamespace(augment=_as_it_is, loss=task.loss, valid_positions=task.valid_positions)
+        self.sparsifier: Sparsifier | None = None
+        self.refreshes: list[float] = []
+        self.times: list[float] = []
+        if method == "torch.prune":
+            for slab in case.slabs(self.model, "in"):
+                prune.random_unstructured(self.model.get_submodule(slab.name), "weight", amount=0.5)
+            self.trainer.optimizer = type(self.trainer.optimizer)(self.model.parameters(), lr=1e-3, fused=True)
+        elif method != "dense":
+            settings = ALGORITHMS[method]
+            self.sparsifier = sparsify(
+                self.model,
+                self.trainer.optimizer,
+                case.slabs(self.model, settings.get("side", "in")),
+                settings,
+                0.5,
+                total_steps=10**6,
+                ramp_end=0.0,
+                every=case.every,
+            )
+            self.refreshes = time_refreshes(self.sparsifier, case.device)
+
+    def step(self) -> float:
+        return seconds(self._step, self.case.device)
+
+    def _step(self) -> None:
+        optimiser_step(
+            self.task,
+            self.model,
+            self.trainer.optimizer,
+            self.case.settings.training,
+            self.batch,
+            torch.Generator(),
+            self.case.precision,
+            self.sparsifier,
+        )
+
+
+def _as_it_is(batch: Any, *_: Any) -> Any:
+    return batch
+
+
+def overheads(case: Case, names: Sequence[str], at_once: bool) -> dict[str, dict[str, float]]:
+    """Per method `ratio`, the time of the steps between refreshes over that of the same steps dense, in turns, and
+    `refresh_ms`; of dense `step_ms`.
+
+    Args:
+        at_once: whether all methods take turns, or each with dense alone, to spare memory.
+    """
+    figures: dict[str, dict[str, float]] = {}
+    for group in [names] if at_once else [[name] for name in names]:
+        arms = {"reference": Arm(case, "dense")} | {name: Arm(case, name) for name in group}
+        for _ in range(case.steps + case.every - 1):
+            for arm in arms.values():
+                arm.times.append(arm.step())
+        # Whole stretches between refreshes, in which on-rates are sampled as often as they are; the first warms up.
+        stretches = range(case.every, case.steps, case.every)
+        time_of = {
+            name: fastest_quartile([sum(arm.times[first : first + case.every - 1]) for first in stretches])
+            for name, arm in arms.items()
+        }
+        for name in group:
+            figures[name] = {"ratio": time_of[name] / time_of["reference"]}
+            if arms[name].refreshes:
+                figures[name]["refresh_ms"] = 1e3 * fastest_quartile(arms[name].refreshes)
+        figures["dense"] = figures.get("dense", {}) | {"step_ms": 1e3 * time_of["reference"] / (case.every - 1)}
+    return figures
+
+
+class _EnoughError(Exception):
+    pass
+
+
+def our_steps(case: Case, trainer: Trainer, after_step: Callable[[Tensor, float], None]) -> None:
+    """Runs `trainer` for `case.steps` steps; after each `after_step` gets the samples and the seconds that it took.
+
+    The first step of an epoch is not among them: scoring on dev comes before it.
+    """
+    done, began = 0, now(case.device)
+
+    def after() -> None:
+        nonlocal done, began
+        if trainer.position > 1:
+            took = now(case.device) - began
+            batches = trainer.feed.split.batches(trainer.training, stream("order", trainer.seed, trainer.epoch + 1))
+            after_step(batches[trainer.position - 1], took)
+            done += 1
+        if done == case.steps:
+            raise _EnoughError
+        began = now(case.device)
+
+    try:
+        while True:
+            trainer.run_epoch("warm_up", after_step=after)
+    except _EnoughError:
+        pass
+
+
+def ours_and_limit(case: Case) -> dict[str, float]:
+    """`samples_per_second` of our training loop, dense; and `of_limit`, the same as a share of that of the same steps
+    on batches that lie on the device and are not augmented, in turns."""
+    trainer, limit = case.trainer(), Arm(case, "dense")
+    samples, ours, at_limit = 0, 0.0, 0.0
+
+    def after_step(indices: Tensor, took: float) -> None:
+        nonlocal samples, ours, at_limit
+        limit.batch = trainer.feed.split.batch(indices, case.device)
+        at_limit += limit.step()
+        samples, ours = samples + len(indices), ours + took
+
+    our_steps(case, trainer, after_step)
+    return {"samples_per_second": samples / ours, "of_limit": at_limit / ours}
+
+
+def shares(case: Case, steps: int) -> dict[str, float]:
+    """Milliseconds of a dense step of our loop: `input` (gather and augment), `forward`, `backward`, `optimiser`."""
+    trainer = case.trainer()
+    model, training = trainer.model.train(), trainer.training
+    generator = torch.Generator(case.device).manual_seed(0)
+    took = dict.fromkeys(("input", "forward", "backward", "optimiser"), 0.0)
+
+    @contextmanager
+    def timed(part: str) -> Iterator[None]:
+        began = now(case.device)
+        yield
+        took[part] += now(case.device) - began
+
+    batches = trainer.feed.split.batches(training, torch.Generator().manual_seed(0))
+    for number in range(steps + 2):
+        if number == 2:
+            took = dict.fromkeys(took, 0.0)
+        with timed("input"):
+            (batch,) = trainer.feed.batches([batches[number % len(batches)]])
+            batch = case.task.augment(batch, training, generator)
+        with timed("forward"):
+            loss = forward(case.task, model, batch, case.precision)
+        with timed("backward"):
+            loss.backward()
+        with timed("optimiser"):
+            if training.clip_norm is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad()
+    return {part: 1e3 * total / steps for part, total in took.items()}
+
+
+class Files(Dataset):
+    """The training samples of a case, decoded from their files whenever they are asked for."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.read, self.samples, self.collate = {"asr": _speech, "change": _pairs, "face": _faces}[case.name](case)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, number: int) -> Any:
+        return self.read(*self.samples[number])
+
+
+def decoding_loop(case: Case, batch_size: int) -> Iterator[int]:
+    """A straightforward loop: a DataLoader of two workers that decode files, torch's defaults, the loss read at each
+    step. Yields the samples of each step."""
+    files = Files(case)
+    loader = DataLoader(files, batch_size, shuffle=True, num_workers=WORKERS, collate_fn=files.collate, drop_last=True)
+    trainer = case.trainer()
+    model = trainer.model.to(memory_format=torch.contiguous_format).train()
+    training = trainer.training
+    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate)
+    while True:
+        for batch in loader:
+            batch = batch.to(case.device)
+            optimizer.zero_grad()
+            loss = case.task.loss(model, batch)
+            loss.backward()
+            optimizer.step()
+            loss.item()
+            yield batch_size
+
+
+def against_decoding(case: Case, rounds: int = 2) -> dict[str, float]:
+    """Samples per second of our loop over those of `decoding_loop`, both on all cores, in turns."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    samples, took = [0, 0], [0.0, 0.0]
+
+    def after_step(indices: Tensor, seconds_of_step: float) -> None:
+        samples[0] += len(indices)
+        took[0] += seconds_of_step
+
+    trainer = case.trainer()
+    batch_size = round(len(trainer.feed.split) / trainer.steps_per_epoch)
+    for _ in range(rounds):
+        our_steps(case, trainer, after_step)
+        loop = decoding_loop(case, batch_size)
+        for _ in range(2):  # the workers start
+            next(loop)
+        began = now(case.device)
+        for _ in range(case.steps):
+            samples[1] += next(loop)
+        took[1] += now(case.device) - began
+        loop.close()
+    torch.set_num_threads(threads)
+    ours, theirs = (count / time_taken for count, time_taken in zip(samples, took, strict=True))
+    return {"ours_per_second": ours, "decoding_per_second": theirs, "ratio": ours / theirs}
+
+
+def _pairs(case: Case) -> tuple[Callable, list, Callable]:
+    size = case.settings.tile
+    folder = Path(case.manifest["root"], "train")
+    paths = [tuple(folder / part / name for part in ("A", "B", "label")) for name in case.manifest["splits"]["train"]]
+
+    def read(*paths: Path) -> tuple[Tensor, Tensor]:
+        pair = [Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR) for path in paths[:2]]
+        label = Image.open(paths[2]).convert("L").resize((size, size), Image.Resampling.NEAREST)
+        images = torch.from_numpy(np.stack([np.asarray(image).transpose(2, 0, 1) for image in pair]))
+        changed = torch.from_numpy((np.asarray(label) > 127).astype(np.uint8))
+        for axis in (-1, -2):
+            if random.random() < 0.5:
+                images, changed = images.flip(axis), changed.flip(axis)
+        return images, changed
+
+    def collate(samples: list) -> Pairs:
+        return Pairs(*(torch.stack(each) for each in zip(*samples, strict=True)))
+
+    repeated = -(-2 * case.settings.training.batch_size * WORKERS // len(paths))
+    return read, paths * repeated, collate
+
+
+def _faces(case: Case) -> tuple[Callable, list, Callable]:
+    from torchvision import transforms
+
+    size, how = case.settings.size, case.settings.training.augmentation
+    change = transforms.Compose(
+        [
+            transforms.Resize((size, size)),
+            transforms.RandomHorizontalFlip(),
+            transforms.RandomRotation(how.rotation),
+            transforms.ColorJitter(how.brightness, how.contrast, how.saturation, how.hue),
+            transforms.PILToTensor(),
+        ]
+    )
+    part = case.index["splits"]["train"]
+    root = Path(case.manifest["root"])
+    samples = [(root / file, label) for file, label in zip(part["files"], part["labels"], strict=True)]
+
+    def read(path: Path, label: int) -> tuple[Tensor, int]:
+        return change(Image.open(path).convert("RGB")), label
+
+    def collate(samples: list) -> Faces:
+        images, labels = zip(*samples, strict=True)
+        return Faces(torch.stack(images), torch.tensor(labels))
+
+    return read, samples, collate
+
+
+def _speech(case: Case) -> tuple[Callable, list, Callable]:
+    split = case.task.open_split(case.prepared, case.index, "train")
+    files = {path.stem: path for path in Path(case.manifest["root"]).rglob("*.flac")}
+    tokens = [split.tokens[first:last].long() for first, last in split.token_starts.unfold(0, 2, 1).tolist()]
+    samples = [(files[key], own) for key, own in zip(split.keys, tokens, strict=True)]
+
+    def read(path: Path, own: Tensor) -> tuple[Tensor, Tensor]:
+        return log_mel(*read_audio(path)), own
+
+    def collate(samples: list) -> Utterances:
+        features, own = zip(*samples, strict=True)
+        pad = nn.utils.rnn.pad_sequence
+        lengths = [torch.tensor([len(each) for each in parts]) for parts in (features, own)]
+        return Utterances(pad(features, True), lengths[0], pad(own, True, PAD), lengths[1])
+
+    return read, samples, collate
