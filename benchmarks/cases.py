@@ -1,8 +1,10 @@
 """What is measured: each task at the size of the default study and of the paper, on data of the embedded packs."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -37,12 +39,12 @@ PAPER: dict[str, dict[str, Any]] = {
         }
     },
 }
-CPU_BATCHES = {"asr": {"batch_seconds": 16}, "change": {"batch_size": 2}, "face": {"batch_size": 4}}
+CPU_BATCHES = {"asr": {"batch_seconds": 12}, "change": {"batch_size": 2}, "face": {"batch_size": 2}}
 
 
 @dataclass
 class Case:
-    """A task with prepared data.
+    """A task with data, once they are made.
 
     Args:
         steps: how many are timed of each kind of loop.
@@ -57,17 +59,35 @@ class Case:
     device: torch.device
     folder: Path
 
-    def __post_init__(self) -> None:
-        self.precision = resolve_precision("auto", self.device)
-        raw, self.prepared = self.folder / "raw", self.folder / "prepared"
+    def make(self) -> "Case":
+        """Renders or speaks the data, and prepares them."""
+        raw = self.folder / "raw"
         raw.mkdir(parents=True)
         self.prepared.mkdir()
-        self.manifest = self.task.fetch(self.settings.data.model_dump(), raw) | {"root": str(raw)}
-        self.index = self.task.prepare(self.manifest, self.settings.model_dump(), self.prepared)
+        manifest = self.task.fetch(self.settings.data.model_dump(), raw) | {"root": str(raw)}
+        index = self.task.prepare(manifest, self.settings.model_dump(), self.prepared)
+        (self.folder / "made.json").write_text(json.dumps({"manifest": manifest, "index": index}))
+        return self
 
     @property
     def task(self) -> ModuleType:
         return tasks.load(self.name)
+
+    @property
+    def prepared(self) -> Path:
+        return self.folder / "prepared"
+
+    @property
+    def precision(self) -> torch.dtype:
+        return resolve_precision("auto", self.device)
+
+    @cached_property
+    def manifest(self) -> dict[str, Any]:
+        return json.loads((self.folder / "made.json").read_text())["manifest"]
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        return json.loads((self.folder / "made.json").read_text())["index"]
 
     def trainer(self) -> Trainer:
         (model,) = self.settings.models.values()
@@ -82,8 +102,8 @@ class Case:
             precision=self.precision,
         )
 
-    def slabs(self, model: nn.Module, side: str) -> list[Slab]:
-        return choose_slabs(model, self.task.slabs(model, self.settings.slabs, side), Decimal("0.50"))[0]
+    def slabs(self, model: nn.Module, side: str, budget: str = "0.50") -> list[Slab]:
+        return choose_slabs(model, self.task.slabs(model, self.settings.slabs, side), Decimal(budget))[0]
 
     def batch(self, trainer: Trainer) -> Batch:
         """One of middling size."""
@@ -94,18 +114,18 @@ class Case:
 
 def default_case(name: str, device: torch.device, folder: Path) -> Case:
     settings = read_study("demo", ROOT / "studies").task_settings()[name]
-    return Case(f"{name}, default", name, settings, 60, 20, device, folder)
+    return Case(f"{name}, default", name, settings, 100, 10, device, folder).make()
 
 
 def paper_case(name: str, device: torch.device, folder: Path) -> Case:
-    return Case(f"{name}, paper", name, _paper_settings(name, device), 6, 3, device, folder)
+    return Case(f"{name}, paper", name, _paper_settings(name, device), 6, 2, device, folder).make()
 
 
 def small_model_case(name: str, device: torch.device, folder: Path) -> Case:
     """The default study's model on images of the paper's size."""
     small = read_study("demo", ROOT / "studies").task_settings()[name]
     settings = _paper_settings(name, device, models=small.models, slabs=small.slabs)
-    return Case(f"{name}, default model at paper image size", name, settings, 12, 6, device, folder)
+    return Case(f"{name}, default model at paper image size", name, settings, 12, 6, device, folder).make()
 
 
 def _paper_settings(name: str, device: torch.device, **changes: Any) -> BaseModel:

@@ -21,6 +21,7 @@ from bbnet.sparsity.sparsifier import METHODS, Sparsifier, sparsify
 from bbnet.tasks.asr.data.batches import Batch as Utterances
 from bbnet.tasks.asr.data.features import log_mel, read_audio
 from bbnet.tasks.asr.data.tokens import PAD
+from bbnet.tasks.batches import Batch
 from bbnet.tasks.change.data import Batch as Pairs
 from bbnet.tasks.face.data.batches import Batch as Faces
 from bbnet.training.seeding import stream
@@ -33,6 +34,9 @@ ALGORITHMS: dict[str, Mapping[str, Any]] = {name: method for name, method in MET
     "random": {"algorithm": "random"},
     "wanda": {"algorithm": "wanda"},
 }
+IN_DEFAULT_STUDY = ("sp_in", "sp_out", "magnitude", "rigl")
+ROUNDS = 2
+INPUT_SECONDS = 5
 WORKERS = 2  # as the notebooks have
 
 
@@ -118,30 +122,24 @@ def _as_it_is(batch: Any, *_: Any) -> Any:
     return batch
 
 
-def overheads(case: Case, names: Sequence[str], at_once: bool) -> dict[str, dict[str, float]]:
+def overheads(case: Case, names: Sequence[str]) -> dict[str, dict[str, float]]:
     """Per method `ratio`, the time of the steps between refreshes over that of the same steps dense, in turns, and
-    `refresh_ms`; of dense `step_ms`.
-
-    Args:
-        at_once: whether all methods take turns, or each with dense alone, to spare memory.
-    """
-    figures: dict[str, dict[str, float]] = {}
-    for group in [names] if at_once else [[name] for name in names]:
-        arms = {"reference": Arm(case, "dense")} | {name: Arm(case, name) for name in group}
-        for _ in range(case.steps + case.every - 1):
-            for arm in arms.values():
-                arm.times.append(arm.step())
-        # Whole stretches between refreshes, in which on-rates are sampled as often as they are; the first warms up.
-        stretches = range(case.every, case.steps, case.every)
-        time_of = {
-            name: fastest_quartile([sum(arm.times[first : first + case.every - 1]) for first in stretches])
-            for name, arm in arms.items()
-        }
-        for name in group:
-            figures[name] = {"ratio": time_of[name] / time_of["reference"]}
-            if arms[name].refreshes:
-                figures[name]["refresh_ms"] = 1e3 * fastest_quartile(arms[name].refreshes)
-        figures["dense"] = figures.get("dense", {}) | {"step_ms": 1e3 * time_of["reference"] / (case.every - 1)}
+    `refresh_ms`; of dense `step_ms` and `every`, the steps from one refresh to the next."""
+    arms = {"reference": Arm(case, "dense")} | {name: Arm(case, name) for name in names}
+    for _ in range(case.steps + case.every - 1):
+        for arm in arms.values():
+            arm.times.append(arm.step())
+    # Whole stretches between refreshes, in which on-rates are sampled as often as they are; the first warms up.
+    stretches = range(case.every, case.steps, case.every)
+    time_of = {
+        name: fastest_quartile([sum(arm.times[first : first + case.every - 1]) for first in stretches])
+        for name, arm in arms.items()
+    }
+    figures = {name: {"ratio": time_of[name] / time_of["reference"]} for name in names}
+    for name in names:
+        if arms[name].refreshes:
+            figures[name]["refresh_ms"] = 1e3 * fastest_quartile(arms[name].refreshes)
+    figures["dense"] |= {"step_ms": 1e3 * time_of["reference"] / (case.every - 1), "every": case.every}
     return figures
 
 
@@ -236,28 +234,42 @@ class Files(Dataset):
         return self.read(*self.samples[number])
 
 
-def decoding_loop(case: Case, batch_size: int) -> Iterator[int]:
-    """A straightforward loop: a DataLoader of two workers that decode files, torch's defaults, the loss read at each
-    step. Yields the samples of each step."""
+def decoded(case: Case, batch_size: int) -> Iterator[Batch]:
+    """Batches of a DataLoader whose two workers decode files, epoch by epoch, on the device."""
     files = Files(case)
-    loader = DataLoader(files, batch_size, shuffle=True, num_workers=WORKERS, collate_fn=files.collate, drop_last=True)
-    trainer = case.trainer()
-    model = trainer.model.to(memory_format=torch.contiguous_format).train()
-    training = trainer.training
-    optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate)
+    options = {"num_workers": WORKERS, "persistent_workers": True, "collate_fn": files.collate}
+    loader = DataLoader(files, batch_size, shuffle=True, drop_last=True, **options)
     while True:
         for batch in loader:
-            batch = batch.to(case.device)
-            optimizer.zero_grad()
-            loss = case.task.loss(model, batch)
-            loss.backward()
-            optimizer.step()
-            loss.item()
-            yield batch_size
+            yield batch.to(case.device)
 
 
-def against_decoding(case: Case, rounds: int = 2) -> dict[str, float]:
-    """Samples per second of our loop over those of `decoding_loop`, both on all cores, in turns."""
+def prepared(case: Case, trainer: Trainer) -> Iterator[Batch]:
+    """Our batches, epoch by epoch, augmented."""
+    generator = torch.Generator(case.device).manual_seed(0)
+    while True:
+        for batch in trainer.feed.batches(trainer.feed.split.batches(trainer.training, torch.Generator())):
+            yield case.task.augment(batch, trainer.training, generator)
+
+
+def decoding_loop(case: Case, batch_size: int) -> Iterator[int]:
+    """A straightforward loop: `decoded` batches, torch's defaults, the loss read at each step. Yields the samples of
+    each step."""
+    trainer = case.trainer()
+    model = trainer.model.to(memory_format=torch.contiguous_format).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=trainer.training.learning_rate)
+    for batch in decoded(case, batch_size):
+        optimizer.zero_grad()
+        loss = case.task.loss(model, batch)
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        yield batch_size
+
+
+def against_decoding(case: Case) -> dict[str, dict[str, float]]:
+    """`ours_per_second` and `decoding_per_second`, samples, in turns on all cores: of `training`, our loop and
+    `decoding_loop`; and of its `input` alone."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     samples, took = [0, 0], [0.0, 0.0]
@@ -268,7 +280,7 @@ def against_decoding(case: Case, rounds: int = 2) -> dict[str, float]:
 
     trainer = case.trainer()
     batch_size = round(len(trainer.feed.split) / trainer.steps_per_epoch)
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         our_steps(case, trainer, after_step)
         loop = decoding_loop(case, batch_size)
         for _ in range(2):  # the workers start
@@ -278,9 +290,26 @@ def against_decoding(case: Case, rounds: int = 2) -> dict[str, float]:
             samples[1] += next(loop)
         took[1] += now(case.device) - began
         loop.close()
+    found = {"training": _rates(*(count / time_taken for count, time_taken in zip(samples, took, strict=True)))}
+    found["input"] = _rates(_rate(prepared(case, trainer), case), _rate(decoded(case, batch_size), case))
     torch.set_num_threads(threads)
-    ours, theirs = (count / time_taken for count, time_taken in zip(samples, took, strict=True))
-    return {"ours_per_second": ours, "decoding_per_second": theirs, "ratio": ours / theirs}
+    return found
+
+
+def _rates(ours: float, decoding: float) -> dict[str, float]:
+    return {"ours_per_second": ours, "decoding_per_second": decoding}
+
+
+def _rate(batches: Iterator[Batch], case: Case) -> float:
+    """Samples per second of what delivers batches, `INPUT_SECONDS` long."""
+    for _ in range(2):
+        next(batches)
+    samples, began = 0, now(case.device)
+    while now(case.device) - began < INPUT_SECONDS:
+        samples += len(next(iter(next(batches).tensors().values())))
+    rate = samples / (now(case.device) - began)
+    batches.close()
+    return rate
 
 
 def _pairs(case: Case) -> tuple[Callable, list, Callable]:

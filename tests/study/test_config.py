@@ -403,6 +403,14 @@ def test_a_key_with_a_line_break_is_still_refused_in_one_line(refusal, base):
 # Knobs.
 
 
+@pytest.mark.parametrize("knob", ["compile", "resident"])
+@pytest.mark.parametrize(
+    ("given", "found"), [("auto", "auto"), ("on", "on"), ("off", "off"), (True, "on"), (False, "off")]
+)
+def test_a_switch_may_be_what_yaml_makes_of_on_and_off(knob, given, found):
+    assert getattr(read_knobs({knob: given}), knob) == found
+
+
 def test_knobs_arrive_as_strings_or_as_yaml_values():
     assert read_knobs({"study": "paper", "device": "cpu"}) == Knobs(study="paper", device="cpu")
     assert read_knobs({"data_dir": 2024}).data_dir == "2024"

@@ -213,6 +213,7 @@ def test_other_cells_change_nothing(study, key, value):
         ("methods.sp_in.law", "uniform", {SP_IN}),
         ("methods.magnitude.side", "out", {MAGNITUDE}),
         ("cpu_threads", 2, TRAINING),
+        ("precision", "bfloat16", TRAINING),
         ("tasks.change.slabs", "paper", TRAINING),
         ("tasks.change.training.learning_rate", 0.02, TRAINING),
         ("tasks.change.training.epochs", 5, TRAINING),
@@ -229,6 +230,8 @@ def test_a_changed_value_reruns_what_it_shapes(study, key, value, expected):
 def test_another_device_retrains(study):
     before = fingerprints(study(), Knobs(device="cpu"))
     assert changed(before, fingerprints(study(), Knobs(device="cuda"))) == TRAINING
+    assert changed(before, fingerprints(study(), Knobs(device="cpu", compile="on"))) == TRAINING
+    assert changed(before, fingerprints(study(), Knobs(device="cpu", resident="off"))) == set()
 
 
 def test_other_places_and_targets_change_nothing(study):

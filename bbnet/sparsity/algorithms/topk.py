@@ -4,6 +4,7 @@ The rival of the authors' notebooks: largest by signed value, in training and in
 survivors are not rescaled; unlike Ahmad & Scheinkman units are not boosted by their duty cycle.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,5 +15,24 @@ class TopK(ActivationGating):
     """The `count` units of largest output at each position."""
 
     def kept(self, outputs: Tensor, count: int) -> Tensor:
-        largest = outputs.topk(count, dim=-1, sorted=False).indices
-        return torch.zeros_like(outputs, dtype=torch.bool).scatter_(-1, largest, True)
+        if outputs.device.type == "cpu" and not torch.compiler.is_compiling():
+            return _above_threshold(outputs.flatten(0, -2), count).reshape(outputs.shape)
+        return _largest(outputs, count)
+
+
+def _largest(outputs: Tensor, count: int) -> Tensor:
+    largest = outputs.topk(count, dim=-1, sorted=False).indices
+    return torch.zeros_like(outputs, dtype=torch.bool).scatter_(-1, largest, True)
+
+
+def _above_threshold(outputs: Tensor, count: int) -> Tensor:
+    """`_largest` of rows, by numpy's partition, which takes a third of the time of torch's topk on a CPU."""
+    # numpy has no bfloat16, and float32 holds all of it.
+    values = (outputs.float() if outputs.dtype == torch.bfloat16 else outputs).numpy()
+    place = values.shape[1] - count
+    kept = torch.from_numpy(values >= np.partition(values, place, axis=1)[:, place, None])
+    # Where several are equal to the threshold, or it is no number.
+    (unsure,) = torch.nonzero(kept.sum(1) != count, as_tuple=True)
+    if len(unsure):
+        kept[unsure] = _largest(outputs[unsure], count)
+    return kept
