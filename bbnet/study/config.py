@@ -41,7 +41,7 @@ class Section(BaseModel, extra="forbid", frozen=True):
 
 def _switch(value: Any) -> Any:
     """YAML takes on and off for true and false."""
-    return {"True": "on", "False": "off"}.get(value, value)
+    return {"True": "on", "False": "off"}.get(value, value) if isinstance(value, str) else value
 
 
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
