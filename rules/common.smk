@@ -187,12 +187,10 @@ def remove_outdated():
 
 def discard_forced_states(settings):
     """Runs that are forced train from the start: all (-F), those of a rule (-R train), those of a file (-R, -f)."""
-    by_rule = {"train": "runs/*/*/*/*/*", "warm_up": "warm_up/*/*/*"}
+    rooms = {"train": "runs/*/*/*/*/*", "warm_up": "warm_up/*/*/*"}
     forced = {*settings.forcerun, *(settings.targets if settings.forcetargets else ())}
-    for name in map(str, by_rule if settings.forceall else forced):
-        states = (
-            Path(RESULTS).glob(f"{by_rule[name]}/state.pt") if name in by_rule else [Path(name).with_name("state.pt")]
-        )
+    for name in map(str, rooms if settings.forceall else forced):
+        states = Path(RESULTS).glob(f"{rooms[name]}/state.pt") if name in rooms else [Path(name).with_name("state.pt")]
         for state in states:
             state.unlink(missing_ok=True)
 

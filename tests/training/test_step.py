@@ -217,7 +217,8 @@ def test_precision_is_half_where_a_gpu_has_it(monkeypatch, wanted, device, knows
 def test_no_step_between_refreshes_waits_for_the_gpu(job, name, method):
     from bbnet.sparsity.sparsifier import sparsify
 
-    made = job(name, method, device="cuda", precision="auto")
+    settings = STUDY[name]["model"] | ({"ctc_weight": 0.0} if name == "asr" else {})  # torch's CTC waits
+    made = job(name, method, device="cuda", precision="auto", model=settings)
     trainer = made.trainer()
     slabs, _ = made.slabs(trainer.model, made.slab_side)
     sparsifier = sparsify(trainer.model, trainer.optimizer, slabs, method, 0.5, total_steps=1000, every=100)

@@ -106,12 +106,11 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
     )
     if output.ctc is None:
         return attention
-    frames, counts = batch.lengths or (batch.frames, batch.counts)
     ctc = functional.ctc_loss(
         output.ctc.float().log_softmax(-1).transpose(0, 1),
         batch.tokens,
-        positions(frames),
-        counts,
+        positions(batch.frames),
+        batch.counts,
         blank=PAD,
         reduction="sum",
         zero_infinity=True,

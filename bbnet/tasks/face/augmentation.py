@@ -1,6 +1,7 @@
 """Random variants of images in batches, on their device."""
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -47,16 +48,22 @@ def recoloured(images: Tensor, brightness: Tensor, contrast: Tensor, saturation:
     brightness, contrast, saturation, hue = (
         values.reshape(-1, 1, 1) for values in (brightness, contrast, saturation, hue)
     )
-    luma = torch.tensor(LUMA, device=images.device)
-    to_yiq = torch.tensor(TO_YIQ, device=images.device)
+    luma, to_yiq, from_yiq = _colour_axes(images.device)
     eye = torch.eye(3, device=images.device)
     turn = torch.zeros(len(images), 3, 3, device=images.device)
     turn[:, 0, 0] = 1
     turn[:, 1, 1] = turn[:, 2, 2] = torch.cos(hue).flatten()
     turn[:, 1, 2], turn[:, 2, 1] = -torch.sin(hue).flatten(), torch.sin(hue).flatten()
     to_grey = luma.expand(3, 3)
-    colours = torch.linalg.inv(to_yiq) @ turn @ to_yiq @ (saturation * eye + (1 - saturation) * to_grey)
+    colours = from_yiq @ turn @ to_yiq @ (saturation * eye + (1 - saturation) * to_grey)
     bright = (images * brightness[..., None]).clamp(0, 255)
     grey = torch.einsum("nchw,c->n", bright, luma) / bright[0, 0].numel()
     contrasted = contrast[..., None] * bright + ((1 - contrast.flatten()) * grey).reshape(-1, 1, 1, 1)
     return torch.einsum("ncd,ndhw->nchw", colours, contrasted.clamp(0, 255)).clamp(0, 255)
+
+
+@cache
+def _colour_axes(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """`LUMA`, `TO_YIQ` and its inverse on the device, where they are made once: to make them is to wait for a GPU."""
+    to_yiq = torch.tensor(TO_YIQ)
+    return torch.tensor(LUMA).to(device), to_yiq.to(device), torch.linalg.inv(to_yiq).to(device)

@@ -96,8 +96,6 @@ def test_batches_of_a_class_have_one_shape_that_of_its_longest(split_of):
         own = {math.floor(math.log(lengths[number]) / math.log(CLASS_RATIO)) for number in indices.tolist()}
         (level,) = own
         shapes.setdefault(level, set()).add((batch.features.shape[1], batch.tokens.shape[1]))
-        assert torch.equal(batch.lengths[0], batch.frames)
-        assert torch.equal(batch.lengths[1], batch.counts)
     assert len(shapes) > 5
     for level, found in shapes.items():
         members = [n for n, size in enumerate(lengths) if math.floor(math.log(size) / math.log(CLASS_RATIO)) == level]

@@ -24,15 +24,13 @@ EVALUATION_FRAMES = 20_000
 class Batch(batches.Batch):
     """`features` float32 [batch, time, 80], `frames` int64 [batch], `tokens` int64 [batch, length], `counts` [batch].
 
-    Beyond an utterance's frames features are 0, beyond its tokens there is `PAD`. `lengths` are frames and counts once
-    more, where the host knows them: to read them from a GPU is to wait for it.
+    Beyond an utterance's frames features are 0, beyond its tokens there is `PAD`.
     """
 
     features: Tensor
     frames: Tensor
     tokens: Tensor
     counts: Tensor
-    lengths: tuple[Tensor, Tensor] | None = None
 
     def decoder_inputs(self) -> Tensor:
         """Tokens behind `EOS`, [batch, 1 + length]."""
@@ -94,12 +92,11 @@ class Utterances:
         return len(self.frames)
 
     def batch(self, indices: Tensor, device: torch.device) -> Batch:
-        lengths = self.frames[indices], self.counts[indices]
         time, length = self._shape(indices)
-        rows = indices.to(self.starts.device)
+        rows = indices.to(self.starts.device, non_blocking=True)
         features, frames = _padded(self.features, self.starts, rows, time, 0.0)
         tokens, counts = _padded(self.tokens, self.token_starts, rows, length, PAD)
-        return Batch(features, frames, tokens.long(), counts, lengths).to(device)
+        return Batch(features, frames, tokens.long(), counts).to(device)
 
     def steps_per_epoch(self, training: SpeechTraining) -> int:
         return sum(-(-len(members) // size) for members, size in self._classes(training))

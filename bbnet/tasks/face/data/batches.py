@@ -45,7 +45,7 @@ class Faces:
         return len(self.labels)
 
     def batch(self, indices: Tensor, device: torch.device) -> Batch:
-        indices = indices.to(self.labels.device)
+        indices = indices.to(self.labels.device, non_blocking=True)
         return Batch(self.images[indices], self.labels[indices]).to(device)
 
     def steps_per_epoch(self, training: FaceTraining) -> int:
