@@ -23,27 +23,26 @@ WIDTHS = {"asr": ("width", "hidden"), "change": ("widths",), "face": ("widths",)
 
 def growth(device: torch.device) -> dict[str, dict[str, list[dict[str, float]]]]:
     """By task, `data` and `width`: for each of `FACTORS` the seconds of an epoch, and the peak memory in MiB."""
-    return {
-        name: {
-            "data": [_point(name, device, data=factor) for factor in FACTORS],
-            "width": [_point(name, device, width=factor) for factor in FACTORS],
+    found = {}
+    for name in WIDTHS:
+        points = {}
+        for data in FACTORS:
+            with tempfile.TemporaryDirectory() as folder:
+                # Data are made in a process of their own, whose memory is not that of training.
+                _in_a_process("prepare", name, device, folder, data)
+                for width in FACTORS if data == 1 else (1,):
+                    points[data, width] = json.loads(_in_a_process("train", name, device, folder, data, width))
+        found[name] = {
+            "data": [points[factor, 1] for factor in FACTORS],
+            "width": [points[1, factor] for factor in FACTORS],
         }
-        for name in WIDTHS
-    }
+    return found
 
 
-def _point(name: str, device: torch.device, data: int = 1, width: int = 1) -> dict[str, float]:
-    command = [sys.executable, __file__, "--task", name, "--device", device.type]
-    with tempfile.TemporaryDirectory() as folder:
-        # Made in a process of its own, whose memory is not that of training.
-        for work in ("prepare", "train"):
-            done = subprocess.run(
-                [*command, "--data", str(data), "--width", str(width), "--folder", folder, "--work", work],
-                check=True,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-    return json.loads(done.stdout)
+def _in_a_process(work: str, name: str, device: torch.device, folder: str, data: int, width: int = 1) -> str:
+    options = {"task": name, "device": device.type, "folder": folder, "data": data, "width": width, "work": work}
+    command = [sys.executable, __file__, *(f"--{key}={value}" for key, value in options.items())]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def _settings(name: str, data: int, width: int) -> BaseModel:

@@ -35,8 +35,7 @@ ALGORITHMS: dict[str, Mapping[str, Any]] = {name: method for name, method in MET
     "wanda": {"algorithm": "wanda"},
 }
 IN_DEFAULT_STUDY = ("sp_in", "sp_out", "magnitude", "rigl")
-ROUNDS = 2
-INPUT_SECONDS = 5
+SECONDS = 10
 WORKERS = 2  # as the notebooks have
 
 
@@ -252,9 +251,9 @@ def prepared(case: Case, trainer: Trainer) -> Iterator[Batch]:
             yield case.task.augment(batch, trainer.training, generator)
 
 
-def decoding_loop(case: Case, batch_size: int) -> Iterator[int]:
-    """A straightforward loop: `decoded` batches, torch's defaults, the loss read at each step. Yields the samples of
-    each step."""
+def decoding_loop(case: Case, batch_size: int) -> Iterator[Batch]:
+    """A straightforward loop: `decoded` batches, torch's defaults, the loss read at each step. Yields each batch when
+    it was trained on."""
     trainer = case.trainer()
     model = trainer.model.to(memory_format=torch.contiguous_format).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=trainer.training.learning_rate)
@@ -264,49 +263,45 @@ def decoding_loop(case: Case, batch_size: int) -> Iterator[int]:
         loss.backward()
         optimizer.step()
         loss.item()
-        yield batch_size
+        yield batch
 
 
 def against_decoding(case: Case) -> dict[str, dict[str, float]]:
-    """`ours_per_second` and `decoding_per_second`, samples, in turns on all cores: of `training`, our loop and
-    `decoding_loop`; and of its `input` alone."""
+    """`ours_per_second` and `decoding_per_second`, samples, on all cores: of `training`, our loop and
+    `decoding_loop`; and of the `input` of both alone."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
-    samples, took = [0, 0], [0.0, 0.0]
+    samples, took = 0, 0.0
 
     def after_step(indices: Tensor, seconds_of_step: float) -> None:
-        samples[0] += len(indices)
-        took[0] += seconds_of_step
+        nonlocal samples, took
+        samples, took = samples + len(indices), took + seconds_of_step
 
     trainer = case.trainer()
     batch_size = round(len(trainer.feed.split) / trainer.steps_per_epoch)
-    for _ in range(ROUNDS):
-        our_steps(case, trainer, after_step)
-        loop = decoding_loop(case, batch_size)
-        for _ in range(2):  # the workers start
-            next(loop)
-        began = now(case.device)
-        for _ in range(case.steps):
-            samples[1] += next(loop)
-        took[1] += now(case.device) - began
-        loop.close()
-    found = {"training": _rates(*(count / time_taken for count, time_taken in zip(samples, took, strict=True)))}
-    found["input"] = _rates(_rate(prepared(case, trainer), case), _rate(decoded(case, batch_size), case))
+    our_steps(case, trainer, after_step)
+    found = {
+        "training": {
+            "ours_per_second": samples / took,
+            "decoding_per_second": _rate(decoding_loop(case, batch_size), case),
+        },
+        "input": {
+            "ours_per_second": _rate(prepared(case, trainer), case),
+            "decoding_per_second": _rate(decoded(case, batch_size), case),
+        },
+    }
     torch.set_num_threads(threads)
     return found
 
 
-def _rates(ours: float, decoding: float) -> dict[str, float]:
-    return {"ours_per_second": ours, "decoding_per_second": decoding}
-
-
 def _rate(batches: Iterator[Batch], case: Case) -> float:
-    """Samples per second of what delivers batches, `INPUT_SECONDS` long."""
-    for _ in range(2):
+    """Samples per second of a loop or input, over `SECONDS` or 2 batches, whichever is longer."""
+    for _ in range(2):  # workers start
         next(batches)
-    samples, began = 0, now(case.device)
-    while now(case.device) - began < INPUT_SECONDS:
+    samples, count, began = 0, 0, now(case.device)
+    while count < 2 or now(case.device) - began < SECONDS:
         samples += len(next(iter(next(batches).tensors().values())))
+        count += 1
     rate = samples / (now(case.device) - began)
     batches.close()
     return rate

@@ -178,7 +178,8 @@ def section(device: torch.device, figures: Mapping[str, Any]) -> str:
         *(_overhead_row(title, case["overheads"]) for title, case in whole.items()),
         "",
         "**Against a loop that decodes files**: a DataLoader of two workers and torch's defaults, dense, both loops on "
-        "all cores, in turns; samples per second with the model, and of the input alone.",
+        "all cores; samples per second with the model, and of the input alone: what a device would get that computes "
+        "faster.",
         "",
         "| | ours | decoding | ratio | input, ours | decoding | ratio |",
         "|---|---|---|---|---|---|---|",
