@@ -1,7 +1,13 @@
 """Every test computes alike: one thread, one seed."""
 
+import signal
+
 import pytest
 import torch
+
+# A shell that runs the tests in the background has Ctrl-C ignored, which the processes that tests start would inherit.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
