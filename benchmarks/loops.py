@@ -85,7 +85,8 @@ class Arm:
         self.times: list[float] = []
         if method == "torch.prune":
             for slab in case.slabs(self.model, "in"):
-                prune.random_unstructured(self.model.get_submodule(slab.name), "weight", amount=0.5)
+                layer = self.model.get_submodule(slab.name)
+                prune.custom_from_mask(layer, "weight", (torch.rand_like(layer.weight) < 0.5).to(layer.weight))
             self.trainer.optimizer = type(self.trainer.optimizer)(self.model.parameters(), lr=1e-3, fused=True)
         elif method != "dense":
             settings = ALGORITHMS[method]
