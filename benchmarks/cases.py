@@ -114,11 +114,11 @@ class Case:
 
 def default_case(name: str, device: torch.device, folder: Path) -> Case:
     settings = read_study("demo", ROOT / "studies").task_settings()[name]
-    return Case(f"{name}, default", name, settings, 100, 10, device, folder).make()
+    return Case(f"{name}, default", name, settings, 200, 10, device, folder).make()
 
 
 def paper_case(name: str, device: torch.device, folder: Path) -> Case:
-    return Case(f"{name}, paper", name, _paper_settings(name, device), 6, 2, device, folder).make()
+    return Case(f"{name}, paper", name, _paper_settings(name, device), 12, 4, device, folder).make()
 
 
 def small_model_case(name: str, device: torch.device, folder: Path) -> Case:

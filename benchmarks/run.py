@@ -169,8 +169,8 @@ def section(device: torch.device, figures: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
         *(_loop_row(title, case) for title, case in whole.items()),
         "",
-        "**The sparsifier**: steps between refreshes over the same steps dense, in turns, fastest quartile of the "
-        "stretches between two refreshes; b = 0.5. `dense` is dense against dense, `torch.prune` are masks by "
+        "**The sparsifier**: the steps between two refreshes over the same steps dense, in turns, median of all such "
+        "stretches; b = 0.5. `dense` is dense against dense, `torch.prune` are masks by "
         "torch.nn.utils.prune. In brackets one refresh of all slabs, in steps of dense.",
         "",
         "| | a dense step | dense | " + " | ".join(ALGORITHMS) + " | torch.prune |",
