@@ -22,6 +22,15 @@ METHODS = {
     "wanda": {"algorithm": "wanda", "side": "out"},
     "topk": {"algorithm": "topk"},
 }
+SPEECH_MODEL = {
+    "width": 16,
+    "hidden": 24,
+    "encoder_layers": 1,
+    "decoder_layers": 1,
+    "heads": 2,
+    "stem_channels": 2,
+    "dropout": 0.1,
+}
 TRAINING = {"epochs": 5, "warm_up_epochs": 1, "batch_size": 3, "learning_rate": 0.01, "weight_decay": 0.1}
 
 

@@ -11,17 +11,9 @@ from bbnet.tasks.asr.buckets import make_buckets
 from bbnet.training.checkpoint import load_state, save_masks, save_state, save_weights
 from bbnet.training.runs import Job, evaluate, train, warm_up
 from bbnet.training.trainer import Trainer
+from tests.training.conftest import SPEECH_MODEL as MODEL
 
 PACK = {"pack": "spoken_words", "train": 24, "train_speakers": 3, "val": 5, "test": 6, "speakers": 2, "words": 12}
-MODEL = {
-    "width": 16,
-    "hidden": 24,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "heads": 2,
-    "stem_channels": 2,
-    "dropout": 0.1,
-}
 TRAINING = {
     "epochs": 4,
     "warm_up_epochs": 1,

@@ -11,6 +11,7 @@ from bbnet.training import step
 from bbnet.training.runs import Job, train, warm_up
 from bbnet.training.seeding import stream
 from bbnet.training.step import compiled, optimiser_step, resolve_precision
+from tests.training.conftest import SPEECH_MODEL
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
@@ -26,15 +27,7 @@ STUDY = {
             "words": 12,
         },
         "prepare": {"tokens": {"kind": "characters"}, "faults": {}},
-        "model": {
-            "width": 16,
-            "hidden": 24,
-            "encoder_layers": 1,
-            "decoder_layers": 1,
-            "heads": 2,
-            "stem_channels": 2,
-            "dropout": 0.1,
-        },
+        "model": SPEECH_MODEL,
         "training": {"batch_seconds": 4, "clip_norm": 1.0, "spec_augment": {"frequency_masks": 1, "time_masks": 1}},
     },
     "change": {
