@@ -3,8 +3,11 @@
 import fcntl
 import multiprocessing
 import os
+import platform
 import random
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -289,3 +292,28 @@ def test_each_allocation_of_a_scheduler_has_slots_of_its_own(machine, monkeypatc
     one = devices.slots_folder()
     monkeypatch.setenv("SLURM_JOB_ID", "18")
     assert len({local, one, devices.slots_folder()}) == 3
+
+
+FRESH_PAGES = """
+import resource, sys, torch
+from bbnet.training.devices import choose_device
+if sys.argv[1] == "chosen":
+    choose_device("cpu")
+torch.set_num_threads(1)
+def faults(times):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(times):
+        torch.ones(40 << 20, dtype=torch.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults(20)
+print(faults(10))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_on_a_cpu_large_blocks_are_used_again():
+    def faults(how):
+        command = [sys.executable, "-c", FRESH_PAGES, how]
+        return int(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+    assert faults("chosen") < 100 < faults("as it is") / 10
