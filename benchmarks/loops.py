@@ -4,7 +4,9 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -241,8 +243,8 @@ class Files(Dataset):
 def decoded(case: Case, batch_size: int) -> Iterator[Batch]:
     """Batches of a DataLoader whose two workers decode files, epoch by epoch, on the device."""
     files = Files(case)
-    options = {"num_workers": WORKERS, "persistent_workers": True, "collate_fn": files.collate}
-    loader = DataLoader(files, batch_size, shuffle=True, drop_last=True, **options)
+    workers = {"num_workers": WORKERS, "persistent_workers": True, "multiprocessing_context": "fork"}
+    loader = DataLoader(files, batch_size, shuffle=True, drop_last=True, collate_fn=files.collate, **workers)
     while True:
         for batch in loader:
             yield batch.to(case.device)
@@ -288,19 +290,26 @@ def against_decoding(case: Case) -> dict[str, dict[str, float]]:
     found = {
         "training": {
             "ours_per_second": samples / took,
-            "decoding_per_second": _rate(decoding_loop(case, batch_size), case),
+            "decoding_per_second": _in_its_own_process(decoding_loop, case, batch_size),
         },
         "input": {
-            "ours_per_second": _rate(prepared(case, trainer), case),
-            "decoding_per_second": _rate(decoded(case, batch_size), case),
+            "ours_per_second": _rate(prepared, case, trainer),
+            "decoding_per_second": _in_its_own_process(decoded, case, batch_size),
         },
     }
     torch.set_num_threads(threads)
     return found
 
 
-def _rate(batches: Iterator[Batch], case: Case) -> float:
+def _in_its_own_process(*arguments: Any) -> float:
+    """`_rate` as torch and the system are by default; what `choose_device` sets is not undone."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(_rate, *arguments).result()
+
+
+def _rate(loop: Callable[..., Iterator[Batch]], case: Case, *arguments: Any) -> float:
     """Samples per second of a loop or input, over `SECONDS` or 2 batches, whichever is longer."""
+    batches = loop(case, *arguments)
     for _ in range(2):  # workers start
         next(batches)
     samples, count, began = 0, 0, now(case.device)

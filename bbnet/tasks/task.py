@@ -74,8 +74,8 @@ class Task(Protocol):
         For scoring on test `index` has also what `Settings.scoring` says, and `buckets` where the task makes such.
         """
 
-    def build_model(self, settings: BaseModel, index: Mapping[str, Any]) -> "nn.Module":
-        """The network, with weights drawn from torch's global generator."""
+    def build_model(self, settings: BaseModel, index: Mapping[str, Any], device: "torch.device") -> "nn.Module":
+        """The network on the device, its weights drawn from torch's global generator of the CPU."""
 
     def example_inputs(self, index: Mapping[str, Any], device: "torch.device") -> tuple["Tensor", ...]:
         """Inputs of one sample, for counting FLOPs."""

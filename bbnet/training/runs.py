@@ -253,7 +253,7 @@ class Evaluation:
 
 def evaluate(job: Job, run: Path) -> Evaluation:
     """Scores the selected weights of a run's folder on test; raises ValueError if its masks are not in force."""
-    model = job.task.build_model(job.model_settings, job.index).to(job.device)
+    model = job.task.build_model(job.model_settings, job.index, job.device)
     load_weights(run / "model.safetensors", model)
     masks = load_masks(run / "masks.safetensors")
     slabs, _ = job.slabs(model, job.slab_side)

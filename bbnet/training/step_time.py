@@ -29,7 +29,7 @@ def measure(study: Study, task_name: str, label: str, device: torch.device) -> d
     torch.manual_seed(0)
     task, settings = tasks.load(task_name), study.task_settings()[task_name]
     index, batch = task.random_batch(settings, pack_of(settings.data), device)
-    model = task.build_model(settings.models[label], index).to(device)
+    model = task.build_model(settings.models[label], index, device)
     optimizer = make_optimizer(model, settings.training)
     augmentation = torch.Generator(device=device).manual_seed(0)
 

@@ -70,7 +70,7 @@ class Trainer:
         self.dev_split = Feed(dev, device, resident, gpu_slots).split
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(stream("weights", seed).initial_seed())
-            self.model: nn.Module = task.build_model(model_settings, index).to(device)
+            self.model: nn.Module = task.build_model(model_settings, index, device)
         self.network = self.model
         self.optimizer = make_optimizer(self.model, training)
         self.epoch = 0

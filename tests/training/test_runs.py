@@ -40,7 +40,7 @@ def slabs_of(finished):
 
 
 def model_of(done) -> torch.nn.Module:
-    model = done.job.task.build_model(done.job.model_settings, done.job.index)
+    model = done.job.task.build_model(done.job.model_settings, done.job.index, done.job.device)
     model.load_state_dict(done.run.weights)
     return model.eval()
 

@@ -78,7 +78,8 @@ def test_a_run_keeps_its_budget_and_is_scored_with_its_masks(job, warm_start, me
     run = train(job(method), warm_start())
     save_weights(tmp_path / "model.safetensors", run.weights)
     save_masks(tmp_path / "masks.safetensors", run.masks)
-    slabs, _ = job(method).slabs(task.build_model(job(method).model_settings, job(method).index), job(method).slab_side)
+    model = task.build_model(job(method).model_settings, job(method).index, job(method).device)
+    slabs, _ = job(method).slabs(model, job(method).slab_side)
     for slab in slabs:
         mask, weight = run.masks[slab.name], connections(run.weights[f"{slab.name}.weight"], slab.side)
         kept = 24 * 16 if method in ("dense", "topk") else round(0.37 * 24 * 16)

@@ -52,8 +52,8 @@ def open_split(prepared: Path, index: Mapping[str, Any], split: str) -> Utteranc
     return Utterances(prepared, index, split)
 
 
-def build_model(settings: ModelSettings, index: Mapping[str, Any]) -> nn.Module:
-    return SpeechTransformer(settings, index["tokens"]["vocabulary"])
+def build_model(settings: ModelSettings, index: Mapping[str, Any], device: torch.device) -> nn.Module:
+    return SpeechTransformer(settings, index["tokens"]["vocabulary"]).to(device)
 
 
 def example_inputs(index: Mapping[str, Any], device: torch.device) -> tuple[Tensor, ...]:

@@ -47,9 +47,9 @@ def open_split(prepared: Path, index: Mapping[str, Any], split: str) -> Faces:
     return FacesToScore(prepared, index) if split == "test" else Faces(prepared, index, split)
 
 
-def build_model(settings: ModelSettings, index: Mapping[str, Any]) -> nn.Module:
+def build_model(settings: ModelSettings, index: Mapping[str, Any], device: torch.device) -> nn.Module:
     model = FaceNetwork(settings, len(index["identities"]), index["mean"], index["sd"])
-    return model.to(memory_format=torch.channels_last)
+    return model.to(device, memory_format=torch.channels_last)
 
 
 def example_inputs(index: Mapping[str, Any], device: torch.device) -> tuple[Tensor, ...]:

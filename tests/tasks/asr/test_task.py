@@ -175,7 +175,7 @@ def test_scoring_leaves_no_gradient(opened, small_model):
 @pytest.mark.parametrize("weight", [0.0, 0.3])
 def test_the_loss_is_finite_and_its_gradient_reaches_every_parameter(spoken, opened, sizes, weight):
     _, index = spoken
-    model = task.build_model(sizes(ctc_weight=weight), index)
+    model = task.build_model(sizes(ctc_weight=weight), index, CPU)
     split = opened["train"]
     batch = split.batch(torch.arange(len(split)), CPU)
     loss = task.loss(model, batch)
@@ -190,7 +190,7 @@ def test_the_loss_is_finite_and_its_gradient_reaches_every_parameter(spoken, ope
 def test_a_few_steps_lower_the_loss(spoken, opened, sizes):
     _, index = spoken
     torch.manual_seed(0)
-    model = task.build_model(sizes(dropout=0.0), index)
+    model = task.build_model(sizes(dropout=0.0), index, CPU)
     settings = SpeechTraining(epochs=2, warm_up_epochs=1, learning_rate=0.1, batch_seconds=4)
     drawing, losses = torch.Generator().manual_seed(0), []
     for _ in range(4):

@@ -102,10 +102,30 @@ def test_logits_have_the_shape_of_the_tiles(model, batch, height, width):
 
 def test_the_task_builds_the_model_for_tiles_of_its_index():
     index = {"mean": [10.0, 20.0, 30.0], "sd": [1.0, 2.0, 3.0], "tile": 16}
-    model = build_model(Settings(widths=[8, 8]), index)
-    (example,) = example_inputs(index, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    model = build_model(Settings(widths=[8, 8]), index, cpu)
+    (example,) = example_inputs(index, cpu)
     assert model(example).shape == (1, 16, 16)
-    assert model.encoder[1].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("tile", "device", "expected"),
+    [
+        (255, "cpu", torch.channels_last),
+        (256, "cpu", torch.contiguous_format),
+        (1024, "cpu", torch.contiguous_format),
+        (256, "meta", torch.channels_last),
+        (16, "meta", torch.channels_last),
+    ],
+)
+def test_large_tiles_are_convolved_plane_by_plane_on_a_cpu(tile, device, expected):
+    index = {"mean": [10.0, 20.0, 30.0], "sd": [1.0, 2.0, 3.0], "tile": tile}
+    model = build_model(Settings(widths=[8, 8]), index, torch.device(device))
+    convolution = model.encoder[1].conv1
+    assert convolution.weight.is_contiguous(memory_format=expected)
+    assert not convolution.weight.is_contiguous(
+        memory_format={torch.channels_last, torch.contiguous_format}.difference({expected}).pop()
+    )
 
 
 def test_pixels_are_standardised_before_the_first_convolution(seen, images):

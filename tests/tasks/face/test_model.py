@@ -231,7 +231,7 @@ def test_images_are_not_changed(model, images):
 @pytest.mark.parametrize("head", ["linear", "arcface"])
 def test_the_task_builds_the_network_for_its_index(head):
     index = {"identities": ["a", "b", "c"], "mean": MEAN, "sd": SD, "size": 32}
-    model = task.build_model(ResNet(architecture="small", widths=[8, 16], blocks=[1, 1], head=head), index)
+    model = task.build_model(ResNet(architecture="small", widths=[8, 16], blocks=[1, 1], head=head), index, CPU)
     (example,) = task.example_inputs(index, CPU)
     assert model.eval()(example).shape == (1, 3)
     assert model.features(example).shape == (1, 64)

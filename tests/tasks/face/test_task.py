@@ -56,7 +56,7 @@ def faces(make_faces):
 def model(request, faces):
     """With batch norms that are no identity, or after some steps of training; in evaluation mode."""
     torch.manual_seed(2)
-    network = task.build_model(ResNet(architecture="small", widths=[8, 12], blocks=[1, 1]), faces[1])
+    network = task.build_model(ResNet(architecture="small", widths=[8, 12], blocks=[1, 1]), faces[1], CPU)
     if request.param == "random":
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -152,7 +152,7 @@ def test_ranks_are_those_of_topk(to_score, model):
 
 
 def constant(faces, bias: float) -> nn.Module:
-    network = task.build_model(ResNet(architecture="small", widths=[8], blocks=[1]), faces[1]).eval()
+    network = task.build_model(ResNet(architecture="small", widths=[8], blocks=[1]), faces[1], CPU).eval()
     nn.init.zeros_(network.head.weight)
     nn.init.constant_(network.head.bias, bias)
     return network
@@ -350,7 +350,8 @@ def test_without_any_probe_images_alone_are_scored(make_faces, model, tmp_path, 
 
 @pytest.mark.parametrize("head", ["linear", "arcface"])
 def test_a_few_steps_lower_the_loss(faces, head):
-    network = task.build_model(ResNet(architecture="small", widths=[8, 12], blocks=[1, 1], head=head), faces[1]).train()
+    settings = ResNet(architecture="small", widths=[8, 12], blocks=[1, 1], head=head)
+    network = task.build_model(settings, faces[1], CPU).train()
     split = task.open_split(*faces, "train")
     training = FaceTraining(epochs=2, warm_up_epochs=1, learning_rate=0.1, batch_size=11)
     optimizer, drawing = torch.optim.Adam(network.parameters(), lr=0.01), torch.Generator().manual_seed(0)
