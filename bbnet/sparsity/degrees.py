@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,44 +101,44 @@ def allocate_degrees(
     """
     if law not in LAWS:
         raise ValueError(f"unknown law {law!r}, allowed: {', '.join(LAWS)}")
-    # On the CPU also for a GPU's slab: a few thousand numbers, and the same bits everywhere.
-    rates = on_rates.detach().double().cpu()
-    if not bool(((rates >= 0) & (rates <= 1)).all()):
+    # By numpy also for a GPU's slab: of a few dozen to thousand numbers torch's calls take longer than the work.
+    rates = on_rates.detach().double().cpu().numpy()
+    if not ((rates >= 0) & (rates <= 1)).all():
         raise ValueError("on-rates must be shares in [0, 1]; found NaN or values outside")
-    units = rates.numel()
+    units = len(rates)
     low = smallest_degree(fan) if min_degree is None else math.ceil(min_degree)
     high = fan if max_degree is None else math.floor(max_degree)
     exact = as_budget(budget)
     check_feasible(exact, fan, low, high)
     total = connection_count(exact, units, fan)
+    permutation = _permutation(law, units, generator)
 
     if silent is None or not bool(silent.any()):
-        degrees = _law_degrees(law, rates, gain * fan, low, high, total, _permutation(law, units, generator))
-        return degrees.to(on_rates.device)
-    heard = (~silent).nonzero().squeeze(1).cpu()
-    unheard = silent.nonzero().squeeze(1).cpu()
-    heard_total = min(total - len(unheard) * low, len(heard) * high)
+        degrees = _law_degrees(law, rates, gain * fan, low, high, total, permutation)
+        return torch.from_numpy(degrees).to(on_rates.device)
+    unheard = silent.cpu().numpy()
+    heard = ~unheard
+    heard_total = min(total - np.count_nonzero(unheard) * low, np.count_nonzero(heard) * high)
 
-    degrees = torch.empty(units, dtype=torch.int64)
-    permutation = _permutation(law, units, generator)
+    degrees = np.empty(units, dtype=np.int64)
     permutation = None if permutation is None else permutation[heard].argsort().argsort()
     degrees[heard] = _law_degrees(law, rates[heard], gain * fan, low, high, heard_total, permutation)
     degrees[unheard] = _law_degrees("uniform", rates[unheard], 0.0, low, high, total - heard_total, None)
-    return degrees.to(on_rates.device)
+    return torch.from_numpy(degrees).to(on_rates.device)
 
 
-def _permutation(law: str, units: int, generator: torch.Generator | None) -> Tensor | None:
+def _permutation(law: str, units: int, generator: torch.Generator | None) -> np.ndarray | None:
     """Who gets whose degree under `shuffled`; None under every other law."""
     if law != "shuffled":
         return None
     if generator is None:
         raise ValueError("law 'shuffled' needs a generator for its permutation")
-    return torch.randperm(units, generator=generator)
+    return torch.randperm(units, generator=generator).numpy()
 
 
 def _law_degrees(
-    law: str, rates: Tensor, scale: float, low: int, high: int, total: int, permutation: Tensor | None
-) -> Tensor:
+    law: str, rates: np.ndarray, scale: float, low: int, high: int, total: int, permutation: np.ndarray | None
+) -> np.ndarray:
     """Degrees of units under one law, in [low, high], that sum to `total`."""
     offset, slope = _law_line(law, rates, scale)
     degrees = _meet_total(offset, slope, rates, low, high, total)
@@ -155,51 +156,52 @@ def check_feasible(budget: Decimal, fan: int, low: int, high: int) -> None:
         )
 
 
-def _law_line(law: str, rates: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def _law_line(law: str, rates: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Offset and slope of the law's degrees in its free parameter t: x_j(t) = offset_j + slope_j * t."""
-    clipped = rates.clamp(ON_RATE_FLOOR, 1 - ON_RATE_FLOOR)
+    clipped = rates.clip(ON_RATE_FLOOR, 1 - ON_RATE_FLOOR)
     if law == "traffic":
-        return torch.zeros_like(clipped), 1 / clipped
-    log_odds = torch.log((1 - clipped) / clipped)
+        return np.zeros_like(clipped), 1 / clipped
+    log_odds = np.log((1 - clipped) / clipped)
     if law == "uniform" or len(rates) == 0:
-        selectivity = torch.zeros_like(log_odds)
+        selectivity = np.zeros_like(log_odds)
     elif law == "linear":
         line = 1 - 2 * clipped
-        spread = line.std(correction=0)
-        selectivity = line * torch.where(spread > 0, log_odds.std(correction=0) / spread, 0.0)
+        spread = line.std()
+        selectivity = line * (log_odds.std() / spread if spread > 0 else 0.0)
     elif law == "inverted":
         selectivity = -log_odds
     else:
         selectivity = log_odds
-    return scale * selectivity, torch.ones_like(clipped)
+    return scale * selectivity, np.ones_like(clipped)
 
 
-def _meet_total(offset: Tensor, slope: Tensor, rates: Tensor, low: int, high: int, total: int) -> Tensor:
+def _meet_total(
+    offset: np.ndarray, slope: np.ndarray, rates: np.ndarray, low: int, high: int, total: int
+) -> np.ndarray:
     """Integers in [low, high] that sum to `total`, rounded from clip(offset + slope * t, low, high)."""
     if len(rates) == 0:
-        return torch.empty(0, dtype=torch.int64, device=rates.device)
+        return np.empty(0, dtype=np.int64)
     level = _solve_level(offset, slope, low, high, total)
-    wanted = (offset + slope * level).clamp(low, high).round(decimals=TIE_DECIMALS)
-    floors = wanted.floor()
-    remainders = torch.where(floors < high, (wanted - floors).round(decimals=TIE_DECIMALS), -1.0)
+    wanted = (offset + slope * level).clip(low, high).round(TIE_DECIMALS)
+    floors = np.floor(wanted)
+    remainders = np.where(floors < high, (wanted - floors).round(TIE_DECIMALS), -1.0)
 
-    # Least significant key first: index (stable sorts), then on-rate, then selectivity, then remainder.
-    order = rates.argsort(stable=True)
-    preference = offset + slope
-    order = order[preference[order].argsort(stable=True, descending=True)]
-    order = order[remainders[order].argsort(stable=True, descending=True)]
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device)
-    floors = floors.long()
-    return floors + (rank < total - floors.sum())
+    # The last key comes first: largest remainder, then largest selectivity, then smallest on-rate, then index.
+    order = np.lexsort((rates, -(offset + slope), -remainders))
+    degrees = floors.astype(np.int64)
+    degrees[order[: total - degrees.sum()]] += 1
+    return degrees
 
 
-def _solve_level(offset: Tensor, slope: Tensor, low: int, high: int, total: int) -> Tensor:
+def _solve_level(offset: np.ndarray, slope: np.ndarray, low: int, high: int, total: int) -> float:
     """The t at which sum_j clip(offset_j + slope_j * t, low, high) == total: exact, piecewise linear and increasing."""
-    knots, order = torch.cat([(low - offset) / slope, (high - offset) / slope]).sort()
-    slopes = torch.cat([slope, -slope])[order].cumsum(0)
-    sums = low * len(offset) + torch.cat([slopes.new_zeros(1), (slopes[:-1] * knots.diff()).cumsum(0)])
-    before = (torch.searchsorted(sums, float(total)) - 1).clamp(0, len(knots) - 2)
-    level = knots[before] + (total - sums[before]) / slopes[before]
+    knots = np.concatenate([(low - offset) / slope, (high - offset) / slope])
+    order = knots.argsort(kind="stable")
+    knots = knots[order]
+    slopes = np.concatenate([slope, -slope])[order].cumsum()
+    sums = low * len(offset) + np.concatenate([[0.0], (slopes[:-1] * np.diff(knots)).cumsum()])
+    before = min(max(np.searchsorted(sums, total) - 1, 0), len(knots) - 2)
     # Where some units are at `low` and all others at `high`, the slope is 0 but for rounding.
-    return level.clamp(knots[before], knots[before + 1])
+    with np.errstate(divide="ignore"):
+        level = knots[before] + (total - sums[before]) / slopes[before]
+    return level.clip(knots[before], knots[before + 1])

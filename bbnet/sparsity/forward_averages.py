@@ -1,8 +1,9 @@
 """Averages of what passes named modules in forward passes: sums over positions, folded once per optimiser step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,6 +19,13 @@ class Sums(NamedTuple):
 
     total: Tensor
     seen: Tensor
+
+
+class Place(NamedTuple):
+    """Where the figures of one module are: its slice of all channels, and its number among the modules."""
+
+    channels: slice
+    index: int
 
 
 class ForwardAverages(ABC):
@@ -54,6 +62,7 @@ class ForwardAverages(ABC):
         self.active = True
         self._at_step(0)
         self.sums: dict[str, Sums] = {}
+        self._places: dict[str, Place] = {}
         self._valid: Mapping[str, Tensor] = {}
         # Of all modules seen so far, joined: `total`, `total_since`, `average` and `owner` (a channel's module) per
         # channel, the others per module. One set of operations then folds a step, however many modules there are.
@@ -136,34 +145,30 @@ class ForwardAverages(ABC):
             self._joined["total_since"].zero_()
             self._joined["seen_since"].zero_()
 
-    def places(self, names: Iterable[str]) -> list[tuple[Tensor, int]]:
-        """Where the figures of modules are: of each, bool over all channels, and its index.
+    def average(self, names: Iterable[str]) -> Tensor:
+        """Bias-corrected averages, float64, of the channels of several modules, in that order.
 
         Raises: RuntimeError if a module was never seen.
         """
-        indices = [self._index(name) for name in names]
-        return [(self._joined["owner"] == index, index) for index in indices]
-
-    def average(self, places: Iterable[tuple[Tensor, int]]) -> Tensor:
-        """Bias-corrected averages, float64, of the channels of several modules, in that order."""
         joined = self._joined
-        return torch.cat([joined["average"][mine] / joined["weight"][index] for mine, index in places])
+        parts = []
+        for name in names:
+            place = self._places.get(name)
+            weight = 0.0 if place is None else float(joined["weight"][place.index])
+            if weight == 0:
+                raise RuntimeError(
+                    f"no {self.figure} of {name}: no forward pass in training mode was seen before the first refresh. "
+                    "Call bbnet.sparsify before the first compiled forward pass, and model.train() before training"
+                )
+            parts.append(joined["average"][place.channels] / weight)
+        return torch.cat(parts)
 
-    def since(self, places: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+    def since(self, names: Iterable[str]) -> tuple[Tensor, Tensor]:
         """Sums since the last `forget` and the positions seen since then, both [channels], like `average`."""
-        joined = self._joined
-        seen = [joined["seen_since"][index].expand(int(mine.sum())) for mine, index in places]
-        return torch.cat([joined["total_since"][mine] for mine, _ in places]), torch.cat(seen)
-
-    def _index(self, name: str) -> int:
-        order = list(self.sums)
-        index = order.index(name) if name in self.sums else -1
-        if index < 0 or not bool(self._joined["weight"][index] > 0):
-            raise RuntimeError(
-                f"no {self.figure} of {name}: no forward pass in training mode was seen before the first refresh. "
-                "Call bbnet.sparsify before the first compiled forward pass, and model.train() before training"
-            )
-        return index
+        joined, places = self._joined, [self._places[name] for name in names]
+        totals = [joined["total_since"][place.channels] for place in places]
+        seen = [joined["seen_since"][place.index].expand(len(total)) for place, total in zip(places, totals, strict=True)]
+        return torch.cat(totals), torch.cat(seen)
 
     def state_dict(self) -> dict[str, Any]:
         channels = {name: len(sums.total) for name, sums in self.sums.items()}
@@ -190,10 +195,14 @@ class ForwardAverages(ABC):
         self._view_sums({module: len(sums.total) for module, sums in self.sums.items()} | {name: channels})
 
     def _view_sums(self, channels: Mapping[str, int]) -> None:
-        parts = self._joined["total"].split(list(channels.values())) if channels else ()
+        ends = list(accumulate(channels.values()))
+        self._places = {
+            name: Place(slice(end - channels[name], end), index)
+            for index, (name, end) in enumerate(zip(channels, ends, strict=True))
+        }
         self.sums = {
-            name: Sums(total, self._joined["seen"][index])
-            for index, (name, total) in enumerate(zip(channels, parts, strict=True))
+            name: Sums(self._joined["total"][place.channels], self._joined["seen"][place.index])
+            for name, place in self._places.items()
         }
 
 

@@ -25,7 +25,7 @@ class InputNorms(ForwardAverages):
 
     def of(self, name: str) -> Tensor:
         """Root mean squares, float64 [inputs], of what the layer reads; raises RuntimeError if it was never seen."""
-        return self.average(self.places((name,))).sqrt()
+        return self.average((name,)).sqrt()
 
     def _register(self, module: nn.Module, hook: WatchingHook) -> RemovableHandle:
         return module.register_forward_pre_hook(hook)

@@ -34,9 +34,9 @@ class OnRates(ForwardAverages):
 
         Raises: RuntimeError if a module was never seen.
         """
-        places = self.places(names)
-        on_since, seen_since = self.since(places)
-        return self.average(places), (on_since == 0) & (seen_since >= SILENT_POSITIONS)
+        rates = self.average(names)
+        on_since, seen_since = self.since(names)
+        return rates, (on_since == 0) & (seen_since >= SILENT_POSITIONS)
 
     def _register(self, module: nn.Module, hook: WatchingHook) -> RemovableHandle:
         return module.register_forward_hook(hook)

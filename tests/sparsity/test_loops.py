@@ -520,8 +520,8 @@ def test_a_forward_pass_compiled_before_sees_the_hooks(name, precise, compiled, 
     if name in LOOKING:
         names = [each for slab in slabs_of(precise, name) for each in (slab.units if name != "wanda" else (slab.name,))]
         torch.testing.assert_close(
-            looked_by_graph.average(looked_by_graph.places(names)),
-            looked.average(looked.places(names)),
+            looked_by_graph.average(names),
+            looked.average(names),
             rtol=1e-9,
             atol=0,
         )
@@ -1345,8 +1345,8 @@ def test_padding_changes_neither_masks_nor_weights(name, same):
     if name in LOOKING:
         names = [each for slab in slabs for each in (slab.units if name != "wanda" else (slab.name,))]
         torch.testing.assert_close(
-            averages_padded.average(averages_padded.places(names)),
-            averages.average(averages.places(names)),
+            averages_padded.average(names),
+            averages.average(names),
             rtol=1e-9,
             atol=0,
         )
