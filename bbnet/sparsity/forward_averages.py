@@ -14,8 +14,12 @@ from bbnet.sparsity.ranks import mean_over_ranks, sum_over_ranks
 from bbnet.sparsity.slab import CHANNELS_FIRST
 
 
+# Of a forward pass, at least: five of them then see as many as a unit must be seen at to be called silent.
+FEWEST_POSITIONS = 200
+
+
 class Sums(NamedTuple):
-    """Of one module since the last step: `total` [channels], and `seen` int64 scalar, the valid positions looked at."""
+    """Of one module since the last step: `total` float64 [channels], and `seen` int64 scalar, the valid positions looked at."""
 
     total: Tensor
     seen: Tensor
@@ -33,7 +37,8 @@ class ForwardAverages(ABC):
 
     Sums run over forward passes, micro-batches and weight-shared branches, and are folded into a bias-corrected
     average after each optimiser step that is looked at, the first of every `every`. Every `stride`-th index of the
-    first position axis is looked at, its offset moving with the steps.
+    first position axis is looked at, its offset moving with the steps; all where that would leave fewer than 200
+    positions.
 
     Args:
         modules: by name.
@@ -44,7 +49,6 @@ class ForwardAverages(ABC):
     """
 
     figure: ClassVar[str]  # its name
-    exact: ClassVar[torch.dtype]  # of its sums
 
     def __init__(
         self,
@@ -113,7 +117,7 @@ class ForwardAverages(ABC):
         joined = self._joined
         total, seen, owner = joined["total"], joined["seen"], joined["owner"]
         step_weight = (seen > 0).double() * (1 - self.decay**self.every)
-        joined["average"].lerp_(total.double() / seen.clamp(min=1)[owner], step_weight[owner])
+        joined["average"].lerp_(total / seen.clamp(min=1)[owner], step_weight[owner])
         joined["weight"].lerp_(torch.ones_like(joined["weight"]), step_weight)
         joined["total_since"] += total
         joined["seen_since"] += seen
@@ -185,9 +189,10 @@ class ForwardAverages(ABC):
 
     def _join(self, name: str, channels: int, device: torch.device) -> None:
         """A module is seen for the first time: its figures stand behind those of the others."""
-        new = {key: torch.zeros(channels, dtype=self.exact, device=device) for key in ("total", "total_since")}
+        # float64 holds all counts that are met, and takes up sums of float32 in one operation.
+        sums = ("total", "total_since", "average")
+        new = {key: torch.zeros(channels, dtype=torch.float64, device=device) for key in sums}
         new |= {key: torch.zeros(1, dtype=torch.int64, device=device) for key in ("seen", "seen_since")}
-        new["average"] = torch.zeros(channels, dtype=torch.float64, device=device)
         new["weight"] = torch.zeros(1, dtype=torch.float64, device=device)
         new["owner"] = torch.full((channels,), len(self.sums), device=device)
         old = self._joined or {key: tensor[:0] for key, tensor in new.items()}
@@ -222,7 +227,7 @@ class _Counter(WatchingHook):
 
     def _count(self, passing: Tensor) -> None:
         averages = self.averages
-        positions = passing.detach().movedim(1, -1) if self.channels_first else passing.detach()
+        positions = passing.movedim(1, -1) if self.channels_first else passing
         axis = 0 if positions.dim() == 2 else 1
         valid = averages.valid_of(self.name)
         if valid is not None and valid.shape != positions.shape[:-1]:
@@ -230,10 +235,11 @@ class _Counter(WatchingHook):
                 f"valid positions of shape {list(valid.shape)} do not match what passes {self.name}, "
                 f"{list(positions.shape[:-1])} without channels"
             )
-        if positions.shape[axis] >= 2 * averages.stride:
+        stride = averages.stride
+        if positions.shape[axis] >= 2 * stride and positions[..., 0].numel() >= stride * FEWEST_POSITIONS:
             # An offset that moves would be compiled anew for each of its values.
             phase = 0 if torch.compiler.is_compiling() else averages.phase
-            every = (slice(None),) * axis + (slice(phase, None, averages.stride),)
+            every = (slice(None),) * axis + (slice(phase, None, stride),)
             positions = positions[every]
             valid = None if valid is None else valid[every]
         if self.name not in averages.sums:
@@ -241,5 +247,4 @@ class _Counter(WatchingHook):
         sums = averages.sums[self.name]
         sums.seen.add_(positions[..., 0].numel() if valid is None else valid.sum())
         # A forward pass that overflows in half precision, its step skipped, must not spoil the average for good.
-        total = averages._total(positions, valid).nan_to_num_(nan=0.0, posinf=0.0)
-        sums.total.add_(total.to(averages.exact))
+        sums.total.add_(averages._total(positions, valid).nan_to_num_(nan=0.0, posinf=0.0))

@@ -16,7 +16,6 @@ class InputNorms(ForwardAverages):
     """Averages of the square over the positions of layers' inputs."""
 
     figure: ClassVar[str] = "input norms"
-    exact: ClassVar[torch.dtype] = torch.float64
 
     @classmethod
     def of_slabs(cls, model: nn.Module, slabs: Iterable[Slab], **options: Any) -> "InputNorms":

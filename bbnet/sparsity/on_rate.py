@@ -16,10 +16,9 @@ EXACT_IN_FLOAT32 = 2**24
 
 
 class OnRates(ForwardAverages):
-    """Averages of "above 0" over the positions of modules' outputs; the counts behind them are integers."""
+    """Averages of "above 0" over the positions of modules' outputs; the counts behind them are exact."""
 
     figure: ClassVar[str] = "on-rates"
-    exact: ClassVar[torch.dtype] = torch.int64
 
     @classmethod
     def of_slabs(cls, model: nn.Module, slabs: Iterable[Slab], **options: Any) -> "OnRates":
