@@ -13,13 +13,12 @@ from bbnet.sparsity.hooks import WatchingHook, forget_compiled
 from bbnet.sparsity.ranks import mean_over_ranks, sum_over_ranks
 from bbnet.sparsity.slab import CHANNELS_FIRST
 
-
 # Of a forward pass, at least: five of them then see as many as a unit must be seen at to be called silent.
 FEWEST_POSITIONS = 200
 
 
 class Sums(NamedTuple):
-    """Of one module since the last step: `total` float64 [channels], and `seen` int64 scalar, the valid positions looked at."""
+    """Of one module since the last step: `total` float64 [channels], and `seen` int64 scalar, the positions behind it."""
 
     total: Tensor
     seen: Tensor
@@ -169,9 +168,10 @@ class ForwardAverages(ABC):
 
     def since(self, names: Iterable[str]) -> tuple[Tensor, Tensor]:
         """Sums since the last `forget` and the positions seen since then, both [channels], like `average`."""
-        joined, places = self._joined, [self._places[name] for name in names]
-        totals = [joined["total_since"][place.channels] for place in places]
-        seen = [joined["seen_since"][place.index].expand(len(total)) for place, total in zip(places, totals, strict=True)]
+        totals, seen = [], []
+        for channels, index in (self._places[name] for name in names):
+            totals.append(self._joined["total_since"][channels])
+            seen.append(self._joined["seen_since"][index].expand(len(totals[-1])))
         return torch.cat(totals), torch.cat(seen)
 
     def state_dict(self) -> dict[str, Any]:
