@@ -18,7 +18,7 @@ FEWEST_POSITIONS = 200
 
 
 class Sums(NamedTuple):
-    """Of one module since the last step: `total` float64 [channels], and `seen` int64 scalar, the positions behind it."""
+    """Of one module since the last step: `total` float64 [channels], and `seen` int64 scalar, positions behind it."""
 
     total: Tensor
     seen: Tensor
