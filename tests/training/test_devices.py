@@ -310,7 +310,7 @@ print(faults(10))
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
 def test_on_a_cpu_large_blocks_are_used_again():
     def faults(how):
         command = [sys.executable, "-c", FRESH_PAGES, how]
