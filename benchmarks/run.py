@@ -125,9 +125,6 @@ def _say(what: str) -> None:
 
 
 def all_figures(device: torch.device, trace: Path | None) -> dict[str, Any]:
-    # First: a process inherits the peak memory of the one that began it.
-    _say("growth")
-    grown = growth(device)
     cases: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in TASKS:
@@ -142,9 +139,10 @@ def all_figures(device: torch.device, trace: Path | None) -> dict[str, Any]:
             case = small_model_case(name, device, Path(folder, f"{name}-small"))
             _say(case.title)
             cases[case.title] = {"decoding": against_decoding(case)}
+    _say("growth")
     return {
         "cases": cases,
-        "growth": grown,
+        "growth": growth(device),
         "mask": mask_ratio(device),
         "refresh_share": refreshes,
         "throughput": throughput(device),

@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 import resource
 import socket
 from collections.abc import Iterable, Mapping
@@ -161,8 +162,13 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory_mib() -> float:
-    """Peak resident memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """Peak resident memory of this process.
+
+    Linux counts in `getrusage` what the process was forked from, such as Snakemake; so it is read elsewhere there.
+    """
+    status = Path("/proc/self/status")
+    own = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    return (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
 
 
 def run_status(folder: Path, wanted: str) -> tuple[str, str]:

@@ -1,6 +1,8 @@
 """Fingerprints, and what is said of a run's folder."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 
@@ -95,6 +97,18 @@ def test_the_environment_names_every_version():
     assert set(found["versions"]) == set(VERSIONS_OF)
     assert found["python"]
     assert found["host"]
+
+
+def peak_of_a_process(work: str) -> float:
+    code = f"from bbnet.study.record import peak_memory_mib; {work}; print(peak_memory_mib())"
+    return float(subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.PIPE).stdout)
+
+
+def test_peak_memory_is_of_the_process_itself_and_counts_what_it_freed():
+    alone = peak_of_a_process("pass")
+    of_its_parent = bytearray(300 * 2**20)
+    assert peak_of_a_process("pass") == pytest.approx(alone, abs=10)
+    assert peak_of_a_process(f"bytearray({len(of_its_parent)})") == pytest.approx(alone + 300, abs=10)
 
 
 def test_a_file_that_the_record_does_not_name_is_refused(tmp_path):
