@@ -153,18 +153,23 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
 
 def write_parquet(path: Path, columns: Mapping[str, Any]) -> None:
     """Columns of equal length: arrays of numbers or texts, or an object array of arrays of numbers."""
+    import numpy as np
     import pyarrow
     import pyarrow.parquet
 
-    def as_arrow(values: Any) -> Any:
-        # From buffers and lists: pyarrow imports pandas for an array.
+    def as_arrow(values: np.ndarray) -> pyarrow.Array:
+        # From buffers: for an array or a list pyarrow imports pandas.
         if values.dtype == object:
-            kind = pyarrow.list_(pyarrow.from_numpy_dtype(values[0].dtype))
-            return pyarrow.array([each.tolist() for each in values], kind)
-        if values.dtype.kind in "iuf":
-            kind, buffer = pyarrow.from_numpy_dtype(values.dtype), pyarrow.py_buffer(values.copy())
-            return pyarrow.Array.from_buffers(kind, len(values), [None, buffer])
-        return pyarrow.array(values.tolist())
+            return pyarrow.ListArray.from_arrays(starts(values), as_arrow(np.concatenate(values)))
+        if values.dtype.kind == "U":
+            texts = [each.encode() for each in values.tolist()]
+            buffers = [starts(texts).buffers()[1], pyarrow.py_buffer(b"".join(texts))]
+            return pyarrow.Array.from_buffers(pyarrow.string(), len(texts), [None, *buffers])
+        kind, buffer = pyarrow.from_numpy_dtype(values.dtype), pyarrow.py_buffer(values.copy())
+        return pyarrow.Array.from_buffers(kind, len(values), [None, buffer])
+
+    def starts(parts: Sequence) -> pyarrow.Array:
+        return as_arrow(np.cumsum([0, *map(len, parts)], dtype=np.int32))
 
     with whole_file(path) as partial:
         table = pyarrow.table({name: as_arrow(values) for name, values in columns.items()})

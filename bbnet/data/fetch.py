@@ -6,7 +6,6 @@ import logging
 import os
 import queue
 import re
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +19,8 @@ import requests
 import urllib3
 
 from bbnet.data.progress import Advance, count_bytes
-from bbnet.data.store import alone, whole_file
+from bbnet.data.sources import Source, bytes_there, check_space, demand_trusted, holds, part_of, shown, size_of
+from bbnet.data.store import alone
 
 logger = logging.getLogger(__name__)
 AT_ONCE = 4
@@ -39,24 +39,6 @@ HTML = re.compile(
 LONGEST_TITLE = 80
 RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.ASCII)
 TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Source:
-    """A file to fetch.
-
-    Args:
-        urls: tried in order.
-        size: in bytes, where it is known.
-        algorithm: `sha256` or `md5`.
-        digits: of the checksum, all or the first ones; absent: the first download is trusted and recorded.
-    """
-
-    name: str
-    urls: tuple[str, ...]
-    size: int | None = None
-    algorithm: str = "sha256"
-    digits: str | None = None
 
 
 @dataclass(frozen=True)
@@ -123,63 +105,6 @@ def fetch_files(sources: Sequence[Source], folder: Path, patience: Patience | No
     return {name: job.result() for name, job in jobs.items()}
 
 
-def check_space(folder: Path, needed: int, what: str) -> None:
-    """Raises ValueError if the disk of `folder` has less than `needed` bytes free."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(f"{folder}: {what} needs {_shown(needed)}, the disk has {_shown(free)} left")
-
-
-def holds(source: Source, path: Path) -> str:
-    """The checksum of a file at `path`, as `algorithm:digits`; raises ValueError unless it is that of `source`."""
-    if source.size is not None and path.stat().st_size != source.size:
-        raise ValueError(f"{path}: has {path.stat().st_size} bytes, {source.name} has {source.size}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, source.algorithm).hexdigest()
-    if source.digits is not None and not found.startswith(source.digits):
-        raise ValueError(f"{path}: its {source.algorithm} is {found}, that of {source.name} is {source.digits}")
-    return f"{source.algorithm}:{found}"
-
-
-def demand_trusted(name: str, digest: str, folder: Path) -> None:
-    """Raises ValueError if a file of that name was trusted before with another checksum."""
-    record = _record(name, folder)
-    if not record.exists():
-        return
-    recorded = record.read_text(errors="replace").split()
-    if not recorded:
-        raise ValueError(f"{record}: is empty; it should hold the checksum of the first download")
-    if f"sha256:{recorded[0]}" != digest:
-        raise ValueError(
-            f"{name}: its checksum is {digest}, that of the first download was sha256:{recorded[0]}; "
-            f"whoever trusts the new file removes {record} and the old one"
-        )
-
-
-def is_trusted(name: str, folder: Path) -> bool:
-    """Whether a file of that name was trusted before."""
-    return _record(name, folder).exists()
-
-
-def bytes_there(name: str, folder: Path) -> int:
-    """Of a file of that name, whole or on its way."""
-    return _size(folder / name) or _size(_part(folder, name))
-
-
-def trust(name: str, digest: str, folder: Path) -> None:
-    """From now on a file of that name without a published checksum must have this one."""
-    record = _record(name, folder)
-    if record.exists():
-        return
-    logger.warning("%s: no checksum is published; trusted now, and from now on: %s (%s)", name, digest, record)
-    with whole_file(record) as partial:
-        partial.write_text(f"{digest.removeprefix('sha256:')}  {name}\n")
-
-
-def _record(name: str, folder: Path) -> Path:
-    return folder / f"{name}.sha256"
-
-
 class _Download:
     """One file on its way; its bytes gather in a hidden file beside it, from which a later call goes on."""
 
@@ -188,7 +113,7 @@ class _Download:
     ) -> None:
         self.source = source
         self.final = folder / source.name
-        self.part = _part(folder, source.name)
+        self.part = part_of(source.name, folder)
         self.origin = folder / f".{source.name}.origin"
         self.folder = folder
         self.digest: Any = None
@@ -204,10 +129,10 @@ class _Download:
                 began = time.monotonic()
                 digest = self._there_already() or self._from_any()
                 size, seconds = self.final.stat().st_size, time.monotonic() - began
-                logger.info("%s: %s, checked, after %.0f s", self.source.name, _shown(size), seconds)
+                logger.info("%s: %s, checked, after %.0f s", self.source.name, shown(size), seconds)
                 return digest
         except OSError as error:
-            kept = f"; the {_size(self.part)} bytes that are there are kept" if _size(self.part) else ""
+            kept = f"; the {size_of(self.part)} bytes that are there are kept" if size_of(self.part) else ""
             raise ValueError(f"{error.filename or self.part}: cannot be written ({error.strerror}){kept}") from None
 
     def _there_already(self) -> str | None:
@@ -240,13 +165,13 @@ class _Download:
     def _from(self, url: str) -> str:
         fruitless = tries = 0
         while True:
-            before = _size(self.part)
+            before = size_of(self.part)
             try:
                 with _Session() as session:
                     return self._try(session, url)
             except _InterruptedError as error:
                 tries += 1
-                fruitless = 0 if _size(self.part) > before and not error.stalled else fruitless + 1
+                fruitless = 0 if size_of(self.part) > before and not error.stalled else fruitless + 1
                 if fruitless >= self.patience.tries or tries >= MOST_TRIES:
                     raise _UnusableError(f"{error}, {tries} tries") from None
                 pause = max(error.wait, self.patience.back_off * 2 ** max(0, fruitless - 1))
@@ -300,7 +225,7 @@ class _Download:
 
     def _resumable(self, url: str) -> int:
         """How many bytes are there to go on from."""
-        there = _size(self.part)
+        there = size_of(self.part)
         too_many = self.source.size is not None and there > self.source.size
         unknown = self.source.digits is None and self._validator(url) is None
         return 0 if too_many or unknown else there
@@ -333,7 +258,7 @@ class _Download:
             urllib3.exceptions.HTTPError,
         ) as error:
             message = f"cannot be reached or broke off ({_cause(error)})"
-            raise _InterruptedError(_after(message, _size(self.part))) from None
+            raise _InterruptedError(_after(message, size_of(self.part))) from None
         except requests.RequestException as error:
             raise _UnusableError(f"cannot be asked ({error})") from None
 
@@ -396,7 +321,7 @@ class _Download:
         self._record_origin(response, url)
         self._count(start)
         self._append(body, first, start, expected)
-        there = _size(self.part)
+        there = size_of(self.part)
         if expected is not None and there < expected:
             raise _InterruptedError(_after(f"ended before its {expected} bytes", there))
         return start
@@ -534,20 +459,8 @@ def _validator_of(response: requests.Response) -> str | None:
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 
 
-def _part(folder: Path, name: str) -> Path:
-    return folder / f".{name}.part"
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
 def _after(message: str, size: int) -> str:
     return f"{message}, after {size} bytes"
-
-
-def _shown(size: int) -> str:
-    return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"
 
 
 def _is_drive(url: str) -> bool:

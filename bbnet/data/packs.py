@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from bbnet.data.fetch import Source, bytes_there, check_space, demand_trusted, fetch_files, holds, is_trusted, trust
+from bbnet.data.sources import Source, bytes_there, check_space, demand_trusted, holds, is_trusted, trust
 from bbnet.data.unpack import SUFFIXES, ArchiveError, DiskError, unpack
 
 logger = logging.getLogger(__name__)
@@ -129,6 +129,8 @@ def bring(
     if pack.notice:
         logger.warning("%s: %s", name, pack.notice)
     if path is None:
+        from bbnet.data.fetch import fetch_files  # late: what only reads packs need not import requests
+
         check_space(target, _space_needed(files, downloads), f"downloading and unpacking {name}")
         digests = fetch_files([file.source(key) for key, file in files.items()], downloads)
         archives = {downloads / key: file for key, file in files.items()}

@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from bbnet.data import fetch, progress
-from bbnet.data.fetch import AT_ONCE, Patience, Source, check_space, demand_trusted, fetch_files, holds, trust
+from bbnet.data.fetch import AT_ONCE, Patience, fetch_files
+from bbnet.data.sources import Source, check_space, demand_trusted, holds, trust
 
 SEED = 20260101
 CONTENT = b"PK\x03\x04" + random.Random(SEED).randbytes(300_000)
@@ -38,7 +39,8 @@ ENOUGH_SECONDS = 20
 CHILD = """
 import json, logging, resource, sys
 from pathlib import Path
-from bbnet.data.fetch import Patience, Source, fetch_files
+from bbnet.data.fetch import Patience, fetch_files
+from bbnet.data.sources import Source
 
 logging.basicConfig(level=logging.INFO)
 source, folder, largest = json.loads(sys.argv[1])
