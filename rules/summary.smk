@@ -42,6 +42,7 @@ rule compare:
     log:
         "<results>/logs/compare.log",
     localrule: True
+    threads: 2
     params:
         code=[recipe.task_code("compare", task) for task in TASKS],
         summary=subpath(output.cells, parent=True),

@@ -9,6 +9,7 @@ from bbnet.analysis.collect import COST_METRICS
 from bbnet.analysis.contrasts import contrasts_table, pairs, slabs_of
 from bbnet.analysis.statistics import cells_table, resample_cells
 from bbnet.analysis.summary import read_csv
+from bbnet.data.process import cores, worker_pool
 from bbnet.tasks.task import load_metrics, relative_metrics
 
 
@@ -23,7 +24,8 @@ def main(options) -> None:
     }
     items = pd.read_parquet(summary / "items.parquet")
     metrics = {name: task.metrics for name, task in tasks.items()}
-    resampled = resample_cells(items, metrics, relative_metrics(tasks), primary)
+    with worker_pool(cores()) as pool:
+        resampled = resample_cells(items, metrics, relative_metrics(tasks), primary, apply=pool.map)
     write_frame(summary / "cells.csv", cells_table(runs, resampled, units))
     methods = read_json(summary / "study.json")["methods"]
     compared = pairs(list(resampled), methods, slabs_of(pd.read_parquet(summary / "units.parquet")))

@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,7 @@ from matplotlib.figure import Figure
 
 from bbnet.analysis.summary import Summary
 from bbnet.analysis.tables import incomplete_note
-from bbnet.data.process import worker_pool
+from bbnet.data.process import cores, worker_pool
 from bbnet.plots.style import note, save, use_style
 from bbnet.tasks.task import load_metrics
 
@@ -25,8 +24,7 @@ SUFFIXES = (".pdf", ".png", ".csv")
 def main(options) -> None:
     """Figures are independent: one process per core that this job may use draws them."""
     use_style()
-    workers = min(len(options.figures), int(os.environ.get("OMP_NUM_THREADS", 1)))
-    with worker_pool(workers) as pool:
+    with worker_pool(min(len(options.figures), cores())) as pool:
         list(pool.map(partial(make, options.results, options.task, options.model), options.figures))
 
 

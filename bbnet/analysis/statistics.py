@@ -1,6 +1,6 @@
 """Mean, sd and interval of every cell, with items crossed with seeds: all seeds are scored on the same test set."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -89,6 +89,7 @@ def resample_cells(
     metrics: Mapping[str, Metrics],
     relative_metrics: Mapping[str, Metrics] = MappingProxyType({}),
     contrasted: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    apply: Callable[..., Iterable] = map,
 ) -> dict[tuple, Resampled]:
     """By `CELL_KEYS`.
 
@@ -97,23 +98,38 @@ def resample_cells(
         metrics: by task.
         relative_metrics: those that compare with the dense runs of the same seeds, of the tasks that have such.
         contrasted: by task, the metrics whose draws are kept.
+        apply: `map`, or that of a pool: cells do not depend on each other.
     """
     items_of = dict(iter(items.groupby(CELL_KEYS, sort=False)))
-    found = {}
-    for keys, of_cell in items_of.items():
-        task, model, *_ = keys
-        paired, names = _paired_items(of_cell, keys)
-        draws = bootstrap(paired, metrics[task])
-        variances = {name: item_variance(values) for name, values in draws.items()}
-        if task in relative_metrics:
-            own, dense = _common_seeds(of_cell, items_of.get((task, model, *DENSE)))
-            if len(own):
-                own, dense = _paired_items(own, keys)[0], _paired_items(dense, keys)[0]
-                relative = bootstrap(own, relative_metrics[task], dense)
-                variances |= {name: item_variance(values) for name, values in relative.items()}
-        kept = {name: draws[name] for name in contrasted.get(task, ())}
-        found[keys] = Resampled(sorted(of_cell["seed"].unique()), names, variances, kept)
-    return found
+    tasks = [keys[0] for keys in items_of]
+    found = apply(
+        _resampled,
+        items_of.values(),
+        [items_of.get((*keys[:2], *DENSE)) if keys[0] in relative_metrics else None for keys in items_of],
+        [metrics[task] for task in tasks],
+        [relative_metrics.get(task) for task in tasks],
+        [contrasted.get(task, ()) for task in tasks],
+    )
+    return dict(zip(items_of, found, strict=True))
+
+
+def _resampled(
+    items: pd.DataFrame,
+    dense: pd.DataFrame | None,
+    metrics: Metrics,
+    relative_metrics: Metrics | None,
+    contrasted: Sequence[str],
+) -> Resampled:
+    paired, names = _paired_items(items)
+    draws = bootstrap(paired, metrics)
+    variances = {name: item_variance(values) for name, values in draws.items()}
+    if dense is not None:
+        own = items[items["seed"].isin(dense["seed"])]
+        theirs = dense[dense["seed"].isin(items["seed"])]
+        if len(own):
+            relative = bootstrap(_paired_items(own)[0], relative_metrics, _paired_items(theirs)[0])
+            variances |= {name: item_variance(values) for name, values in relative.items()}
+    return Resampled(sorted(items["seed"].unique()), names, variances, {name: draws[name] for name in contrasted})
 
 
 def cells_table(
@@ -155,7 +171,7 @@ def curves_table(items: pd.DataFrame, curve: Metrics) -> pd.DataFrame:
     """
     rows = []
     for keys, cell in items.groupby(CELL_KEYS, sort=False):
-        paired, _ = _paired_items(cell, keys)
+        paired, _ = _paired_items(cell)
         draws = bootstrap(paired, curve)
         each_once = np.ones((1, len(cell) // cell["seed"].nunique()))
         for point, of_seeds in curve(paired, each_once).items():
@@ -169,15 +185,8 @@ def curves_table(items: pd.DataFrame, curve: Metrics) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _common_seeds(items: pd.DataFrame, dense: pd.DataFrame | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The items of the seeds that both have."""
-    if dense is None:
-        return items[:0], items[:0]
-    return items[items["seed"].isin(dense["seed"])], dense[dense["seed"].isin(items["seed"])]
-
-
-def _paired_items(items: pd.DataFrame, keys: tuple) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """All columns but texts as [seeds, items], and the texts, which name items; an item's column may hold an array.
+def _paired_items(items: pd.DataFrame) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Of one cell, all columns but texts as [seeds, items], and the texts, which name items; a column may hold arrays.
 
     Raises: ValueError if the seeds were scored on different items.
     """
@@ -186,6 +195,7 @@ def _paired_items(items: pd.DataFrame, keys: tuple) -> tuple[dict[str, np.ndarra
     by_seed = [frame.sort_values(names) for _, frame in items.groupby("seed")]
     for frame in by_seed[1:]:
         if not np.array_equal(frame[names].to_numpy(), by_seed[0][names].to_numpy()):
-            raise ValueError(f"{'/'.join(keys)}: seeds were scored on different items")
+            cell = "/".join(items[CELL_KEYS].iloc[0])
+            raise ValueError(f"{cell}: seeds were scored on different items")
     paired = {name: np.stack([frame[name].to_numpy() for frame in by_seed]) for name in columns if name not in names}
     return paired, by_seed[0][names].to_numpy()

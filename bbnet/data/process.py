@@ -22,6 +22,11 @@ def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
         os.kill(os.getpid(), number)
 
 
+def cores() -> int:
+    """How many this process may use; Snakemake says so in OMP_NUM_THREADS."""
+    return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+
+
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """Forks of this process, which end with it, and at once if the block fails."""

@@ -7,6 +7,7 @@ from scipy import stats
 
 from bbnet.analysis import statistics
 from bbnet.analysis.statistics import bootstrap, curves_table, half_width, item_variance, resample_cells
+from bbnet.data.process import worker_pool
 
 KEYS = {"task": "change", "model": "small", "method": "sp_in", "side": "in", "budget": "0.20"}
 COLUMNS = ["task", "model", "method", "side", "budget", "metric", "unit", "mean", "sd", "n_seeds", "low", "high"]
@@ -191,6 +192,21 @@ def test_seeds_scored_on_different_items_are_refused_by_cell(tables, cells, valu
     runs, items = tables(values)
     with pytest.raises(ValueError, match=r"change/small/sp_in/in/0\.20: seeds were scored on different items"):
         cells(runs, damage(items))
+
+
+def test_a_pool_of_processes_resamples_to_the_same_bits(tables, values):
+    methods = ("dense", "none", "1.00"), ("sp_in", "in", "0.20"), ("rigl", "in", "0.50")
+    of_cell = [dict(zip(("method", "side", "budget"), method, strict=True)) for method in methods]
+    items = pd.concat([tables(values + number, **keys)[1] for number, keys in enumerate(of_cell)])
+    arguments = items, {"change": mean_score}, {"change": gain}, {"change": ["score"]}
+    alone = resample_cells(*arguments)
+    with worker_pool(2) as pool:
+        pooled = resample_cells(*arguments, apply=pool.map)
+    assert list(pooled) == list(alone) and len(alone) == len(methods)
+    for mine, theirs in zip(pooled.values(), alone.values(), strict=True):
+        assert (mine.seeds, mine.variances) == (theirs.seeds, theirs.variances)
+        assert np.array_equal(mine.items, theirs.items)
+        assert np.array_equal(mine.draws["score"], theirs.draws["score"])
 
 
 # Metrics relative to dense.

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from bbnet.data.process import worker_pool
+from bbnet.data.process import cores, worker_pool
 from bbnet.data.progress import track
 from bbnet.data.store import appended_array, whole_file
 from bbnet.tasks.asr.data.corpus import SPLITS, Utterance, folders_of, read_folder
@@ -134,7 +133,7 @@ def _compute(shards: Sequence[Shard]) -> None:
     missing = [shard for shard in shards if not _is_current(shard)]
     if len(missing) < len(shards):
         logger.info("prepare: %d of %d shards are there already", len(shards) - len(missing), len(shards))
-    workers = min(len(missing), int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    workers = min(len(missing), cores())
     if workers <= 1:
         for shard in track(missing, "prepare: shards"):
             compute_shard(shard)
