@@ -118,7 +118,7 @@ def default_case(name: str, device: torch.device, folder: Path) -> Case:
 
 
 def paper_case(name: str, device: torch.device, folder: Path) -> Case:
-    return Case(f"{name}, paper", name, _paper_settings(name, device), 12, 4, device, folder).make()
+    return Case(f"{name}, paper", name, _paper_settings(name, device), 20, 4, device, folder).make()
 
 
 def small_model_case(name: str, device: torch.device, folder: Path) -> Case:
