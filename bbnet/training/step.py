@@ -63,25 +63,26 @@ def forward(task: ModuleType, model: nn.Module, batch: Batch, precision: torch.d
         return task.loss(model, batch)
 
 
-def compiled(
-    task: ModuleType, model: nn.Module, batch: Batch, precision: torch.dtype, how: Compile, steps: int
-) -> nn.Module:
-    """What the steps of a training of so many `steps` call: a compiled twin of `model`, or `model`.
-
-    The compiler is tried on a copy and `batch` first. Where it fails, `auto` goes on without, `on` raises ValueError.
-    """
-    if how == "off":
-        return model
-    device = next(model.parameters()).device
+def pays_to_compile(how: Compile, steps: int, device: torch.device) -> bool:
+    """Whether a training of so many steps is to be compiled; `auto` leaves out short ones."""
     worth = STEPS_WORTH_COMPILING[device.type]
     if how == "auto" and steps < worth:
         logger.info("compile: off, since the training has %d steps; on this device it pays from %d", steps, worth)
-        return model
+    return how == "on" or (how == "auto" and steps >= worth)
+
+
+def compiled(task: ModuleType, model: nn.Module, batch: Batch, precision: torch.dtype, how: Compile) -> nn.Module:
+    """A compiled twin of `model`, for steps to call.
+
+    The compiler is tried on a copy and `batch` first. Where it fails, `auto` goes on with `model`, `on` raises
+    ValueError.
+    """
+    device = next(model.parameters()).device
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             forward(task, torch.compile(copy.deepcopy(model).train(), dynamic=False), batch, precision).backward()
     except Exception as error:  # dynamo, inductor, triton and the C++ compiler have each their own
-        why = str(error).strip().splitlines()[0]
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
         if how == "on":
             raise ValueError(f"compile on: the model cannot be compiled here ({why}); allowed: auto, off") from error
         logger.warning("compile: off, since the model cannot be compiled here (%s)", why)

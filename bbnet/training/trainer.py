@@ -17,7 +17,7 @@ from bbnet.tasks.batches import Batch
 from bbnet.tasks.settings import Training
 from bbnet.training.feed import Feed, Resident
 from bbnet.training.seeding import stream
-from bbnet.training.step import Compile, compiled, optimiser_step
+from bbnet.training.step import Compile, compiled, optimiser_step, pays_to_compile
 
 logger = logging.getLogger(__name__)
 OnEpoch = Callable[[Mapping[str, Any]], None]
@@ -86,10 +86,10 @@ class Trainer:
 
     def compile(self, how: Compile) -> bool:
         """From now on steps are compiled, or not, by what pays here; before the first step, and behind `sparsify`."""
-        indices = self.feed.split.batches(self.training, stream("order", self.seed, 1))[0]
-        batch = self.feed.split.batch(indices, self.device)
-        steps = self.training.epochs * self.steps_per_epoch
-        self.network = compiled(self.task, self.model, batch, self.precision, how, steps)
+        if pays_to_compile(how, self.training.epochs * self.steps_per_epoch, self.device):
+            indices = self.feed.split.batches(self.training, stream("order", self.seed, 1))[0]
+            batch = self.feed.split.batch(indices, self.device)
+            self.network = compiled(self.task, self.model, batch, self.precision, how)
         return self.network is not self.model
 
     def run_epoch(
