@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from common import JSON, TEXT, arguments, error_note, read_json, run, to_json, write_csv, write_text
 
 import torch
-import torch._dynamo  # by torch's optimisers anyway; here no garbage is collected meanwhile
+import torch._dynamo  # torch's optimisers import it anyway; here Python does not look for garbage meanwhile
 
 from bbnet.data.store import alone
 from bbnet.sparsity.sparsifier import REFRESH_COLUMNS

@@ -5,7 +5,7 @@ from pathlib import Path
 from common import JSON, TEXT, arguments, read_json, read_manifest, run, write_csv
 
 import torch
-import torch._dynamo  # by torch's optimisers anyway; here no garbage is collected meanwhile
+import torch._dynamo  # torch's optimisers import it anyway; here Python does not look for garbage meanwhile
 
 from bbnet.data.store import alone
 from bbnet.study.record import sha256_of

@@ -9,7 +9,6 @@ import pytest
 
 SCRIPTS = Path(__file__).parents[2] / "workflow_scripts"
 WRITE = """
-import sys
 from pathlib import Path
 import numpy as np
 from common import write_parquet
@@ -19,7 +18,7 @@ columns = {"texts": np.array(["one", "", "Füße 足"]), "numbers": np.array([1,
 columns["places"] = np.arange(6.0)[::2]
 write_parquet(Path(sys.argv[1]), columns)
 """
-BUILT = """
+JOB = """
 from bbnet.tasks import task as tasks
 from bbnet.training.runs import Job
 for name in ("asr", "change", "face"):
@@ -29,7 +28,7 @@ for name in ("asr", "change", "face"):
 
 def imported_by(code: str, *arguments: str) -> set[str]:
     """The modules that a script of the workflow has imported when `code` is through."""
-    code = f"import sys\nsys.path.insert(0, {str(SCRIPTS)!r})\n{code}\nimport sys\nprint(*sys.modules)"
+    code = f"import sys\nsys.path.insert(0, {str(SCRIPTS)!r})\n{code}\nprint(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
@@ -46,4 +45,4 @@ def test_a_table_is_written_without_pandas_and_read_by_it(tmp_path):
 
 
 def test_a_job_that_fetches_nothing_imports_nothing_to_fetch_with():
-    assert {"requests", "pandas", "torchvision", "torch._dynamo"}.isdisjoint(imported_by(BUILT))
+    assert {"requests", "pandas", "torchvision", "torch._dynamo"}.isdisjoint(imported_by(JOB))
