@@ -165,6 +165,8 @@ def write_parquet(path: Path, columns: Mapping[str, Any]) -> None:
             texts = [each.encode() for each in values.tolist()]
             buffers = [starts(texts).buffers()[1], pyarrow.py_buffer(b"".join(texts))]
             return pyarrow.Array.from_buffers(pyarrow.string(), len(texts), [None, *buffers])
+        if values.dtype.kind not in "iuf":  # such as truth values, of which arrow packs eight into a byte
+            return pyarrow.array(values.tolist())
         kind, buffer = pyarrow.from_numpy_dtype(values.dtype), pyarrow.py_buffer(values.copy())
         return pyarrow.Array.from_buffers(kind, len(values), [None, buffer])
 

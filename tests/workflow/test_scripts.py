@@ -44,5 +44,11 @@ def test_a_table_is_written_without_pandas_and_read_by_it(tmp_path):
     assert found["places"].tolist() == [0.0, 2.0, 4.0]
 
 
+def test_truth_values_survive_a_table(tmp_path):
+    code = WRITE.replace("write_parquet(", 'columns = {"right": np.array([True, False, True])}\nwrite_parquet(')
+    imported_by(code, str(tmp_path / "table.parquet"))
+    assert pd.read_parquet(tmp_path / "table.parquet")["right"].tolist() == [True, False, True]
+
+
 def test_a_job_that_fetches_nothing_imports_nothing_to_fetch_with():
     assert {"requests", "pandas", "torchvision", "torch._dynamo"}.isdisjoint(imported_by(JOB))
