@@ -1,7 +1,6 @@
 """Algorithms, found by module name: `algorithms/{name}.py` holds one subclass of `Algorithm`.
 
-The study reads the parameters of an algorithm from its source without importing it (`bbnet.study.discover`), so a
-parameter is an annotated field built from `typing` and `pydantic` names alone.
+Its parameters, if it has any of its own, are declared in `bbnet/sparsity/parameters/{name}.py`.
 """
 
 import importlib
@@ -15,31 +14,38 @@ from decimal import Decimal
 from typing import ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import ValidationError
 from torch import Tensor
 
 from bbnet.sparsity.degrees import connection_count, erdos_renyi_counts
 from bbnet.sparsity.masks import drop_and_grow, project_to_pattern
+from bbnet.sparsity.parameters import (
+    AlgorithmParameters,
+    DropAndGrowParameters,
+    SparseFromStartParameters,
+    WeightMaskingParameters,
+    parameters_of,
+)
 
 
 @dataclass(frozen=True)
 class SlabView:
-    """What an algorithm sees of a slab at a refresh.
+    """The state of a slab that an algorithm reads at a refresh.
 
     Args:
-        side: `in`, the units are the layer's outputs; `out`, its inputs.
-        taps: extents of the kernel that go with one connection, () for a linear layer.
-        scores: [units, fan], magnitude of every connection, dormant ones at their stored value.
-        mask: bool [units, fan], in force until now.
-        scale: [units], the factor by which each unit's row was rescaled so far.
-        seed: fixed per slab and run.
+        side: `in` if the units are the layer's outputs, `out` if they are its inputs.
+        taps: kernel size of a convolution, () for a linear layer.
+        scores: [units, fan], magnitude of every connection; dormant ones count with their stored value.
+        mask: bool [units, fan], the current mask.
+        scale: [units], the factor by which each unit's row has been rescaled so far.
+        seed: the same throughout a run, different for each slab.
         step: applied optimiser steps of the sparse phase so far; 0 before training.
         progress: share of the steps until the freeze.
         on_rates: float64 [units], and `silent`, bool [units]; None unless the algorithm uses on-rates.
-        input_norms: root mean square of what each connection reads, [1, fan] on side `in`, [units, 1] on side `out`;
+        input_norms: root mean square of the input of each connection, [1, fan] on side `in`, [units, 1] on side `out`;
             None unless the algorithm uses input norms.
-        gradient: [units, fan], magnitude of the dense gradient of every connection, pruned ones too; None unless the
-            algorithm uses it, before training, and where it is not finite.
+        gradient: [units, fan], magnitude of the dense gradient of every connection, pruned ones included; None unless
+            the algorithm uses it, before training, and if it is not finite.
     """
 
     name: str
@@ -57,73 +63,63 @@ class SlabView:
     gradient: Tensor | None = None
 
     def unscaled_scores(self) -> Tensor:
-        """Magnitudes at the scale that each unit had before any rescaling, at which units can be compared."""
+        """Returns the magnitudes without any rescaling, so that they can be compared between units."""
         return self.scores / self.scale[:, None]
 
     def noise(self, *, fresh: bool = False) -> Tensor:
-        """Uniform in [0, 1), [units, fan], drawn for this slab and run: once for all, or `fresh` at each refresh."""
+        """Returns uniform noise in [0, 1), [units, fan]: the same at every refresh, or a `fresh` draw for each."""
         return torch.rand(self.scores.shape, generator=self.generator(fresh=fresh)).to(self.scores.device)
 
     def generator(self, *, fresh: bool = False) -> torch.Generator:
-        """The same stream at every refresh, or a `fresh` one."""
+        """Returns a generator with the same seed at every refresh, or with a `fresh` one."""
         seed = zlib.crc32(f"{self.seed}/{self.step}".encode()) if fresh else self.seed
         return torch.Generator().manual_seed(seed)
 
 
-class Algorithm(BaseModel, extra="forbid", frozen=True):
-    """A rule for what is kept. Fields are its parameters."""
+class Algorithm(AlgorithmParameters):
+    """Base of all algorithms. The fields are the parameters."""
 
     masks_weights: ClassVar[bool] = False
     gates_activations: ClassVar[bool] = False
 
 
 class ActivationGating(Algorithm):
-    """An algorithm that leaves weights dense and lets a share of a layer's outputs through at each position."""
+    """An algorithm that leaves weights dense and zeroes part of a layer's outputs at each position."""
 
     gates_activations: ClassVar[bool] = True
 
     @abstractmethod
     def kept(self, outputs: Tensor, count: int) -> Tensor:
-        """Bool, of the shape of `outputs` [..., units]: exactly `count` units at every position."""
+        """Returns which `outputs` [..., units] are kept, bool: exactly `count` units at every position."""
 
 
-class WeightMasking(Algorithm):
+class WeightMasking(Algorithm, WeightMaskingParameters):
     """An algorithm that masks the weights of the slabs of its `side`."""
 
     masks_weights: ClassVar[bool] = True
     uses_on_rates: ClassVar[bool] = False
     uses_input_norms: ClassVar[bool] = False
     uses_gradient: ClassVar[bool] = False
-    starts_sparse: ClassVar[bool] = False  # the budget holds from the start, instead of the ramp
-    regrows_at_zero: ClassVar[bool] = False  # instead of at the stored value
-
-    side: Literal["in", "out", "both"] = Field(
-        "in", description="Whose connections are masked: a unit's inputs, its outputs, or of each block one of both."
-    )
-    pattern: str | None = Field(
-        None,
-        pattern=r"^[1-9][0-9]*:[1-9][0-9]*$",
-        description="N:M, as 2:4: of each M connections along the fan N stay, so that all units have one degree. "
-        "The budget must be N/M.",
-    )
+    starts_sparse: ClassVar[bool] = False  # the budget is met before the first step, without a ramp
+    regrows_at_zero: ClassVar[bool] = False  # instead of at the dormant value
 
     @abstractmethod
     def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
-        """The masks, bool [units, fan], to be in force from now on: one per slab."""
+        """Returns the new mask of each slab, bool [units, fan]."""
 
     def ranking(self, slab: SlabView) -> Tensor:
-        """What decides between the connections of a slab when a pattern leaves a choice, [units, fan], not negative."""
+        """Returns non-negative scores [units, fan] that decide where a pattern N:M leaves a choice."""
         return slab.unscaled_scores()
 
     def group(self) -> tuple[int, int] | None:
-        """N and M of the pattern; None without one."""
+        """Returns N and M of the pattern, or None without a pattern."""
         if self.pattern is None:
             return None
         kept, size = map(int, self.pattern.split(":"))
         return kept, size
 
     def patterned_masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
-        """`masks`, brought into the pattern if there is one."""
+        """Returns `masks`, projected to the pattern if there is one."""
         masks = self.masks(slabs, budget)
         group = self.group()
         if group is None:
@@ -131,38 +127,29 @@ class WeightMasking(Algorithm):
         return [project_to_pattern(mask, self.ranking(slab), *group) for slab, mask in zip(slabs, masks, strict=True)]
 
 
-class SparseFromStart(WeightMasking):
+class SparseFromStart(WeightMasking, SparseFromStartParameters):
     """A weight-masking algorithm that meets its budget before the first step of the sparse phase."""
-
-    ramp: bool = Field(False, description="Come down to the budget along the study's ramp instead.")
-    distribution: Literal["uniform", "erk"] = Field(
-        "uniform",
-        description="The same density in every slab, or that of an Erdos-Renyi graph (Evci et al. 2020): small slabs "
-        "are denser, the sum is the same.",
-    )
 
     @property
     def starts_sparse(self) -> bool:
         return not self.ramp
 
     def counts(self, slabs: Sequence[SlabView], budget: Decimal) -> list[int]:
-        """How many connections each slab keeps."""
+        """Returns the number of connections that each slab keeps."""
         counts = [connection_count(budget, *slab.scores.shape) for slab in slabs]
         if self.distribution == "uniform":
             return counts
         return erdos_renyi_counts(sum(counts), [(*slab.scores.shape, slab.taps) for slab in slabs])
 
 
-class DropAndGrow(SparseFromStart):
-    """Each refresh replaces a share of a slab's live connections, which falls along a cosine to 0 at the freeze."""
+class DropAndGrow(SparseFromStart, DropAndGrowParameters):
+    """Each refresh replaces a share of a slab's live connections. The share falls along a cosine to 0 at the freeze."""
 
     regrows_at_zero: ClassVar[bool] = True
 
-    drop_fraction: float = Field(0.3, gt=0, le=1, description="Share of the live connections replaced, at the start.")
-
     @abstractmethod
     def growth(self, slab: SlabView) -> Tensor | None:
-        """Where the largest grow, [units, fan], not negative; None if nothing shall."""
+        """Returns non-negative scores [units, fan], the largest of which grow; None if nothing is to grow."""
 
     def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
         return [
@@ -171,7 +158,7 @@ class DropAndGrow(SparseFromStart):
         ]
 
     def ranking(self, slab: SlabView) -> Tensor:
-        """Live connections by magnitude; behind them the pruned ones, by what would grow first."""
+        """Ranks live connections by magnitude, and all pruned ones below them by their growth scores."""
         magnitudes, growth = slab.unscaled_scores(), self.growth(slab)
         if growth is None:
             return magnitudes
@@ -179,7 +166,7 @@ class DropAndGrow(SparseFromStart):
         return torch.where(slab.mask, magnitudes, growth / growth.amax() * least / 2)
 
     def drop_share(self, progress: float) -> float:
-        """Evci et al. 2020, eq. 1."""
+        """Returns the share of live connections to replace (Evci et al. 2020, eq. 1)."""
         return self.drop_fraction / 2 * (1 + math.cos(math.pi * progress))
 
 
@@ -188,12 +175,18 @@ def names() -> list[str]:
 
 
 def make(name: str, **parameters) -> Algorithm:
-    """The algorithm of `algorithms/{name}.py`; raises ValueError for an unknown name or parameter."""
+    """Returns the algorithm of `algorithms/{name}.py`; raises ValueError for an unknown name or parameter."""
     if name not in names():
         raise ValueError(f"unknown algorithm {name!r}, allowed: {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")
     kinds = [kind for kind in vars(module).values() if isinstance(kind, type) and kind.__module__ == module.__name__]
     (kind,) = (kind for kind in kinds if issubclass(kind, Algorithm))
+    undeclared = kind.model_fields.keys() ^ parameters_of(name).model_fields.keys()
+    if undeclared:
+        raise ValueError(
+            f"algorithms/{name}.py: {', '.join(sorted(undeclared))}: the parameters of an algorithm are those that "
+            f"sparsity/parameters/{name}.py declares"
+        )
     try:
         return kind(**parameters)
     except ValidationError as error:

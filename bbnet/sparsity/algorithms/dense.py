@@ -1,7 +1,7 @@
-"""All connections stay: the reference of every comparison."""
+"""Dense training, which prunes nothing: the baseline of every comparison."""
 
 from bbnet.sparsity.algorithms import Algorithm
 
 
 class Dense(Algorithm):
-    """One uninterrupted dense training."""
+    """Keeps all connections."""

@@ -1,28 +1,23 @@
 """Gradual magnitude pruning (Zhu & Gupta 2017, "To prune, or not to prune").
 
-Each slab keeps its largest connections, or all slabs together keep the largest of all (`global`, where a slab may lose
-much and another nothing). Unlike there, a pruned weight keeps its value and competes again at the next refresh, as for
-every algorithm here, and the ramp and freeze are the study's.
+Each slab keeps its largest connections, or, with `global`, the largest of all slabs together are kept, so that one slab
+may lose much and another nothing. Unlike the paper, a pruned weight keeps its value and competes again at the next
+refresh, as for every algorithm here, and the ramp and the freeze are those of the study.
 """
 
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import Literal
 
-from pydantic import Field
 from torch import Tensor
 
 from bbnet.sparsity.algorithms import SlabView, WeightMasking
 from bbnet.sparsity.degrees import connection_count
 from bbnet.sparsity.masks import keep_largest_of_all, keep_largest_of_slabs
+from bbnet.sparsity.parameters.magnitude import Parameters
 
 
-class Magnitude(WeightMasking):
-    """The K largest connections, units compared at the scale they had before any rescaling."""
-
-    distribution: Literal["uniform", "global"] = Field(
-        "uniform", description="The largest of each slab, or of all slabs together."
-    )
+class Magnitude(WeightMasking, Parameters):
+    """Keeps the K largest connections. Units are compared at their scale before any rescaling."""
 
     def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
         scores = [slab.unscaled_scores() for slab in slabs]

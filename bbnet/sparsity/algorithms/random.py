@@ -1,7 +1,7 @@
 """A random mask that never changes (Liu et al. 2022, "The unreasonable effectiveness of random pruning").
 
-Exactly K connections of each slab, not each with probability b. Unlike there, the mask comes after the study's dense
-warm-up and not before training; with `ramp` it shrinks along one random order.
+Exactly K connections of each slab are kept, rather than each with probability b. Unlike the paper, the mask is applied
+after the study's dense warm-up instead of before training. With `ramp`, connections are removed in one random order.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from bbnet.sparsity.masks import keep_largest_of_all
 
 
 class Random(SparseFromStart):
-    """Any K connections of each slab, drawn once."""
+    """Keeps K connections of each slab, drawn once."""
 
     def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
         if self.starts_sparse and all(slab.step > 0 for slab in slabs):

@@ -1,7 +1,8 @@
-"""Top-K: at each position the largest outputs of a layer pass, the others are 0 (Ahmad & Scheinkman 2019).
+"""Top-K: at each position the largest outputs of a layer are kept and the others set to 0 (Ahmad & Scheinkman 2019).
 
-The rival of the authors' notebooks: largest by signed value, in training and in evaluation, weights dense. Unlike there
-survivors are not rescaled; unlike Ahmad & Scheinkman units are not boosted by their duty cycle.
+As in the authors' notebooks, outputs are compared by signed value, in training and in evaluation, and weights stay
+dense. Unlike the notebooks, the kept outputs are not rescaled. Unlike Ahmad & Scheinkman, units are not boosted by
+their duty cycle.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ from bbnet.sparsity.algorithms import ActivationGating
 
 
 class TopK(ActivationGating):
-    """The `count` units of largest output at each position."""
+    """Keeps the `count` units with the largest output at each position."""
 
     def kept(self, outputs: Tensor, count: int) -> Tensor:
         if outputs.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -26,12 +27,12 @@ def _largest(outputs: Tensor, count: int) -> Tensor:
 
 
 def _above_threshold(outputs: Tensor, count: int) -> Tensor:
-    """`_largest` of rows, by numpy's partition, which takes a third of the time of torch's topk on a CPU."""
-    # numpy has no bfloat16, and float32 holds all of it.
+    """Computes `_largest` by numpy's partition, which takes a third of the time of torch's topk on a CPU."""
+    # numpy has no bfloat16; float32 represents its values exactly.
     values = (outputs.float() if outputs.dtype == torch.bfloat16 else outputs).numpy()
     place = values.shape[1] - count
     kept = torch.from_numpy(values >= np.partition(values, place, axis=1)[:, place, None])
-    # Where several are equal to the threshold, or it is no number.
+    # The threshold is not unique or is NaN in these rows.
     (unsure,) = torch.nonzero(kept.sum(1) != count, as_tuple=True)
     if len(unsure):
         kept[unsure] = _largest(outputs[unsure], count)

@@ -1,9 +1,9 @@
 """Wanda (Sun et al. 2024, "A simple and effective pruning approach for large language models").
 
-The score of a connection is its magnitude times the l2 norm of the input that it reads, compared among the connections
-of one output, of which each keeps equally many. Unlike there, where a trained network is pruned once after calibration,
-scores follow training: norms are averages over training batches, and pruning is gradual. Outputs are the groups on
-either side: on side `out`, among the connections of one input, the norm would be the same for all and say nothing.
+The score of a connection is its magnitude times the l2 norm of its input. Scores are compared among the connections of
+one output, and every output keeps equally many. In the paper a trained network is pruned once after calibration; here
+pruning is gradual and the norms are averages over training batches. On side `out` connections are compared per output
+as well, since all connections of one input have the same norm.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from bbnet.sparsity.masks import keep_largest
 
 
 class Wanda(WeightMasking):
-    """Each output of the layer keeps its connections of largest magnitude times input norm."""
+    """Each output of the layer keeps its connections with the largest product of magnitude and input norm."""
 
     uses_input_norms: ClassVar[bool] = True
 

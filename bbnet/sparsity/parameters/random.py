@@ -1,0 +1,3 @@
+from bbnet.sparsity.parameters import SparseFromStartParameters as Parameters
+
+__all__ = ["Parameters"]

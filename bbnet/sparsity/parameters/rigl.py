@@ -1,0 +1,3 @@
+from bbnet.sparsity.parameters import DropAndGrowParameters as Parameters
+
+__all__ = ["Parameters"]

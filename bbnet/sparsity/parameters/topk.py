@@ -1,0 +1,3 @@
+from bbnet.sparsity.parameters import AlgorithmParameters as Parameters
+
+__all__ = ["Parameters"]
