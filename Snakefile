@@ -1,6 +1,5 @@
-# The study as one DAG: data -> warm-up -> train -> evaluate -> summary -> figures and tables.
-# A study is a file of studies/; what a user may change is in config.yaml.
-import glob
+# The study as one DAG: data -> warm-up -> train and score -> summary -> figures and tables.
+# A study is a file in studies/. The options that a user may change are in config.yaml.
 import os
 import shlex
 import sys
@@ -9,36 +8,36 @@ import sys
 configfile: "config.yaml"
 
 
-# Built from envs/bbnet.def; used with --software-deployment-method apptainer only.
+# Built from envs/bbnet.def. Used only with --software-deployment-method apptainer.
 container: "envs/bbnet.sif"
 
 
 include: "rules/common.smk"
 
 
-# What jobs are told besides: no number depends on it, so that no change of it runs one again. They end with Snakemake.
-TOLD = {
+# Passed to jobs as environment variables, since no result depends on them: changing one does not rerun a job.
+# BBNET_PARENT lets a job end when this process ends.
+JOB_ENVIRONMENT = {
     "BBNET_LIVE": KNOBS.live,
-    "BBNET_LIVE_DIR": f"{RESULTS}/live",
+    "BBNET_LIVE_DIR": f"{WORKFLOW.results}/live",
     "BBNET_RESIDENT": KNOBS.resident,
     "BBNET_GPU_SLOTS": KNOBS.gpu_slots,
     "BBNET_CHECKPOINT_MINUTES": KNOBS.checkpoint_minutes,
-    "BBNET_MADE": f"{glob.escape(KNOBS.data_dir)}/*/*.json\n{glob.escape(RESULTS)}/**/*",
 }
-# This interpreter's environment comes first, but for a container's own.
+# Jobs use the Python of this environment, unless they run in a container.
 shell.prefix(
     '[ -n "${{APPTAINER_CONTAINER:-${{SINGULARITY_CONTAINER:-}}}}" ] || '
     f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; "
-    f"export BBNET_PARENT=$PPID {' '.join(f'{name}={shlex.quote(str(value))}' for name, value in TOLD.items())}; "
+    f"export BBNET_PARENT=$PPID {' '.join(f'{name}={shlex.quote(str(value))}' for name, value in JOB_ENVIRONMENT.items())}; "
 )
-# The profile limits `gpu` to the GPUs of this machine.
+# The profile limits `gpu` to the number of GPUs of this machine, each of which takes `gpu_slots` jobs.
 if "gpu" in workflow.global_resources:
     workflow.global_resources["gpu"] = workflow.global_resources["gpu"].value * KNOBS.gpu_slots
 
 
 pathvars:
     data=KNOBS.data_dir,
-    results=RESULTS,
+    results=WORKFLOW.results,
 
 
 wildcard_constraints:
@@ -52,20 +51,20 @@ wildcard_constraints:
 rule all:
     default_target: True
     input:
-        SUMMARY,
-        FIGURES,
-        TABLES,
+        SUMMARY_FILES,
+        FIGURE_FILES,
+        TABLE_FILES,
         "<results>/report.html",
 
 
 rule figures:
     input:
-        FIGURES,
+        FIGURE_FILES,
 
 
 rule tables:
     input:
-        TABLES,
+        TABLE_FILES,
 
 
 if KNOBS.results_from == "runs":
@@ -84,14 +83,16 @@ include: "rules/tables.smk"
 
 onstart:
     if workflow.is_main_process:
-        discard_forced_states(workflow.dag_settings)
+        settings = workflow.dag_settings
+        forced = {*settings.forcerun, *(settings.targets if settings.forcetargets else ())}
+        WORKFLOW.forget_forced(None if settings.forceall else [*map(str, forced)])
 
 
 onsuccess:
     if KNOBS.cells == "done":
-        remove_outdated()
-    print(success_message())
+        WORKFLOW.remove_outdated()
+    print(WORKFLOW.success_message())
 
 
 onerror:
-    print(failure_message())
+    print(WORKFLOW.failure_message(config))

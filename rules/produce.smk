@@ -1,8 +1,9 @@
-# From a pack to evaluated runs. Scripts are no inputs: a clone would then retrain. `config` and `fingerprint` say when to rerun.
+# From a pack to scored runs. Scripts are not inputs, because a fresh clone would then retrain everything: the parameters
+# `config` and `fingerprint` decide when a job runs again.
 rule data:
     input:
-        [f"<data>/prepared/{RECIPES.prepared_key(task)}.json" for task in TASKS],
-        [f"<data>/raw/{pack}.json" for pack in PACKS],
+        [f"<data>/prepared/{RECIPES.prepared_key(task)}.json" for task in WORKFLOW.tasks],
+        [f"<data>/raw/{pack}.json" for pack in WORKFLOW.packs],
 
 
 rule fetch:
@@ -15,7 +16,7 @@ rule fetch:
         key="[0-9a-f]+",
     localrule: True
     params:
-        config=lambda wildcards: canonical_json(PACKS[f"{wildcards.pack}-{wildcards.key}"]),
+        config=lambda wildcards: canonical_json(WORKFLOW.packs[f"{wildcards.pack}-{wildcards.key}"]),
         partial=f"{KNOBS.data_dir}/partial",
         downloads=f"{KNOBS.data_dir}/downloads",
     message:
@@ -57,7 +58,7 @@ rule warm_up:
         "<results>/logs/warm_up/{task}-{model}-s{seed}.log",
     threads: STUDY.cpu_threads
     resources:
-        gpu=GPUS_PER_JOB,
+        gpu=WORKFLOW.gpus_per_job,
     params:
         config=lambda wildcards: canonical_json(warm_up_recipe(wildcards)),
         fingerprint=lambda wildcards: fingerprint(warm_up_recipe(wildcards)),
@@ -67,34 +68,6 @@ rule warm_up:
     shell:
         "exec python workflow_scripts/warm_up.py --config {params.config:q} --fingerprint {params.fingerprint:q}"
         " --prepared {input.prepared:q} --weights {input.weights:q} --folder {params.folder:q} --log {log:q}"
-
-
-rule train:
-    input:
-        prepared=prepared_index,
-        warm_start="<results>/warm_up/{task}/{model}/s{seed}/checkpoint.pt",
-    output:
-        model="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/model.safetensors",
-        masks="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/masks.safetensors",
-        history="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/history.csv",
-        refreshes="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/refreshes.csv",
-        record="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/record.json",
-    log:
-        "<results>/logs/train/{task}-{model}-{method}-b{budget}-s{seed}.log",
-    threads: STUDY.cpu_threads
-    resources:
-        gpu=GPUS_PER_JOB,
-    params:
-        run=lambda wildcards: canonical_json(asdict(run_of(wildcards))),
-        config=lambda wildcards: canonical_json(RECIPES.train(run_of(wildcards))),
-        fingerprint=lambda wildcards: RECIPES.run_fingerprint(run_of(wildcards)),
-        folder=subpath(output.record, parent=True),
-    message:
-        "train {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}, seed {wildcards.seed}"
-    shell:
-        "exec python workflow_scripts/train.py --run {params.run:q} --config {params.config:q}"
-        " --fingerprint {params.fingerprint:q} --prepared {input.prepared:q} --warm-start {input.warm_start:q}"
-        " --folder {params.folder:q} --log {log:q}"
 
 
 rule buckets:
@@ -114,14 +87,19 @@ rule buckets:
         " --buckets {output.buckets:q} --log {log:q}"
 
 
-rule evaluate:
+# What training writes is marked `update`, so that Snakemake keeps it when only the scores are out of date: the script
+# trains again only if the record in the folder has another fingerprint or other inputs.
+rule train:
     input:
         prepared=prepared_index,
+        warm_start="<results>/warm_up/{task}/{model}/s{seed}/checkpoint.pt",
         buckets=buckets_of,
-        model="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/model.safetensors",
-        masks="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/masks.safetensors",
-        record="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/record.json",
     output:
+        model=update("<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/model.safetensors"),
+        masks=update("<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/masks.safetensors"),
+        history=update("<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/history.csv"),
+        refreshes=update("<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/refreshes.csv"),
+        record=update("<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/record.json"),
         per_item="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/items.parquet",
         predictions="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/predictions.npz",
         units="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/units.csv",
@@ -129,15 +107,19 @@ rule evaluate:
         metrics="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/metrics.json",
         cost="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/cost.json",
     log:
-        "<results>/logs/evaluate/{task}-{model}-{method}-b{budget}-s{seed}.log",
+        "<results>/logs/train/{task}-{model}-{method}-b{budget}-s{seed}.log",
     threads: STUDY.cpu_threads
     resources:
-        gpu=GPUS_PER_JOB,
+        gpu=WORKFLOW.gpus_per_job,
     params:
-        config=lambda wildcards: canonical_json(RECIPES.evaluate(run_of(wildcards))),
+        run=lambda wildcards: canonical_json(asdict(run_of(wildcards))),
+        config=lambda wildcards: canonical_json(RECIPES.train(run_of(wildcards))),
+        fingerprint=lambda wildcards: RECIPES.run_fingerprint(run_of(wildcards)),
+        scoring=lambda wildcards: canonical_json(RECIPES.scoring(wildcards.task)),
         folder=subpath(output.metrics, parent=True),
     message:
-        "evaluate {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}, seed {wildcards.seed}"
+        "train {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}, seed {wildcards.seed}"
     shell:
-        "exec python workflow_scripts/evaluate.py --config {params.config:q} --prepared {input.prepared:q}"
-        " --buckets {input.buckets:q} --folder {params.folder:q} --log {log:q}"
+        "exec python workflow_scripts/train.py --run {params.run:q} --config {params.config:q}"
+        " --fingerprint {params.fingerprint:q} --scoring {params.scoring:q} --prepared {input.prepared:q}"
+        " --warm-start {input.warm_start:q} --buckets {input.buckets:q} --folder {params.folder:q} --log {log:q}"

@@ -1,7 +1,7 @@
 # From runs to the summary, the one source of every figure and table.
 rule collect:
     input:
-        expand("<results>/runs/{folder}/{file}", folder=TAKEN, file=COLLECTED),
+        expand("<results>/runs/{folder}/{file}", folder=WORKFLOW.taken, file=COLLECTED),
     output:
         runs="<results>/summary/runs.csv",
         per_item="<results>/summary/items.parquet",
@@ -16,13 +16,15 @@ rule collect:
         "<results>/logs/collect.log",
     localrule: True
     params:
-        grid=fingerprint({"grid": [RECIPES.run_fingerprint(run) for run in RUNS.values()], "cells": KNOBS.cells}),
-        code=[recipe.task_code("collect", task) for task in TASKS],
+        grid=fingerprint(
+            {"grid": [RECIPES.run_fingerprint(run) for run in WORKFLOW.runs.values()], "cells": KNOBS.cells}
+        ),
+        code=[recipe.task_code("collect", task) for task in WORKFLOW.tasks],
         knobs=canonical_json(KNOBS.model_dump()),
         results=subpath(output.runs, ancestor=2),
         summary=subpath(output.runs, parent=True),
     message:
-        f"collect {len(TAKEN)} of {len(RUNS)} runs"
+        f"collect {len(WORKFLOW.taken)} of {len(WORKFLOW.runs)} runs"
     shell:
         "exec python workflow_scripts/collect.py --knobs {params.knobs:q} --results {params.results:q}"
         " --summary {params.summary:q} --log {log:q}"
@@ -44,7 +46,7 @@ rule compare:
     localrule: True
     threads: 2
     params:
-        code=[recipe.task_code("compare", task) for task in TASKS],
+        code=[recipe.task_code("compare", task) for task in WORKFLOW.tasks],
         summary=subpath(output.cells, parent=True),
     message:
         "compare: cells, contrasts and claims"
@@ -54,7 +56,7 @@ rule compare:
 
 rule panels:
     input:
-        lambda wildcards: panel_inputs(wildcards.task),
+        panel_inputs,
         prepared=prepared_index,
     output:
         panels="<results>/summary/panels/{task}.npz",
@@ -62,7 +64,7 @@ rule panels:
         "<results>/logs/panels-{task}.log",
     localrule: True
     params:
-        shown=lambda wildcards: canonical_json(panel_folders_by_model(wildcards.task)),
+        shown=lambda wildcards: canonical_json(WORKFLOW.shown_in_panels(wildcards.task)),
         code=lambda wildcards: recipe.task_code("panels", wildcards.task),
         results=subpath(output.panels, ancestor=3),
     message:

@@ -1,18 +1,18 @@
-# Tables, from the summary alone, and the page that holds all of them and all figures.
-for of, tables in TABLES_OF.items():
-    task, model = of
+# Tables, from the summary alone, and the page that shows all tables and figures.
+for part, tables in WORKFLOW.tables.items():
+    task, model = part
 
     rule:
         name:
             f"tables_{task}_{model}" if task else "tables_study"
         input:
-            SUMMARY,
+            SUMMARY_FILES,
         output:
-            [f"<results>/tables/{prefix(*of)}{table}.csv" for table in tables],
-            [f"<results>/tables/{prefix(*of)}{table}.tex" for table in tables],
+            [f"<results>/tables/{prefix(*part)}{table}.csv" for table in tables],
+            [f"<results>/tables/{prefix(*part)}{table}.tex" for table in tables],
             [
                 report(
-                    f"<results>/tables/{prefix(*of)}{table}.md",
+                    f"<results>/tables/{prefix(*part)}{table}.md",
                     caption=caption(table),
                     category=task or "study",
                     subcategory="tables",
@@ -21,25 +21,25 @@ for of, tables in TABLES_OF.items():
                 for table in tables
             ],
         log:
-            f"<results>/logs/tables-{prefix(*of)}.log",
+            f"<results>/logs/tables-{prefix(*part)}.log",
         localrule: True
         params:
             code=recipe.task_code("tables", task) if task else recipe.summary_code("tables"),
             tables=tables,
-            of=["--task", task, "--model", model] if task else [],
+            part=["--task", task, "--model", model] if task else [],
             results=subpath(output[0], ancestor=2),
         message:
             f"tables of {task} {model}" if task else "tables of the study"
         shell:
-            "exec python workflow_scripts/tables.py --results {params.results:q} {params.of:q}"
+            "exec python workflow_scripts/tables.py --results {params.results:q} {params.part:q}"
             " --tables {params.tables:q} --log {log:q}"
 
 
 rule page:
     input:
-        SUMMARY,
-        FIGURES,
-        TABLES,
+        SUMMARY_FILES,
+        FIGURE_FILES,
+        TABLE_FILES,
     output:
         page="<results>/report.html",
     log:

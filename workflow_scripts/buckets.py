@@ -1,4 +1,4 @@
-"""Head, Mid and Tail of a task's training data."""
+"""Computes Head, Mid and Tail of a task's training data."""
 
 import importlib
 import logging

@@ -1,10 +1,10 @@
-"""Gathers every run of the study into the tidy tables of the summary."""
+"""Collects all runs of the study into the tables of the summary."""
 
 import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from common import JSON, arguments, bring_back_from_the_future, run, to_json, write_frame, write_text
+from common import JSON, arguments, run, to_json, write_frame, write_text
 
 from bbnet.analysis import claims, collect
 from bbnet.study.config import Knobs, read_study
@@ -56,11 +56,10 @@ def main(options) -> None:
         "tasks": {name: settings.model_dump(mode="json") for name, settings in study.task_settings().items()},
     }
     write_text(options.summary / "study.json", to_json(described))
-    bring_back_from_the_future()  # of runs, which are too deep for what each script looks at
 
 
 def cell(one, folder: Path, fingerprint: str, wanted: str) -> collect.Cell:
-    """With all cells wanted a stale run is one that `snakemake --touch` accepted; Snakemake reruns every other."""
+    """Stale runs are taken if all cells are wanted: Snakemake reruns them unless `snakemake --touch` accepted them."""
     status, why = run_status(folder / one.folder, fingerprint)
     return collect.Cell(
         asdict(one), folder / one.folder, status, why, status == "done" or (wanted, status) == ("all", "stale")

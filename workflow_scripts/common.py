@@ -1,15 +1,13 @@
-"""What every script shares: arguments, log, and one clear line when something is wrong."""
+"""Shared by all scripts: command-line arguments, the log, errors, and writing files."""
 
 import argparse
 import csv
 import gc
-import glob
 import json
 import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,7 +22,7 @@ gc.disable()
 
 
 def arguments(description: str, **options: dict) -> argparse.ArgumentParser:
-    """A parser with `--log` and the given options, each with `add_argument`'s keywords; by default a required path."""
+    """Returns a parser of `--log` and `options`: keywords of `add_argument` by name, by default a required path."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--log", type=Path, required=True)
     for name, keywords in options.items():
@@ -34,20 +32,19 @@ def arguments(description: str, **options: dict) -> argparse.ArgumentParser:
 
 JSON = {"type": json.loads}
 TEXT = {"type": str}
-CLOCKS_DIFFER_NS = 2 * 10**9  # between the machines of a cluster
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
-    """Runs `main`; an error becomes one line on the terminal and a traceback in the log, and exit status 1.
+    """Runs `main`. An error is shown as one line on the terminal, with its traceback in the log, and exit status 1.
 
-    SIGTERM and SIGHUP end it as an exception does, so that nothing half-written stays. SIGTERM comes also when the
-    process that began it ends, which the Snakefile names.
+    SIGTERM and SIGHUP end the process like an exception, so that no partial files are left. The process also receives
+    SIGTERM when Snakemake ends, whose process id the Snakefile passes on.
     """
     gc.freeze()
     gc.enable()
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _exit)
     if "BBNET_PARENT" in os.environ:
         end_with_parent(signal.SIGTERM, int(os.environ["BBNET_PARENT"]))
@@ -56,15 +53,13 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     terminal.addFilter(lambda record: not getattr(record, "only_in_log", False))
     logging.basicConfig(level=logging.WARNING, handlers=[terminal])
     logging.getLogger("bbnet").setLevel(logging.INFO)
-    logging.raiseExceptions = False  # a log on a full disk is no reason to fill the terminal
+    logging.raiseExceptions = False  # if the log cannot be written, do not print a traceback for each message
     try:
         options.log.parent.mkdir(parents=True, exist_ok=True)
         log_file = logging.FileHandler(options.log, mode="w")
         log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger().addHandler(log_file)
         main(options)
-        if any(_is_newer(path, time.time_ns() + CLOCKS_DIFFER_NS) for path in _files_of(options)):
-            bring_back_from_the_future()
     except KeyboardInterrupt:
         logging.error("interrupted")
         sys.exit(130)
@@ -82,44 +77,19 @@ def _exit(number: int, _: Any) -> None:
 
 @contextmanager
 def error_note(folder: Path, fingerprint: str) -> Iterator[None]:
-    """Leaves `error.json` in a run's folder if the block fails, and removes it if it does not."""
+    """Writes `error.json` into a run's folder if the block fails, and removes it otherwise."""
     note = folder / "error.json"
     try:
         yield
     except Exception as error:
-        with suppress(OSError):  # such as the one that is to be noted: a full disk
+        with suppress(OSError):  # the disk may be full, which may be the very error
             write_text(note, to_json({"fingerprint": fingerprint, "error": one_line(error)}))
         raise
     note.unlink(missing_ok=True)
 
 
-def bring_back_from_the_future() -> None:
-    """Gives all files made so far that are newer than now the present time, as after a clock was set back.
-
-    Snakemake refuses an output that is older than its input. All at once, so that no file becomes older than what it
-    was made from. The Snakefile says what is made.
-    """
-    now = time.time_ns()
-    for pattern in os.environ.get("BBNET_MADE", "").splitlines():
-        for path in map(Path, glob.iglob(pattern, recursive=True)):
-            if _is_newer(path, now):
-                with suppress(OSError):  # someone else's file
-                    os.utime(path, ns=(now, now))
-
-
-def _is_newer(path: Path, now: int) -> bool:
-    return path.is_file() and path.stat().st_mtime_ns > now
-
-
-def _files_of(options: argparse.Namespace) -> Iterator[Path]:
-    """The files that a script was given, and those of the folders that it was given."""
-    for path in vars(options).values():
-        if isinstance(path, Path):
-            yield from (path, *path.glob("*"), *path.glob("*/*"))
-
-
 def one_line(error: Exception) -> str:
-    """The error's message; with its kind where the message alone would not be understood."""
+    """Returns the error's message, preceded by its type unless it is one of our own ValueErrors."""
     message = " ".join(str(error).split())
     return message if isinstance(error, ValueError) and message else f"{type(error).__name__}: {message}"
 
@@ -129,7 +99,7 @@ def read_json(path: Path) -> dict:
 
 
 def read_manifest(path: Path) -> dict:
-    """Of a pack; its `root` is the folder beside it or one inside that, where the pack does not lie elsewhere."""
+    """Reads the manifest of a pack. A relative `root` is resolved against the folder beside the manifest."""
     manifest = read_json(path)
     return manifest | {"root": str(path.with_suffix("") / manifest.get("root", ""))}
 
@@ -144,7 +114,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
-    """Rows of equal keys, floats in the shortest form that reads back the same; `columns` heads an empty table."""
+    """Writes rows with equal keys; floats round-trip exactly. `columns` is the header of an empty table."""
     with whole_file(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else list(columns), lineterminator="\n")
         writer.writeheader()
@@ -179,7 +149,7 @@ def write_parquet(path: Path, columns: Mapping[str, Any]) -> None:
 
 
 def write_frame(path: Path, frame: Any) -> None:
-    """A pandas table as .csv or .parquet."""
+    """Writes a pandas DataFrame as .csv or .parquet."""
     with whole_file(path) as partial:
         if path.suffix == ".csv":
             frame.to_csv(partial, index=False)

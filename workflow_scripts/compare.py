@@ -1,4 +1,4 @@
-"""Cells, contrasts and claims: means over seeds with their intervals, paired differences, and what units do."""
+"""Computes cells (means with intervals), contrasts (paired differences) and claims (statistics of the units)."""
 
 from common import arguments, read_json, run, write_frame
 

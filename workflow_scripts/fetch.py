@@ -1,4 +1,4 @@
-"""Fetches and unpacks a pack, or renders an embedded one, checks it, and writes its manifest."""
+"""Downloads and unpacks a pack, or generates an embedded one, checks it, and writes its manifest."""
 
 from common import JSON, arguments, run, to_json
 
@@ -10,7 +10,7 @@ def main(options) -> None:
     task = tasks.load(options.config["task"])
     folder = options.manifest.with_suffix("")
     with alone(options.partial / f".{folder.name}.lock"):
-        if options.manifest.exists():  # another process has just made it
+        if options.manifest.exists():  # another process made it while this one waited
             return
         with whole_folder(folder, options.partial) as target:
             try:

@@ -1,4 +1,4 @@
-"""Figures of the study, or of one of its tasks and models, each as pdf, png and the csv of what it shows."""
+"""Draws figures of the study, or of one task and model, each as .pdf and .png with its data as .csv."""
 
 import importlib
 import json
@@ -16,22 +16,23 @@ from bbnet.analysis.summary import Summary
 from bbnet.analysis.tables import incomplete_note
 from bbnet.data.process import cores, worker_pool
 from bbnet.plots.style import note, save, use_style
+from bbnet.study.workflow import prefix
 from bbnet.tasks.task import load_metrics
 
 SUFFIXES = (".pdf", ".png", ".csv")
 
 
 def main(options) -> None:
-    """Figures are independent: one process per core that this job may use draws them."""
+    """Draws the figures in parallel, one process per core of this job."""
     use_style()
     with worker_pool(min(len(options.figures), cores())) as pool:
         list(pool.map(partial(make, options.results, options.task, options.model), options.figures))
 
 
 def make(results: Path, task: str | None, model: str | None, name: str) -> None:
-    """Draws and writes one figure; raises ValueError naming it."""
+    """Draws and writes one figure. Errors name the figure."""
     summary = Summary(results / "summary", task, model)
-    start = f"{task}-{model}-" if task else ""
+    start = prefix(task, model)
     try:
         panels = name.startswith("panels-")
         figure, data = draw_panels(summary, name) if panels else draw(summary, task and load_metrics(task), name)
@@ -46,7 +47,7 @@ def draw(summary: Summary, task: ModuleType | None, name: str) -> tuple[Figure, 
 
 
 def draw_panels(summary: Summary, name: str) -> tuple[Figure, pd.DataFrame]:
-    """Of a name `panels-{method}-b{budget}`."""
+    """Draws the panels of the figure `panels-{method}-b{budget}`."""
     _, method, budget = name.split("-")
     panels = np.load(summary.folder / "panels" / f"{summary.task}.npz")
     plots = importlib.import_module(f"bbnet.plots.panels_{summary.task}")

@@ -1,4 +1,4 @@
-"""All figures and tables of a study on one page."""
+"""Writes the page of all figures and tables of a study."""
 
 from pathlib import Path
 

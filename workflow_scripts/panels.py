@@ -1,4 +1,4 @@
-"""Chosen cases of a task, each method beside dense, at shown size."""
+"""Selects the test cases that figures show side by side, for each method and its dense run."""
 
 import importlib
 

@@ -1,4 +1,4 @@
-"""Decodes a pack once into arrays, and writes their index."""
+"""Decodes a pack into arrays and writes their index."""
 
 from common import JSON, arguments, read_manifest, run, to_json
 
@@ -11,7 +11,7 @@ def main(options) -> None:
     manifest = read_manifest(options.raw)
     folder = options.index.with_suffix("")
     with alone(options.partial / f".{folder.name}.lock"):
-        if options.index.exists():  # another process has just made it
+        if options.index.exists():  # another process made it while this one waited
             return
         with whole_folder(folder, options.partial, resume=True) as target:
             index = task.prepare(manifest, options.config["settings"], target)

@@ -1,4 +1,4 @@
-"""Tables of the study, or of one of its tasks and models, each as csv, Markdown and LaTeX."""
+"""Writes tables of the study, or of one task and model, each as .csv, .md (Markdown) and .tex (LaTeX)."""
 
 from dataclasses import replace
 
@@ -6,13 +6,14 @@ from common import TEXT, arguments, run, write_frame, write_text
 
 from bbnet.analysis import tables
 from bbnet.analysis.summary import Summary
+from bbnet.study.workflow import prefix
 from bbnet.tasks.task import load_metrics
 
 
 def main(options) -> None:
     summary = Summary(options.results / "summary", options.task, options.model)
     task = None if options.task is None else load_metrics(options.task)
-    start = f"{options.task}-{options.model}-" if options.task else ""
+    start = prefix(options.task, options.model)
     for name in options.tables:
         table = getattr(tables, name)(summary, task)
         if note := tables.incomplete_note(summary.read("grid")):

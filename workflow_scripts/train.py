@@ -1,37 +1,44 @@
-"""Trains one run: method x budget x seed, from its warm start."""
+"""Trains one run, method x budget x seed, from its warm start, and scores it on test."""
 
 from datetime import UTC, datetime
+from pathlib import Path
 
-from common import JSON, TEXT, arguments, error_note, read_json, run, to_json, write_csv, write_text
+from common import JSON, TEXT, arguments, error_note, read_json, run, to_json, write_csv, write_parquet, write_text
 
+import numpy as np
 import torch
-import torch._dynamo  # torch's optimisers import it anyway; here Python does not look for garbage meanwhile
 
-from bbnet.data.store import alone
+from bbnet.data.store import alone, whole_file
 from bbnet.sparsity.sparsifier import REFRESH_COLUMNS
-from bbnet.study.record import TRAINED, Record, environment, is_trained, peak_memory_mib, sha256_of
+from bbnet.study.record import TRAINED, Record, environment, is_trained, peak_memory_mib, read_record, sha256_of
 from bbnet.training.checkpoint import load_state, save_masks, save_weights
 from bbnet.training.live import live_as_configured
 from bbnet.training.resume import StateFile
-from bbnet.training.runs import Job, TrainedRun, train
+from bbnet.training.runs import Job, TrainedRun, evaluate, train
 
 
 def main(options) -> None:
+    """Trains, unless the folder holds this run already and only its scores are out of date; then scores."""
     with alone(options.folder / ".lock"), error_note(options.folder, options.fingerprint):
-        if not is_trained(options.folder, options.fingerprint):  # by another process, while this one waited
-            train_and_write(options)
+        job = Job(options.config, options.prepared.with_suffix(""), read_json(options.prepared))
+        inputs = {"prepared": sha256_of(options.prepared), "warm_start": sha256_of(options.warm_start)}
+        state_file = StateFile.as_configured(
+            options.folder / "state.pt", job.device, options.fingerprint, *inputs.values()
+        )
+        if not is_trained(options.folder, options.fingerprint, inputs):
+            train_and_write(options, job, inputs, state_file)
+        score_and_write(options, job)
+        # The state is kept until here, so that a run whose scoring fails does not repeat its training.
+        state_file.discard()
 
 
-def train_and_write(options) -> None:
+def train_and_write(options, job: Job, inputs: dict[str, str], state_file: StateFile) -> None:
     began, folder = datetime.now(UTC), options.folder
     # Scores of an older training must not stand beside a newer record.
     (folder / "metrics.json").unlink(missing_ok=True)
-    job = Job(options.config, options.prepared.with_suffix(""), read_json(options.prepared))
     warm_start = load_state(options.warm_start, job.device)
     if warm_start["fingerprint"] != options.config["warm_start"]:
         raise ValueError(f"{options.warm_start}: is the warm start of another configuration or of other code")
-    inputs = {"prepared": sha256_of(options.prepared), "warm_start": sha256_of(options.warm_start)}
-    state_file = StateFile.as_configured(folder / "state.pt", job.device, options.fingerprint, *inputs.values())
     with live_as_configured("/".join(folder.parts[-5:]), options.config) as live, state_file:
         trained = train(job, warm_start, on_epoch=live, resume=state_file)
     save_weights(folder / "model.safetensors", trained.weights)
@@ -61,7 +68,6 @@ def train_and_write(options) -> None:
     }
     Record.model_validate(record)
     write_text(folder / "record.json", to_json(record))
-    state_file.discard()
 
 
 def slab_records(trained: TrainedRun) -> dict[str, dict]:
@@ -77,4 +83,33 @@ def slab_records(trained: TrainedRun) -> dict[str, dict]:
     }
 
 
-run(main, arguments(__doc__, run=JSON, config=JSON, fingerprint=TEXT, prepared={}, warm_start={}, folder={}))
+def score_and_write(options, job: Job) -> None:
+    folder: Path = options.folder
+    scoring = dict(options.scoring)
+    if options.buckets is not None:
+        scoring["buckets"] = read_json(options.buckets)["types"]
+    evaluation = evaluate(job, folder, scoring)
+    write_parquet(folder / "items.parquet", evaluation.items)
+    with whole_file(folder / "predictions.npz") as partial:
+        np.savez_compressed(partial, **evaluation.predictions)
+    write_csv(folder / "units.csv", evaluation.units)
+    write_csv(folder / "codes.csv", evaluation.codes)
+    cost = evaluation.densities | {"flops": read_record(folder / "record.json").cost.flops.model_dump()}
+    write_text(folder / "cost.json", to_json(cost))
+    write_text(folder / "metrics.json", to_json(evaluation.metrics))
+
+
+run(
+    main,
+    arguments(
+        __doc__,
+        run=JSON,
+        config=JSON,
+        fingerprint=TEXT,
+        scoring=JSON,
+        prepared={},
+        warm_start={},
+        buckets={"nargs": "?"},
+        folder={},
+    ),
+)

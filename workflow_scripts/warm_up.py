@@ -1,11 +1,10 @@
-"""The dense first phase of a seed, from which every method starts."""
+"""Trains the dense warm-up of a seed, from which every method starts."""
 
 from pathlib import Path
 
 from common import JSON, TEXT, arguments, read_json, read_manifest, run, write_csv
 
 import torch
-import torch._dynamo  # torch's optimisers import it anyway; here Python does not look for garbage meanwhile
 
 from bbnet.data.store import alone
 from bbnet.study.record import sha256_of
@@ -17,7 +16,7 @@ from bbnet.training.runs import Job, warm_up
 
 def main(options) -> None:
     with alone(options.folder / ".lock"):
-        if not is_warm(options.folder, options.fingerprint):  # by another process, while this one waited
+        if not is_warm(options.folder, options.fingerprint):
             train_and_write(options)
 
 

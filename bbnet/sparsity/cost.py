@@ -31,26 +31,43 @@ def net_density(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
 
 
 @torch.no_grad()
-def flops(
-    model: nn.Module, inputs: tuple[Any, ...], masks: Mapping[str, Tensor], gates: Gates | None = None
-) -> dict[str, int]:
-    """FLOPs of `model(*inputs)`: `dense`, and `sparse` = dense - sum over layers of the layer's FLOPs * saved share.
+def flops_by_module(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
+    """Returns the FLOPs of `model(*inputs)` by the name of the module, the dense model's own under the name "".
 
-    A slab's layer saves 1 - density; a layer behind gates the share of its inputs that they close. A multiply and an
-    add are two FLOPs, as torch's counter has it.
+    A multiplication and an addition are two FLOPs, as in torch's counter.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # late: it imports triton, and scoring counts nothing
+    from torch.utils.flop_counter import FlopCounterMode  # imported late, since only few jobs count
 
-    saved = {name: 1 - density({name: mask}) for name, mask in masks.items()}
-    with _in_evaluation(model):
-        with FlopCounterMode(display=False) as counter:
-            model(*inputs)
-        if gates is not None:
-            saved |= _closed_inputs(model, inputs, gates)
+    with _in_evaluation(model), FlopCounterMode(display=False) as counter:
+        model(*inputs)
     root = type(model).__name__
     by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    dense = by_module["Global"]
-    return {"dense": dense, "sparse": round(dense - sum(by_module[f"{root}.{name}"] * saved[name] for name in saved))}
+    total = by_module.pop("Global")
+    return {name.removeprefix(f"{root}."): count for name, count in by_module.items()} | {"": total}
+
+
+@torch.no_grad()
+def flops(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    masks: Mapping[str, Tensor],
+    gates: Gates | None = None,
+    by_module: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+    """Returns the FLOPs of `model(*inputs)`: `dense`, and `sparse`, which is lower by each layer's saved share.
+
+    The layer of a slab saves 1 - density. A layer behind gates saves the share of its inputs that the gates zero.
+
+    Args:
+        by_module: what `flops_by_module` returned for a model of the same shape; counted here by default.
+    """
+    saved = {name: 1 - density({name: mask}) for name, mask in masks.items()}
+    if gates is not None:
+        with _in_evaluation(model):
+            saved |= _closed_inputs(model, inputs, gates)
+    by_module = by_module or flops_by_module(model, inputs)
+    dense = by_module[""]
+    return {"dense": dense, "sparse": round(dense - sum(by_module[name] * saved[name] for name in saved))}
 
 
 @contextmanager

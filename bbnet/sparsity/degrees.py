@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bbnet.sparsity.limits import smallest_degree
+
 LAWS = ("log_odds", "linear", "uniform", "shuffled", "inverted", "traffic")
 
 ON_RATE_FLOOR = 1e-3
@@ -59,11 +61,6 @@ def erdos_renyi_counts(total: int, shapes: Sequence[tuple[int, int, tuple[int, .
     for index in by_remainder[: total - sum(counts)]:
         counts[index] += 1
     return counts
-
-
-def smallest_degree(fan: int) -> int:
-    """k_min = ceil(max(1, 0.05 n)), in integers: 0.05 * 140 is 7.000000000000001 in floating point."""
-    return max(1, -(-fan // 20))
 
 
 def allocate_degrees(

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from bbnet.sparsity.degrees import check_feasible, smallest_degree
+from bbnet.sparsity.degrees import check_feasible
+from bbnet.sparsity.limits import SMALLEST_FAN, smallest_degree
 
 Side = Literal["in", "out"]
 LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -29,7 +30,6 @@ CHANNELS_FIRST = (
     nn.InstanceNorm2d,
     nn.InstanceNorm3d,
 )
-SMALLEST_FAN = 8
 
 
 @dataclass(frozen=True)

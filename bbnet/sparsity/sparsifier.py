@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from bbnet.sparsity import algorithms
 from bbnet.sparsity.algorithms import Algorithm, SlabView, WeightMasking
-from bbnet.sparsity.degrees import as_budget, smallest_degree
+from bbnet.sparsity.degrees import as_budget
+from bbnet.sparsity.limits import smallest_degree
 from bbnet.sparsity.forward_averages import ForwardAverages
 from bbnet.sparsity.gate import Gates, is_gated
 from bbnet.sparsity.input_norm import InputNorms

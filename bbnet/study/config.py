@@ -21,10 +21,10 @@ from pydantic import (
     model_validator,
 )
 
+from bbnet.sparsity.limits import SMALLEST_BUDGET, SMALLEST_FAN, smallest_degree
+from bbnet.sparsity.schedule import Schedule
 from bbnet.study.discover import method_type, tasks_type
 
-SMALLEST_BUDGET = Decimal("0.05")
-SMALLEST_FAN = 8
 DENSE_BUDGET = "1.00"
 
 
@@ -76,11 +76,6 @@ class Knobs(Section):
     checkpoint_minutes: float = Field(
         10, gt=0, le=10_000, exclude=True, description="A run that is stopped loses at most so much; or its last epoch."
     )
-
-
-def smallest_degree(fan: int) -> int:
-    """k_min; the sparsity core, which needs torch, has its own."""
-    return max(1, math.ceil(SMALLEST_BUDGET * fan))
 
 
 def ceil_to_cents(share: float) -> str:
@@ -269,6 +264,18 @@ def _check_keys(content: Any, place: str) -> None:
         if isinstance(content, dict) and not isinstance(key, str):
             raise ConfigError(f"{place}.{key}: a key should be a valid string, found {key!r}")
         _check_keys(value, f"{place}.{key}")
+
+
+def check_schedules(study: Study, file: Path) -> None:
+    """Raises ConfigError if the refreshes do not fit into the steps of a task whose number of steps is known."""
+    for task, settings in study.task_settings().items():
+        if settings.steps_per_epoch() is None:
+            continue
+        steps = settings.training.sparse_epochs * settings.steps_per_epoch()
+        try:
+            Schedule(steps, Decimal(min(study.budgets)), **study.sparsity.schedule())
+        except ValueError as error:
+            raise ConfigError(f"{file}: sparsity and tasks.{task}.training: {error}") from None
 
 
 def check_sources(study: Study, file: Path) -> None:

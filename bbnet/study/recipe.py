@@ -99,12 +99,9 @@ class Recipes:
     def _warm_start(self, task: str, model: str, seed: int) -> str:
         return fingerprint(self.warm_up(task, model, seed))
 
-    def evaluate(self, run: Run) -> dict[str, Any]:
-        return {
-            "train": self.run_fingerprint(run),
-            "scoring": self.tasks[run.task].scoring(),
-            "code": self._training_code("evaluate", run.task, self.study.methods[run.method].algorithm),
-        }
+    def scoring(self, task: str) -> dict[str, Any]:
+        """Settings of the scoring on test, a change of which scores runs again without training them."""
+        return self.tasks[task].scoring()
 
     def step_key(self, task: str, model: str) -> str:
         """Of what a training step's time depends on, the machine apart."""
@@ -189,11 +186,12 @@ def _data_code(task: str) -> list[Path]:
 
 def _training_code(script: str, task: str, algorithm: str) -> str:
     """Fingerprint of a script that trains or scores, and of all that shapes its result."""
-    core = [*SPARSITY.glob("*.py"), SPARSITY / "algorithms" / "__init__.py"]
+    core = [*SPARSITY.glob("*.py"), *(SPARSITY / folder / "__init__.py" for folder in ("algorithms", "parameters"))]
     shared = [*(PACKAGE / "tasks").glob("*.py"), PACKAGE / "data" / "store.py"]
     folders = [PACKAGE / "training", PACKAGE / "tasks" / task]
     files = [file for folder in folders for file in _python_files(folder) if file.name not in SHAPES_NOTHING]
-    return _code([SCRIPTS / f"{script}.py", *core, *shared, *files, SPARSITY / "algorithms" / f"{algorithm}.py"])
+    own = [path for folder in ("algorithms", "parameters") for path in SPARSITY.glob(f"{folder}/{algorithm}.py")]
+    return _code([SCRIPTS / f"{script}.py", *core, *shared, *files, *own])
 
 
 def _python_files(folder: Path) -> list[Path]:

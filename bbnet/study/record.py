@@ -117,14 +117,14 @@ def check_files(folder: Path, record: Record) -> None:
             raise ValueError(f"{folder / name}: is not the file that the run wrote, by its record.json")
 
 
-def is_trained(folder: Path, wanted: str) -> bool:
-    """Whether a run of fingerprint `wanted` is in its folder, whole."""
+def is_trained(folder: Path, wanted: str, inputs: Mapping[str, str]) -> bool:
+    """Whether `folder` holds a complete run with the fingerprint `wanted`, trained on inputs with these hashes."""
     try:
         record = read_record(folder / "record.json")
         check_files(folder, record)
     except (OSError, ValueError):
         return False
-    return record.fingerprint == wanted
+    return record.fingerprint == wanted and record.inputs == inputs
 
 
 def canonical_json(value: Any) -> str:

@@ -134,7 +134,9 @@ def warm_up(
         trainer.run_epoch("warm_up", after_step=partial(resume.after_step, state))
         resume.after_epoch(state)
     units, _ = job.measured_units(trainer.model, {})
-    return trainer.state(), trainer.history, units
+    inputs = job.task.example_inputs(job.index, job.device)
+    flops = cost.flops_by_module(trainer.model, inputs)
+    return trainer.state() | {"flops": flops}, trainer.history, units
 
 
 def _go_on(trainer: Trainer, saved: Mapping[str, Any]) -> None:
@@ -229,7 +231,7 @@ def train(
     masks = {name: mask.cpu() for name, mask in sparsifier.masks().items()}
     figures = densities(trainer.model, masks)
     inputs = job.task.example_inputs(job.index, job.device)
-    figures["flops"] = cost.flops(trainer.model, inputs, masks, sparsifier.gates)
+    figures["flops"] = cost.flops(trainer.model, inputs, masks, sparsifier.gates, warm_start["flops"])
     refreshes = sparsifier.refreshes
     history = trainer.history
     return TrainedRun(best.weights, masks, slabs, history, refreshes, best.epoch, left_dense, figures, compiled)
@@ -251,8 +253,13 @@ class Evaluation:
     densities: dict[str, Any]
 
 
-def evaluate(job: Job, run: Path) -> Evaluation:
-    """Scores the selected weights of a run's folder on test; raises ValueError if its masks are not in force."""
+def evaluate(job: Job, run: Path, scoring: Mapping[str, Any]) -> Evaluation:
+    """Scores the selected weights in a run's folder on test.
+
+    Args:
+        scoring: settings of the scoring on test, and `buckets` where the task has them; see `Task.open_split`.
+    Raises: ValueError if a pruned weight is not 0, or if the masks are those of other slabs.
+    """
     model = job.task.build_model(job.model_settings, job.index, job.device)
     load_weights(run / "model.safetensors", model)
     masks = load_masks(run / "masks.safetensors")
@@ -260,7 +267,8 @@ def evaluate(job: Job, run: Path) -> Evaluation:
     check_masks_in_force(model, slabs, masks)
     job.gate(model, slabs)
     model.eval()
-    items, predictions = job.task.evaluate(model, job.task.open_split(job.prepared, job.index, "test"), job.device)
+    test = job.task.open_split(job.prepared, {**job.index, **scoring}, "test")
+    items, predictions = job.task.evaluate(model, test, job.device)
     metrics = {name: float(value) for name, value in job.task.metrics(items).items()}
     units, codes = job.measured_units(model, masks)
     return Evaluation(items, predictions, metrics, units, codes, densities(model, masks))

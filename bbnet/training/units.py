@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bbnet.sparsity.degrees import smallest_degree
+from bbnet.sparsity.limits import smallest_degree
 from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.slab import Slab
 from bbnet.training.codes import Codes

@@ -15,8 +15,8 @@ from bbnet.sparsity.degrees import (
     as_budget,
     connection_count,
     erdos_renyi_counts,
-    smallest_degree,
 )
+from bbnet.sparsity.limits import smallest_degree
 
 DETERMINISTIC_LAWS = ("log_odds", "linear", "uniform", "inverted", "traffic")
 FALLING_LAWS = ("log_odds", "linear", "uniform", "traffic")

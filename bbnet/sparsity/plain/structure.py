@@ -21,7 +21,8 @@ from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.parameter import is_lazy
 
-from bbnet.sparsity.slab import LAYERS, SMALLEST_FAN, Side, Slab, slab_shape, unwrap
+from bbnet.sparsity.limits import SMALLEST_FAN
+from bbnet.sparsity.slab import LAYERS, Side, Slab, slab_shape, unwrap
 
 TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 IDENTITIES = (

@@ -9,8 +9,9 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import parametrizations, prune, weight_norm
 
+from bbnet.sparsity.limits import SMALLEST_FAN
 from bbnet.sparsity.plain.structure import find_chains, find_slabs
-from bbnet.sparsity.slab import SMALLEST_FAN, Slab
+from bbnet.sparsity.slab import Slab
 from bbnet.sparsity.sparsifier import sparsify
 
 SIDES = ("in", "out", "both")

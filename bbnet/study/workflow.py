@@ -1,0 +1,232 @@
+"""The study as the workflow sees it: checked configuration, runs, and the names of everything that the rules make."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bbnet.study.config import (
+    ConfigError,
+    Knobs,
+    Study,
+    check_schedules,
+    check_sources,
+    check_writable,
+    read_knobs,
+    read_study,
+)
+from bbnet.study.discover import has_buckets, has_pairs, has_panels
+from bbnet.study.grid import Run, dense_run, panel_runs, runs
+from bbnet.study.machine import gpu_count
+from bbnet.study.recipe import Recipes
+from bbnet.study.record import run_status
+
+# A task and a model of it; both are None for figures and tables of the whole study.
+Part = tuple[str | None, str | None]
+WHOLE_STUDY: Part = (None, None)
+SUMMARY = (
+    "runs.csv",
+    "cells.csv",
+    "contrasts.csv",
+    "claims.csv",
+    "slabs.csv",
+    "grid.csv",
+    "study.json",
+    "timing.csv",
+    "items.parquet",
+    "units.parquet",
+    "history.parquet",
+    "refreshes.parquet",
+)
+COLLECTED = (
+    "record.json",
+    "history.csv",
+    "refreshes.csv",
+    "metrics.json",
+    "cost.json",
+    "units.csv",
+    "codes.csv",
+    "items.parquet",
+)
+
+
+@dataclass(frozen=True)
+class Workflow:
+    """A study that was checked and is ready to run.
+
+    Attributes:
+        results: folder of the study's results.
+        runs: every run of the study by its folder.
+        taken: folders of the runs that summary, figures and tables are made from.
+        gpus_per_job: GPUs that a job asks for on this machine. On a cluster the profile says so instead.
+    """
+
+    knobs: Knobs
+    study: Study
+    recipes: Recipes
+    results: str
+    runs: Mapping[str, Run]
+    taken: list[str]
+    gpus_per_job: int
+
+    @cached_property
+    def models(self) -> list[tuple[str, str]]:
+        """Task and model of the runs taken."""
+        return sorted({(self.runs[folder].task, self.runs[folder].model) for folder in self.taken})
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        return sorted({task for task, _ in self.models})
+
+    @cached_property
+    def packs(self) -> dict[str, dict[str, Any]]:
+        """Recipe of each pack to fetch, by the name of its raw folder."""
+        recipes = self.recipes
+        return {
+            recipes.raw_key(task, pack): recipes.fetch(task, pack)
+            for task in self.tasks
+            for pack in recipes.packs(task)
+        }
+
+    @cached_property
+    def figures(self) -> dict[Part, list[str]]:
+        """Names of the figures of the whole study, and of each task and model."""
+        return {WHOLE_STUDY: ["coverage"]} | {part: self._figures(*part) for part in self.models}
+
+    @cached_property
+    def tables(self) -> dict[Part, list[str]]:
+        """Names of the tables of the whole study, and of each task and model."""
+        return {WHOLE_STUDY: ["methods"]} | {part: ["results", "contrasts_table", "costs"] for part in self.models}
+
+    @cached_property
+    def figure_files(self) -> list[str]:
+        return _files("figures", self.figures, ("pdf", "png", "csv"))
+
+    @cached_property
+    def table_files(self) -> list[str]:
+        return _files("tables", self.tables, ("csv", "md", "tex"))
+
+    def shown_in_panels(self, task: str) -> dict[str, list[str]]:
+        """By model, the folders of the runs whose test cases are shown side by side: dense first.
+
+        A model is left out if its dense run or all others are not among the runs taken.
+        """
+        shown = {}
+        for model in (model for other, model in self.models if other == task and has_panels(task)):
+            dense = dense_run(self.study, task, model, self.study.seeds[0]).folder
+            others = [run.folder for run in panel_runs(self.study, task, model) if run.folder in self.taken]
+            if others and dense in self.taken:
+                shown[model] = [dense, *others]
+        return shown
+
+    def _figures(self, task: str, model: str) -> list[str]:
+        """Figures that compare with the dense run are left out where there is none."""
+        taken = [self.runs[folder] for folder in self.taken if folder.startswith(f"{task}/{model}/")]
+        dense_seeds = {run.seed for run in taken if run.method == "dense"}
+        compared = any(run.method != "dense" and run.seed in dense_seeds for run in taken)
+        panels = [self.runs[folder] for folder in self.shown_in_panels(task).get(model, [])[1:]]
+        return [
+            *(["pareto"] if dense_seeds else []),
+            *(["contrasts", "claims"] if compared else []),
+            *(["by_bucket"] if compared and has_buckets(task) else []),
+            *(["roc"] if has_pairs(task) else []),
+            "balance",
+            "churn",
+            "learning_curves",
+            *(f"panels-{run.method}-b{run.budget}" for run in panels),
+        ]
+
+    def remove_outdated(self) -> None:
+        """Removes figures and tables of an earlier call that cannot be made from the runs taken now."""
+        wanted = {*self.figure_files, *self.table_files}
+        for kind in ("figures", "tables"):
+            for path in Path(self.results, kind).glob("*"):
+                if f"{kind}/{path.name}" not in wanted:
+                    path.unlink()
+
+    def forget_forced(self, forced: Collection[str] | None) -> None:
+        """Removes what forced trainings would otherwise resume from or take as finished: states and records.
+
+        Args:
+            forced: names of rules and paths of files, as given to `snakemake -R` or `-f`; None for all (`-F`).
+        """
+        folders = {"train": "runs/*/*/*/*/*", "warm_up": "warm_up/*/*/*"}
+        for name in folders if forced is None else forced:
+            found = Path(self.results).glob(folders[name]) if name in folders else [Path(name).parent] * ("/" in name)
+            for folder in found:
+                for file in ("state.pt", "record.json"):
+                    (folder / file).unlink(missing_ok=True)
+
+    def success_message(self) -> str:
+        if not Path(self.results, "figures").is_dir():
+            return f"Data are in {self.knobs.data_dir}/."
+        return f"Look at {self.results}/report.html, {self.results}/figures/ and {self.results}/tables/."
+
+    def failure_message(self, config: Mapping[str, Any], config_file: Path = Path("config.yaml")) -> str:
+        """How many runs failed, and the command that goes on without them.
+
+        Args:
+            config: the configuration with what `--config` overrides, to repeat it in the command.
+        """
+        failed = [folder for folder in self.runs if Path(self.results, "runs", folder, "error.json").is_file()]
+        if not failed:
+            return (
+                "The study is not complete. If it was stopped, the same command resumes it. Otherwise the first error "
+                "above says what is wrong, and the log named beside it has the details."
+            )
+        written = yaml.safe_load(config_file.read_text(encoding="utf-8"))
+        overridden = {key: value for key, value in config.items() if str(value) != str(written.get(key))}
+        options = {"study": self.knobs.study} | overridden | {"cells": "done"}
+        return (
+            f"{len(failed)} of {len(self.runs)} cells failed, for example {failed[0]} "
+            f"({self.results}/runs/{failed[0]}/error.json has the error). The same command tries them again. To go on "
+            "without them: snakemake figures tables --cores all --config "
+            + " ".join(f"{key}={value}" for key, value in options.items())
+        )
+
+
+def open_workflow(config: Mapping[str, Any]) -> Workflow:
+    """Reads and checks the study that `config` (config.yaml and `--config`) names; raises ConfigError."""
+    knobs = read_knobs(config)
+    study = read_study(knobs.study, Path("studies"))
+    if knobs.results_from == "runs":
+        file = Path("studies", f"{knobs.study}.yaml")
+        check_sources(study, file)
+        check_schedules(study, file)
+        check_writable("data_dir", Path(knobs.data_dir))
+        check_writable("results_dir", Path(knobs.results_dir))
+    recipes = Recipes(study, knobs)
+    gpus = int(knobs.device == "cuda" or (knobs.device == "auto" and gpu_count() > 0))
+    from_reference = knobs.results_from == "reference"
+    results = f"results/reference/{knobs.study}" if from_reference else f"{knobs.results_dir}/{knobs.study}"
+    if from_reference and not Path(results, "summary", "cells.csv").is_file():
+        raise ConfigError(f"results_from=reference: no summary of study {knobs.study} in {results}")
+    by_folder = {run.folder: run for run in runs(study)}
+    taken = list(by_folder)
+    if knobs.cells == "done" and not from_reference:
+        taken = [
+            folder
+            for folder, run in by_folder.items()
+            if run_status(Path(results, "runs", folder), recipes.run_fingerprint(run))[0] == "done"
+        ]
+    if not taken:
+        raise ConfigError(f"cells=done: no run of study {knobs.study} in {results} is done")
+    return Workflow(knobs, study, recipes, results, by_folder, taken, gpus)
+
+
+def prefix(task: str | None, model: str | None) -> str:
+    """What the file names of figures and tables begin with."""
+    return f"{task}-{model}-" if task else ""
+
+
+def _files(folder: str, names: Mapping[Part, list[str]], extensions: Iterable[str]) -> list[str]:
+    """Returns the paths below the results folder."""
+    return [
+        f"{folder}/{prefix(*part)}{name}.{extension}"
+        for part, of_part in names.items()
+        for name in of_part
+        for extension in extensions
+    ]
