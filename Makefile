@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 LOCK := envs/requirements.lock.txt
 SNAKEMAKE := $(BIN)/snakemake
 
-.PHONY: help demo smoke test test-slow chaos lint format bench reference schema lock
+.PHONY: help demo smoke test test-all test-slow chaos lint format bench reference schema lock
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
 
@@ -27,10 +27,13 @@ demo: $(VENV)/.done  ## the default study: embedded data, CPU, minutes
 smoke: $(VENV)/.done  ## the smallest study, under two minutes
 	$(SNAKEMAKE) --cores all --config study=smoke
 
-test: $(VENV)/.done  ## the test suite, about twenty minutes
+test: $(VENV)/.done  ## the tests of every day, minutes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow and not thorough"
+
+test-all: $(VENV)/.done  ## these and the more expensive ones, as CI runs them
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow"
 
-test-slow: $(VENV)/.done  ## the checks that take longer
+test-slow: $(VENV)/.done  ## simulations and other checks that take more than a minute each
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m slow
 
 chaos: $(VENV)/.done  ## the smoke study under KILLS random SIGKILLs, its summary compared to the byte
