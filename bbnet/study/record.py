@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import logging
 import platform
 import re
 import resource
@@ -14,6 +15,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
+logger = logging.getLogger(__name__)
 FINGERPRINT = r"^[0-9a-f]{16}$"
 SHA256 = r"^[0-9a-f]{64}$"
 # The files of a run that its record vouches for.
@@ -119,10 +121,13 @@ def check_files(folder: Path, record: Record) -> None:
 
 def is_trained(folder: Path, wanted: str, inputs: Mapping[str, str]) -> bool:
     """Whether `folder` holds a complete run with the fingerprint `wanted`, trained on inputs with these hashes."""
+    if not (folder / "record.json").is_file():
+        return False
     try:
         record = read_record(folder / "record.json")
         check_files(folder, record)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        logger.warning("%s; the run is trained again", error)
         return False
     return record.fingerprint == wanted and record.inputs == inputs
 

@@ -118,7 +118,7 @@ def test_another_results_folder_is_checked(house, capsys):
         ("cells.csv", b"", "cells.csv: cannot be read: No columns"),
         ("cells.csv", b"task,model\nchange,tiny\n", "cells.csv: cannot be read: Usecols do not match columns"),
         ("runs.csv", b"\xff\xfe\x00", "runs.csv: cannot be read"),
-        ("runs.csv", "rows twice", "runs.csv: has rows twice"),
+        ("runs.csv", "rows twice", "runs.csv: has duplicate rows"),
         ("runs.csv", "no rows", "runs.csv: has no rows"),
         ("cells.csv", "a word", "cells.csv: cannot be read: could not convert string to float"),
     ],

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from bbnet.cli import main
+from bbnet.cli.plan import benchmark_file
 from bbnet.study import machine
 from bbnet.study.config import Knobs, read_study
 from bbnet.study.recipe import Recipes
@@ -38,10 +39,9 @@ STEPS = (RUNS * 5 + 3 * 2) * (10 * 4 // 8)
 
 @pytest.fixture
 def house(tmp_path, monkeypatch):
-    """A folder with config.yaml, studies and docs, in which commands run."""
+    """A folder with config.yaml and studies, in which commands run."""
     shutil.copy(ROOT / "config.yaml", tmp_path)
     shutil.copytree(ROOT / "studies", tmp_path / "studies")
-    (tmp_path / "docs").mkdir()
     (tmp_path / "studies" / "micro.yaml").write_text(yaml.safe_dump(STUDY))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -60,8 +60,9 @@ def record(house: Path, device: str, seconds: float, name: str = "micro") -> Non
     """As `make bench` writes it."""
     key = Recipes(read_study(name, house / "studies"), Knobs(study=name)).step_key("change", "tiny")
     figures = {"throughput": {key: {"step_seconds": seconds, "steps": 20, "weights": 1_000_000}}}
-    page = f"# Benchmarks\n\nText.\n\n## Another\n\ntext\n\n## {device}\n\n<!-- {json.dumps(figures)} -->\n"
-    (house / "docs" / "benchmarks.md").write_text(page)
+    file = house / benchmark_file(device)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(figures))
 
 
 def test_recorded_throughput_gives_hours_by_arithmetic(house, capsys):
@@ -69,7 +70,7 @@ def test_recorded_throughput_gives_hours_by_arithmetic(house, capsys):
     text = plan(capsys, "--device", "cpu")
     assert row(text, "change")[:5] == ["change", "tiny", str(RUNS), str(STEPS), "7.2"]
     assert f"{STEPS * 7.2 / 3600:.2g}" in row(text, "change")
-    assert "docs/benchmarks.md, 20 steps on " in text
+    assert f"{benchmark_file(machine.name_of('cpu'))}, 20 steps" in text
     assert f"about {4 * 1_000_000 * (RUNS + 9) / 1e6:.1f} MB" in text
     assert f"about {7 * 64**2 * 20 / 1e6:.1f} MB" in text
 
@@ -96,7 +97,7 @@ def test_more_epochs_or_another_learning_rate_still_count(house, capsys):
     changed["tasks"]["change"]["training"] |= {"epochs": 12, "learning_rate": 0.1}
     (house / "studies" / "micro.yaml").write_text(yaml.safe_dump(changed))
     text = plan(capsys, "--device", "cpu")
-    assert "docs/benchmarks.md" in text
+    assert str(benchmark_file(machine.name_of("cpu"))) in text
     assert row(text, "change")[3] == str((RUNS * 10 + 3 * 2) * 5)
 
 
@@ -118,7 +119,7 @@ def test_the_paper_study_is_planned_with_its_downloads(house, capsys, monkeypatc
         assert row(text, task)[2] == str(runs)
     assert row(text, "all")[1] == str(3 * runs)
     total = (6387309499 + 337926286 + 346663984 + 328757843) / 1e9
-    assert "librispeech: 4 files to download (CC BY 4.0), and as much unpacked" in text
+    assert "librispeech: 4 files to download (CC BY 4.0), and as much again unpacked" in text
     assert f"{total:.1f} GB" in text
     assert "faces: 1 file to download (unclear)" in text
     assert "face pack of the Budgeted Broadcast notebooks: It holds photographs of people" in text
@@ -145,7 +146,7 @@ def test_what_cannot_be_planned_is_one_line(house, arguments, message):
 
 def test_outside_of_the_house_it_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="run where the Snakefile is"):
+    with pytest.raises(SystemExit, match="run in the folder of the Snakefile"):
         main(["plan"])
 
 

@@ -257,5 +257,5 @@ def test_a_study_that_is_not_there_is_one_line(house):
 
 def test_outside_of_the_house_it_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="run where the Snakefile is"):
+    with pytest.raises(SystemExit, match="run in the folder of the Snakefile"):
         main(["status"])

@@ -14,7 +14,7 @@ import yaml
 from tests.cluster.conftest import wait_for
 
 # One SLURM per machine.
-pytestmark = pytest.mark.xdist_group("cluster")
+pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.thorough]
 
 STUDY = ("--config", "study=smoke", "device=cpu")
 STOPPED = "results/smoke/runs/change/fc_siam_conc/sp_in/b0.50/s0"
@@ -112,17 +112,16 @@ def test_a_training_near_its_time_limit_stops_and_goes_on_from_its_state(interru
     assert memory[1] == 2 * memory[0]
 
 
-def test_only_heavy_rules_go_to_slurm_and_scores_are_bundled(interrupted):
+def test_only_expensive_rules_are_slurm_jobs(interrupted):
     _, jobs = interrupted
-    assert Counter(map(rule_of, jobs)) == {"prepare": 3, "warm_up": 3, "train": 7, "scores_evaluate": 1}
+    assert Counter(map(rule_of, jobs)) == {"prepare": 3, "warm_up": 3, "train": 7}
 
 
 def test_jobs_ask_for_what_the_profile_says(interrupted):
     _, jobs = interrupted
     gpus = {rule_of(job): job.get("TresPerJob") for job in jobs}
-    assert gpus == {"prepare": None, "warm_up": "gres:gpu:1", "train": "gres:gpu:1", "scores_evaluate": "gres:gpu:1"}
-    (bundle,) = [job for job in jobs if rule_of(job) == "scores_evaluate"]
-    # Six runs, one after the other: the needs of one, the time of six.
-    assert (bundle["NumCPUs"], bundle["TimeLimit"]) == ("2", "03:00:00")
-    assert "mem=16000M" in bundle["TRES"]
+    assert gpus == {"prepare": None, "warm_up": "gres:gpu:1", "train": "gres:gpu:1"}
+    (train, *_) = [job for job in jobs if rule_of(job) == "train"]
+    assert (train["NumCPUs"], train["TimeLimit"]) == ("2", "1-00:00:00")
+    assert "mem=16000M" in train["TRES"]
     assert all(job["Requeue"] == "1" for job in jobs)

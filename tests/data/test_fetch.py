@@ -489,7 +489,7 @@ def test_after_a_failed_call_the_next_has_only_the_rest_sent(server, tmp_path, s
 def test_a_cut_that_never_ends_is_an_error_and_a_second_call_goes_on(server, tmp_path):
     source = known(server.serve(f"/{NAME}", file(CONTENT, until=HALF)))
     message = fails_cleanly(server, tmp_path, source)
-    assert re.search(rf"cannot be reached or broke off \(IncompleteRead: .*\), after {HALF} bytes, 4 tries", message)
+    assert re.search(rf"closed the connection \(IncompleteRead: .*\), after {HALF} bytes, 4 tries", message)
     assert server.ranges() == [None] + 4 * [f"bytes={HALF}-"]
     assert server.requests[-1].sent == len(CONTENT) - HALF
 
@@ -797,7 +797,7 @@ def test_a_header_that_makes_no_sense_is_an_error_that_names_the_file(server, tm
         (b"", "RemoteDisconnected"),
         (b"what do you want?\r\n", "BadStatusLine: what do you want"),
         (b"HTTP/1.1 twohundred\r\n\r\n", "twohundred"),
-        (b"HTTP/1.1 200 OK\r\n", "gives an empty file"),
+        (b"HTTP/1.1 200 OK\r\n", "sends an empty file"),
     ],
 )
 def test_an_answer_that_is_no_http_is_an_error(server, tmp_path, data, answer):
@@ -892,13 +892,13 @@ def test_an_address_at_which_nobody_listens_is_an_error(server, tmp_path):
         port = nobody.getsockname()[1]
     message = fails_cleanly(server, tmp_path, known(f"http://127.0.0.1:{port}/{NAME}"))
     cause = f"ConnectionRefusedError: [Errno {errno.ECONNREFUSED}] Connection refused"
-    assert f"cannot be reached or broke off ({cause}), after 0 bytes" in message
+    assert f"cannot be reached or closed the connection ({cause}), after 0 bytes" in message
     assert f"127.0.0.1:{port}" in message
 
 
 def test_a_host_that_no_one_knows_is_named_as_the_cause(server, tmp_path):
     message = fails_cleanly(server, tmp_path, known(f"http://nowhere.invalid/{NAME}"))
-    assert re.search(r"cannot be reached or broke off \(gaierror: .+\), after 0 bytes, 3 tries", message)
+    assert re.search(r"cannot be reached or closed the connection \(gaierror: .+\), after 0 bytes, 3 tries", message)
 
 
 def test_a_server_that_resets_the_connection_is_named_as_the_cause(server, tmp_path):
@@ -907,13 +907,13 @@ def test_a_server_that_resets_the_connection_is_named_as_the_cause(server, tmp_p
         handler.request.close()
 
     message = fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", reset)))
-    assert re.search(r"broke off \(ConnectionResetError: .*\), after 0 bytes, 3 tries", message)
+    assert re.search(r"closed the connection \(ConnectionResetError: .*\), after 0 bytes, 3 tries", message)
 
 
 def test_a_cause_of_many_lines_is_one_short_line(server, tmp_path):
     lines = b"what\tdo\r\n" + b"you want? " * 1000
     message = fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", raw(lines))))
-    cause = re.search(r"broke off \((.*)\), after 0 bytes", message)[1]
+    cause = re.search(r"closed the connection \((.*)\), after 0 bytes", message)[1]
     assert len(cause) <= fetch.LONGEST_CAUSE and "\t" not in cause
 
 
@@ -1008,7 +1008,7 @@ def test_where_all_mirrors_fail_the_error_gives_the_answer_of_each(server, tmp_p
         server.serve("/ill", status(503)),
     )
     message = fails_cleanly(server, tmp_path, known(*urls))
-    answers = ("answers 404", "answers with an HTML page", "gives another file", "answers 503")
+    answers = ("answers 404", "answers with an HTML page", "sends a different file", "answers 503")
     places = [message.index(f"{url} {answer}") for url, answer in zip(urls, answers, strict=True)]
     assert places == sorted(places)
 
@@ -1058,7 +1058,7 @@ def test_a_disk_that_fills_up_keeps_what_it_took(server, tmpfs):
     with pytest.raises(ValueError, match="No space left on device") as caught:
         fetch_one(source, tmpfs)
     message = str(caught.value)
-    kept = int(re.search(r"the (\d+) bytes that are there are kept", message)[1])
+    kept = int(re.search(r"the (\d+) bytes downloaded so far are kept", message)[1])
     assert NAME in message and "\n" not in message and not (tmpfs / NAME).exists()
     assert kept > len(content) / 4
     subprocess.run(["mount", "-o", "remount,size=8m", tmpfs], check=True)
@@ -1071,7 +1071,7 @@ def test_a_file_that_may_grow_no_more_keeps_what_it_took(server, tmp_path):
     source = known(server.serve(f"/{NAME}", file(CONTENT)))
     message = answer_of(start_child(source, tmp_path, largest=HALF))
     assert NAME in message and "\n" not in message and "File too large" in message
-    assert f"the {HALF} bytes that are there are kept" in message
+    assert f"the {HALF} bytes downloaded so far are kept" in message
     assert not (tmp_path / NAME).exists()
     fetch_one(source, tmp_path)
     assert right(tmp_path)
@@ -1285,14 +1285,14 @@ def test_a_published_checksum_counts_and_no_record(server, tmp_path):
 def test_what_does_not_begin_like_an_archive_is_refused_without_a_checksum(server, tmp_path, name, body):
     source = Source(name, (server.serve(f"/{NAME}", status(200, body)),))
     message = fails_cleanly(server, tmp_path, source)
-    assert f"gives no archive, but what begins with {body[:16]!r}" in message
+    assert f"sends no archive, but a file that begins with {body[:16]!r}" in message
     assert not (tmp_path / f"{name}.sha256").exists()
 
 
 def test_what_does_not_begin_like_an_archive_is_refused_after_a_cut_too(server, tmp_path):
     text = b"Please come again tomorrow. " * 1000
     again = file(text, until=9000, etag='"a"'), file(text, etag='"a"')
-    assert "gives no archive" in fails_cleanly(server, tmp_path, unknown(server.serve(f"/{NAME}", *again)))
+    assert "sends no archive" in fails_cleanly(server, tmp_path, unknown(server.serve(f"/{NAME}", *again)))
 
 
 def test_the_next_mirror_is_asked_where_the_first_gives_no_archive(server, tmp_path):
@@ -1384,7 +1384,7 @@ def test_a_wrong_file_under_the_final_name_is_replaced_where_the_checksum_is_kno
         (tmp_path / NAME).write_bytes(wrong)
         fetch_one(source, tmp_path)
         assert right(tmp_path)
-        assert any("it is fetched again" in line.getMessage() for line in caplog.records)
+        assert any("downloading it again" in line.getMessage() for line in caplog.records)
         caplog.clear()
     assert len(server.requests) == 3
 

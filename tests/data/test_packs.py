@@ -333,7 +333,7 @@ def test_a_folder_of_all_archives_is_unpacked(bring_from, tmp_path, home):
 
 def test_a_folder_that_lacks_an_archive_is_an_error_that_names_it(bring_from, tmp_path, home):
     zip_of(home / "a.zip", A__1="one")
-    with pytest.raises(ValueError, match=re.escape(f"{home}: lacks b.tar.gz, beside a.zip")):
+    with pytest.raises(ValueError, match=re.escape(f"{home}: lacks b.tar.gz; it has only a.zip")):
         bring_from(home)
     assert list((tmp_path / "target").iterdir()) == []
 
@@ -369,7 +369,7 @@ def test_a_folder_of_all_archives_that_holds_the_unpacked_pack_is_taken_as_it_is
 def test_a_folder_beside_some_archives_does_not_make_up_for_those_that_lack(bring_from, home):
     zip_of(home / "a.zip", A__1="one")
     (home / "x").mkdir()
-    with pytest.raises(ValueError, match=re.escape(f"{home}: lacks b.tar.gz, beside a.zip")):
+    with pytest.raises(ValueError, match=re.escape(f"{home}: lacks b.tar.gz; it has only a.zip")):
         bring_from(home)
 
 
@@ -578,7 +578,7 @@ def test_a_download_that_cannot_be_unpacked_is_removed_not_trusted_and_fetched_a
         bring_served()
     message = str(caught.value)
     downloads = tmp_path / "downloads"
-    assert message.startswith(f"{downloads / name}: ") and message.endswith("; it was removed, and is fetched again")
+    assert message.startswith(f"{downloads / name}: ") and message.endswith("the next call downloads it again")
     assert len(message.splitlines()) == 1
     assert not {name, f"{name}.sha256"} & visible(downloads)
     (served / name).write_bytes(good)
@@ -588,7 +588,7 @@ def test_a_download_that_cannot_be_unpacked_is_removed_not_trusted_and_fetched_a
 
 def test_what_is_no_archive_is_not_even_kept(served, bring_served, tmp_path):
     (served / "a.zip").write_text("Please come again tomorrow.")
-    with pytest.raises(ValueError, match="a.zip cannot be fetched: .* gives no archive"):
+    with pytest.raises(ValueError, match="a.zip cannot be fetched: .* sends no archive"):
         bring_served()
     assert not {"a.zip", "a.zip.sha256"} & visible(tmp_path / "downloads")
 

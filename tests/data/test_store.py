@@ -171,7 +171,7 @@ def test_an_array_appended_in_parts_is_the_same_file_as_one_saved_whole(tmp_path
 @pytest.mark.parametrize("rows", [0, 6, 8])
 def test_fewer_or_more_rows_than_announced_are_refused(tmp_path, rows):
     with (
-        pytest.raises(ValueError, match=f"{rows} rows were written, 7 were announced"),
+        pytest.raises(ValueError, match=f"{rows} rows were written, 7 were expected"),
         appended_array(tmp_path / "a.npy", (7, 2), np.float32) as append,
     ):
         append(np.zeros((rows, 2)))
@@ -257,7 +257,7 @@ def test_who_waits_says_so_once_and_goes_on_when_the_other_has_ended(tmp_path, c
 
         with alone(tmp_path / "lock", let_it_end_at_the_third_time):
             assert process.wait(ENOUGH_SECONDS) == 0
-    assert caplog.messages == [f"{tmp_path / 'lock'}: another process works on this; waiting for it"]
+    assert caplog.messages == [f"{tmp_path / 'lock'}: another process is working on this; waiting for it"]
     assert len(asked) >= 3
 
 

@@ -23,8 +23,8 @@ STUDY = MICRO | {
     "methods": MICRO["methods"] | {"rigl": {"algorithm": "rigl", "side": "in"}, "topk": {"algorithm": "topk"}}
 }
 STEPS_PER_EPOCH = 8
-# What a script imports late, too.
-PRELOADED = ["torch", "torch._dynamo", "torch.utils.flop_counter", "bbnet.training.runs", "bbnet.tasks.change.task"]
+SCORED = ("items.parquet", "predictions.npz", "units.csv", "codes.csv", "metrics.json", "cost.json")
+PRELOADED = ["torch", "bbnet.training.runs", "bbnet.tasks.change.task"]
 # Runs a script as `python SCRIPT ARGUMENTS` does, after a prelude.
 CODE = """
 import os, runpy, sys
@@ -133,18 +133,15 @@ class Workbench:
             *("--run", canonical_json(asdict(run))),
             *("--config", canonical_json(self.recipes.train(run))),
             *("--fingerprint", fingerprint or self.recipes.run_fingerprint(run)),
+            *("--scoring", canonical_json(self.recipes.scoring(run.task))),
             *("--prepared", self.prepared),
             *("--warm-start", warm_start or self.warm_start),
             *("--folder", folder),
+            "--buckets",
         ]
 
     def train(self, method: str, folder: Path, prelude: str = "", log: Path | None = None, **other: Any) -> Script:
         return self.start("train", *self.arguments_of_training(method, folder, **other), prelude=prelude, log=log)
-
-    def evaluate(self, method: str, folder: Path, log: Path | None = None) -> Script:
-        config = canonical_json(self.recipes.evaluate(self.runs[method]))
-        arguments = ["--config", config, "--prepared", self.prepared, "--folder", folder, "--buckets"]
-        return self.start("evaluate", *arguments, log=log)
 
     def undisturbed(self, method: str) -> dict[str, Any]:
         """`outcome` of a training that went through."""
@@ -160,8 +157,9 @@ def outcome(folder: Path) -> dict[str, Any]:
     record = json.loads((folder / "record.json").read_text())
     for name in ("began", "seconds", "interruptions", "peak_memory_mib"):
         del record[name]
-    left = {path.name for path in folder.iterdir()} - {*TRAINED, "record.json", ".lock"}
-    return {name: (folder / name).read_bytes() for name in TRAINED} | {"record": record, "left behind": left}
+    left = {path.name for path in folder.iterdir()} - {*TRAINED, *SCORED, "record.json", ".lock"}
+    files = {name: (folder / name).read_bytes() for name in (*TRAINED, *SCORED)}
+    return files | {"record": record, "left behind": left}
 
 
 def interruptions(folder: Path) -> int:

@@ -199,7 +199,7 @@ def test_a_damaged_state_is_named_and_not_taken(bench, interrupted, damage):
     state.write_bytes(DAMAGES[damage](state.read_bytes()))
     anew = bench.train("sp_in", interrupted)
     assert anew.status() == 0
-    assert any(f"{state}: not a whole training state" in line and "anew" in line for line in anew.said())
+    assert any(f"{state}: not a whole training state" in line and "restarts" in line for line in anew.said())
     assert interruptions(interrupted) == 0
     assert outcome(interrupted) == bench.undisturbed("sp_in")
 
@@ -279,20 +279,50 @@ def test_a_damaged_warm_start_is_refused_by_name(bench, tmp_path, damage):
 
 
 @pytest.mark.parametrize("name", ["masks.safetensors", "model.safetensors"])
-def test_a_file_of_another_run_is_refused_by_name(bench, tmp_path, name):
+def test_a_file_of_another_run_is_named_and_the_run_trained_again(bench, tmp_path, name):
     for method in ("sp_in", "magnitude"):
         bench.undisturbed(method)
         shutil.copytree(bench.finished[method], tmp_path / method)
     assert (tmp_path / "sp_in" / name).read_bytes() != (tmp_path / "magnitude" / name).read_bytes()
-    own = (tmp_path / "sp_in" / name).read_bytes()
     shutil.copy(tmp_path / "magnitude" / name, tmp_path / "sp_in" / name)
-    refused = bench.evaluate("sp_in", tmp_path / "sp_in")
-    assert refused.status() == 1
-    assert str(tmp_path / "sp_in" / name) in one_error(refused.said())
-    assert not (tmp_path / "sp_in" / "metrics.json").exists()
-    (tmp_path / "sp_in" / name).write_bytes(own)
-    assert bench.evaluate("sp_in", tmp_path / "sp_in").status() == 0
-    assert not (tmp_path / "sp_in" / "error.json").exists()
+    again = bench.train("sp_in", tmp_path / "sp_in")
+    assert again.status() == 0
+    assert any(f"{name}: is not the file that the run wrote" in line for line in again.said())
+    assert outcome(tmp_path / "sp_in") == bench.undisturbed("sp_in")
+
+
+def test_a_finished_run_is_scored_again_without_training(bench, tmp_path):
+    finished = bench.undisturbed("sp_in")
+    run = tmp_path / "sp_in"
+    shutil.copytree(bench.finished["sp_in"], run)
+    record = (run / "record.json").read_bytes()
+    (run / "metrics.json").unlink()
+    (run / "items.parquet").write_bytes(b"")
+    again = bench.train("sp_in", run)
+    assert again.status() == 0
+    assert not any("epoch" in line for line in again.said())
+    assert (run / "record.json").read_bytes() == record
+    assert outcome(run) == finished
+
+
+def test_a_run_whose_scoring_failed_does_not_repeat_its_training(bench, tmp_path):
+    fails = """
+import bbnet.training.runs as runs
+def refuse(*_):
+    raise ValueError("no scores today")
+runs.evaluate = refuse
+"""
+    failed = bench.train("sp_in", tmp_path, prelude=fails)
+    assert failed.status() == 1
+    assert "no scores today" in one_error(failed.said())
+    # Snakemake removes the files of a failed job.
+    for path in tmp_path.iterdir():
+        if path.name not in ("state.pt", ".lock"):
+            path.unlink()
+    again = bench.train("sp_in", tmp_path)
+    assert again.status() == 0
+    assert not any("loss" in line for line in again.said())
+    assert outcome(tmp_path) == bench.undisturbed("sp_in")
 
 
 # What the machine refuses.
@@ -389,7 +419,7 @@ def test_a_results_folder_that_became_read_only_is_one_error_and_nothing_is_lost
         shutil.copytree(bench.finished["dense"], disk / "dense")
         shutil.copytree(interrupted, disk / "sp_in")
         remount(disk, "ro")
-        for failed in (bench.train("sp_in", disk / "sp_in"), bench.evaluate("dense", disk / "dense")):
+        for failed in (bench.train("sp_in", disk / "sp_in"), bench.train("dense", disk / "dense")):
             assert failed.status() == 1
             message = one_error(failed.said())
             assert "Read-only file system" in message
@@ -513,7 +543,7 @@ def run_folder(method: str) -> str:
     ("arguments", "goes_on"),
     [
         ([], True),
-        (["--forcerun", "evaluate", "--until", "train"], True),
+        (["--forcerun", "collect", "--until", "train"], True),
         (["--forcerun", "train"], False),
         (["--force"], False),
         (["--forceall", "--allowed-rules", "train"], False),
@@ -530,24 +560,21 @@ def test_snakemake_goes_on_unless_it_is_forced(bench, house, arguments, goes_on)
     assert outcome(folder) == bench.undisturbed("sp_in")
 
 
-def test_a_clock_that_was_set_back_stops_nothing_and_trains_nothing_again(bench, house):
+def test_after_a_clock_was_set_back_one_command_repairs_the_time_stamps_and_nothing_is_trained_again(bench, house):
     target = f"{run_folder('sp_in')}/metrics.json"
     tomorrow = time.time() + 86400
     inputs = [*house.root.glob("data/*/*.json"), *house.root.glob("results/study/warm_up/*/*/*/*")]
     assert len(inputs) > 4
     for path in inputs:
         os.utime(path, (tomorrow, tomorrow))
+    refused = house.snakemake(target)
+    assert refused.returncode != 0
+    assert "older modification time than input" in " ".join(refused.stdout.split())
+    subprocess.run("find data results -newermt now -exec touch {} +", shell=True, check=True, cwd=house.root)
     result = house.snakemake(target)
     assert result.returncode == 0, result.stdout
-    assert outcome_of_evaluated(house.root / run_folder("sp_in")) == bench.undisturbed("sp_in")
+    assert outcome(house.root / run_folder("sp_in")) == bench.undisturbed("sp_in")
     assert house.planned(target) == {}
-
-
-def outcome_of_evaluated(folder: Path) -> dict:
-    scores = {"items.parquet", "predictions.npz", "units.csv", "codes.csv", "metrics.json", "cost.json"}
-    found = outcome(folder)
-    assert found["left behind"] == scores
-    return found | {"left behind": set()}
 
 
 def test_a_second_snakemake_in_a_folder_is_refused_and_the_first_goes_through(bench, house):
@@ -609,6 +636,8 @@ class Explodes(ActivationGating):
 
 def test_a_run_that_explodes_stops_no_other(bench, house):
     (house.root / "bbnet/sparsity/algorithms/explodes.py").write_text(EXPLODES)
+    parameters = house.root / "bbnet/sparsity/parameters"
+    shutil.copy(parameters / "topk.py", parameters / "explodes.py")
     house.write_study(STUDY | {"methods": STUDY["methods"] | {"explodes": {"algorithm": "explodes"}}}, "study")
     result = house.snakemake(*(f"{run_folder(method)}/record.json" for method in ("explodes", "dense")))
     assert result.returncode != 0

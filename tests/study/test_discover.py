@@ -1,61 +1,19 @@
-"""What the study knows of algorithms and tasks is what they are, though no algorithm is imported."""
+"""The study knows the parameters of all algorithms and the settings of all tasks without importing torch."""
 
 import importlib
-import shutil
-import subprocess
 import sys
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from bbnet.sparsity import algorithms
+from bbnet.sparsity import algorithms, parameters
 from bbnet.study import discover
 
 NAMES = algorithms.names()
-VALUES = [None, True, 0, 1, -1, 0.1, 0.5, 10, 11, 1e9, "in", "out", "both", "left", "0.3", "", [], {}]
 
 
-def acceptance(model, field, value):
-    """The value that a field takes from an input, or that it refuses it."""
-    try:
-        return getattr(model(**{field: value}), field)
-    except ValidationError:
-        return "refused"
-
-
-def candidates(model, field) -> list:
-    """Values that a field may take or refuse, among them every one of its Literal."""
-    choices = getattr(model.model_fields[field].annotation, "__args__", ())
-    return [*VALUES, *choices, *(str(choice).upper() for choice in choices)]
-
-
-@pytest.fixture
-def algorithm_class():
-    """The class that a run uses."""
-    return lambda name: type(algorithms.make(name))
-
-
-@pytest.fixture
-def algorithms_folder(tmp_path, monkeypatch):
-    """A copy of the algorithms, which the study looks into."""
-    folder = tmp_path / "algorithms"
-    shutil.copytree(discover.ALGORITHMS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(discover, "ALGORITHMS", folder)
-    return folder
-
-
-@pytest.fixture
-def new_algorithm(algorithms_folder):
-    """Drops `novel.py` beside the others."""
-
-    def drop(body: str, head: str = "from bbnet.sparsity.algorithms import WeightMasking") -> None:
-        (algorithms_folder / "novel.py").write_text(f"{head}\n\n\n{body}\n")
-
-    return drop
-
-
-def method(**parameters):
-    return TypeAdapter(discover.method_type()).validate_python(parameters)
+def method(**values):
+    return TypeAdapter(discover.method_type()).validate_python(values)
 
 
 def test_every_algorithm_file_is_found():
@@ -64,86 +22,73 @@ def test_every_algorithm_file_is_found():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_parameters_read_from_the_source_are_the_fields_of_the_class(name, algorithm_class):
-    read, real = discover.algorithm_parameters(name).model_fields, algorithm_class(name).model_fields
-    assert set(read) == set(real)
-    assert {field: read[field].get_default() for field in read} == {field: real[field].get_default() for field in real}
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_parameters_read_from_the_source_accept_what_the_class_accepts(name, algorithm_class):
-    read, real = discover.algorithm_parameters(name), algorithm_class(name)
-    for field in real.model_fields:
-        for value in candidates(real, field):
-            assert acceptance(read, field, value) == acceptance(real, field, value), (field, value)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_unknown_parameters_are_refused_by_both(name, algorithm_class):
-    for model in (discover.algorithm_parameters(name), algorithm_class(name)):
-        with pytest.raises(ValidationError, match="extra"):
-            model(no_such_parameter=1)
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_method_of_a_study_makes_the_algorithm(name, algorithm_class):
+def test_a_method_of_a_study_is_the_algorithm_with_its_parameters(name):
     described = method(algorithm=name).model_dump()
-    assert isinstance(algorithms.make(described.pop("algorithm"), **described), algorithm_class(name))
+    algorithm = algorithms.make(described.pop("algorithm"), **described)
+    assert isinstance(algorithm, parameters.parameters_of(name))
+    assert algorithm.model_dump() == described
+    with pytest.raises(ValidationError, match="extra"):
+        method(algorithm=name, no_such_parameter=1)
 
 
-def test_a_new_algorithm_file_is_found_with_its_parameters(new_algorithm):
-    new_algorithm(
-        "class Novel(WeightMasking):\n"
-        '    """A rule."""\n\n'
-        "    loud: ClassVar[bool] = True\n"
-        '    mode: Literal["a", "b"] = "a"\n'
-        "    share: Annotated[float, Field(gt=0, lt=1)] = 0.5\n\n"
-        "    def masks(self, slabs, budget):\n"
-        "        return unknown_name(slabs)\n",
-        head="from typing import Annotated, ClassVar, Literal\n\nimport torch\nfrom pydantic import Field\n\n"
-        "from bbnet.sparsity.algorithms import WeightMasking",
-    )
-    assert "novel" in discover.algorithm_names()
-    assert method(algorithm="novel", mode="b").model_dump() == {
-        "algorithm": "novel",
-        "mode": "b",
-        "share": 0.5,
-        "side": "in",
-        "pattern": None,
-    }
-    for wrong in ({"share": 1}, {"mode": "c"}, {"loud": False}, {"side": "up"}):
-        with pytest.raises(ValidationError):
-            method(algorithm="novel", **wrong)
+@pytest.fixture
+def new_algorithm(tmp_path, monkeypatch):
+    """Adds an algorithm `novel`, and the file of its parameters if there is one."""
+
+    def add(body: str, own_parameters: str | None = None) -> None:
+        for package, text in ((algorithms, body), (parameters, own_parameters)):
+            folder = tmp_path / package.__name__
+            folder.mkdir()
+            monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
+            if text is not None:
+                (folder / "novel.py").write_text(text)
+            monkeypatch.delitem(sys.modules, f"{package.__name__}.novel", raising=False)
+        importlib.invalidate_caches()
+
+    yield add
+    for package in (algorithms, parameters):
+        sys.modules.pop(f"{package.__name__}.novel", None)
 
 
-def test_a_removed_algorithm_file_is_unknown(algorithms_folder):
-    (algorithms_folder / "magnitude.py").unlink()
-    with pytest.raises(ValidationError, match="union_tag_invalid"):
-        method(algorithm="magnitude")
+RULE = """
+from bbnet.sparsity.algorithms import WeightMasking
 
 
-def test_a_parameter_may_use_any_name_of_pydantic_in_a_fresh_interpreter(algorithms_folder):
-    """Pydantic loads most of its names when they are first asked for."""
-    fields = ["a: PositiveInt = 3", "b: Annotated[int, AfterValidator(abs)] = 3", "c: conint(ge=1) = 3"]
-    (algorithms_folder / "novel.py").write_text("class Novel(WeightMasking):\n    " + "\n    ".join(fields))
-    code = "import sys; from pathlib import Path; from bbnet.study import discover; "
-    code += "discover.ALGORITHMS = Path(sys.argv[1]); print(discover.algorithm_parameters('novel')(b=-4).b)"
-    done = subprocess.run([sys.executable, "-c", code, algorithms_folder], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "4", done.stderr
+class Novel(WeightMasking{base}):
+    {field}
+
+    def masks(self, slabs, budget):
+        return [slab.mask for slab in slabs]
+"""
+OWN = """
+from pydantic import Field
+
+from bbnet.sparsity.parameters import WeightMaskingParameters
 
 
-@pytest.mark.parametrize("field", ["budget: Decimal = 1", "count: int = LARGEST", "parts: list[torch.Tensor] = []"])
-def test_a_parameter_with_a_foreign_name_is_refused_by_file_and_name(new_algorithm, field):
-    new_algorithm(f"class Novel(WeightMasking):\n    {field}")
-    with pytest.raises(ValueError, match=r"novel\.py: .*(Decimal|LARGEST|torch)") as refused:
-        discover.method_type()
-    assert not isinstance(refused.value, ValidationError)
+class Parameters(WeightMaskingParameters):
+    share: float = Field(0.5, gt=0, lt=1)
+"""
 
 
-def test_a_file_without_an_algorithm_is_refused_by_name(new_algorithm):
-    new_algorithm("class Novel:\n    pass")
-    with pytest.raises(ValueError, match=r"novel\.py: no class that derives from Algorithm or .*WeightMasking"):
-        discover.method_type()
+def test_an_algorithm_without_a_file_of_parameters_has_those_of_weight_masking(new_algorithm):
+    new_algorithm(RULE.format(base="", field='"""A rule."""'))
+    assert algorithms.make("novel", side="out").model_dump() == {"side": "out", "pattern": None}
+    assert parameters.parameters_of("novel") is parameters.WeightMaskingParameters
+
+
+def test_an_algorithm_has_the_parameters_of_its_file(new_algorithm):
+    imported = "from bbnet.sparsity.parameters.novel import Parameters\n"
+    new_algorithm(imported + RULE.format(base=", Parameters", field='"""A rule."""'), OWN)
+    assert algorithms.make("novel", share=0.25).share == 0.25
+    with pytest.raises(ValueError, match="algorithm novel: share: .*less than 1; its parameters: pattern, share, side"):
+        algorithms.make("novel", share=1)
+
+
+def test_a_parameter_that_the_study_would_not_know_is_refused_by_name(new_algorithm):
+    new_algorithm(RULE.format(base="", field="share: float = 0.5"))
+    with pytest.raises(ValueError, match=r"algorithms/novel\.py: share: .* sparsity/parameters/novel\.py"):
+        algorithms.make("novel")
 
 
 def test_every_task_folder_is_found():
@@ -152,7 +97,7 @@ def test_every_task_folder_is_found():
     assert set(discover.tasks_type().model_fields) == folders
 
 
-@pytest.mark.parametrize("name", discover.task_names())
-def test_a_task_has_panels_if_it_has_the_module(name):
-    found = importlib.util.find_spec(f"bbnet.tasks.{name}.panels") is not None
-    assert discover.has_panels(name) == found
+def test_what_a_task_has_is_known_by_its_modules():
+    expected = {"asr": (True, False, True), "change": (False, False, True), "face": (True, True, False)}
+    for task, kinds in expected.items():
+        assert (discover.has_buckets(task), discover.has_pairs(task), discover.has_panels(task)) == kinds

@@ -29,11 +29,6 @@ def fingerprints(study: Study, knobs: Knobs | None = None) -> dict[str, str]:
     return jobs | {key: recipes.run_fingerprint(run) for key, run in runs.items() if key in RUNS}
 
 
-def evaluations(study: Study) -> dict[str, str]:
-    recipes = recipe.Recipes(study, Knobs())
-    return {run.folder: fingerprint(recipes.evaluate(run)) for run in grid.runs(study)}
-
-
 def changed(before: dict[str, str], after: dict[str, str]) -> set[str]:
     assert before.keys() == after.keys()
     return {key for key in before if before[key] != after[key]}
@@ -103,6 +98,8 @@ def touch_all(root: Path) -> None:
         ("workflow_scripts/prepare.py", EVERYTHING - {"fetch"}),
         ("workflow_scripts/warm_up.py", TRAINING),
         ("workflow_scripts/train.py", RUNS),
+        ("bbnet/sparsity/parameters/__init__.py", TRAINING),
+        ("bbnet/sparsity/parameters/magnitude.py", {MAGNITUDE}),
     ],
 )
 def test_an_edit_reruns_what_the_file_shapes(study, clone, file, expected):
@@ -114,7 +111,6 @@ def test_an_edit_reruns_what_the_file_shapes(study, clone, file, expected):
 @pytest.mark.parametrize(
     "file",
     [
-        "workflow_scripts/evaluate.py",
         "workflow_scripts/compare.py",
         "bbnet/analysis/statistics.py",
         "bbnet/plots/pareto.py",
@@ -134,6 +130,7 @@ def test_an_edit_elsewhere_retrains_nothing(study, clone, file):
     "file",
     [
         "bbnet/sparsity/algorithms/novel.py",
+        "bbnet/sparsity/parameters/novel.py",
         "bbnet/tasks/novel/task.py",
         "bbnet/plots/novel.py",
         "workflow_scripts/novel.py",
@@ -154,18 +151,9 @@ def test_a_new_file_in_the_core_retrains(study, clone, file):
 
 
 def test_a_clone_and_a_touch_change_nothing(study, clone):
-    before = fingerprints(study()), evaluations(study())
+    before = fingerprints(study())
     clone(touch_all)
-    assert (fingerprints(study()), evaluations(study())) == before
-
-
-@pytest.mark.parametrize(
-    "file", ["workflow_scripts/evaluate.py", "bbnet/tasks/change/metrics.py", "bbnet/sparsity/cost.py"]
-)
-def test_an_edit_of_scoring_code_evaluates_again(study, clone, file):
-    before = evaluations(study())
-    clone(append(file))
-    assert changed(before, evaluations(study())) == set(before)
+    assert fingerprints(study()) == before
 
 
 @pytest.mark.parametrize(
@@ -294,7 +282,7 @@ def speech_fingerprints(study: Study) -> dict[str, str]:
         "fetch": fingerprint(recipes.fetch("asr", recipes.tasks["asr"].data)),
         "prepare": fingerprint(recipes.prepare("asr")),
         "train": recipes.run_fingerprint(run),
-        "evaluate": fingerprint(recipes.evaluate(run)),
+        "scoring": fingerprint(recipes.scoring("asr")),
         "buckets": recipe.buckets_code("asr"),
     }
 
@@ -302,10 +290,10 @@ def speech_fingerprints(study: Study) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("decoding", {"beam": 4}, {"evaluate"}),
-        ("tokens", {"kind": "bpe", "size": 64}, {"prepare", "train", "evaluate"}),
-        ("faults", {"too_short": "skip"}, {"prepare", "train", "evaluate"}),
-        ("slabs", "wide", {"train", "evaluate"}),
+        ("decoding", {"beam": 4}, {"scoring"}),
+        ("tokens", {"kind": "bpe", "size": 64}, {"prepare", "train"}),
+        ("faults", {"too_short": "skip"}, {"prepare", "train"}),
+        ("slabs", "wide", {"train"}),
     ],
 )
 def test_a_changed_setting_of_speech_reruns_what_it_shapes(study, key, value, expected):
@@ -316,10 +304,10 @@ def test_a_changed_setting_of_speech_reruns_what_it_shapes(study, key, value, ex
 @pytest.mark.parametrize(
     ("file", "expected"),
     [
-        ("bbnet/tasks/asr/data/features.py", {"fetch", "prepare", "train", "evaluate"}),
-        ("bbnet/data/synthetic/spoken_words.py", {"fetch", "prepare", "train", "evaluate"}),
-        ("bbnet/tasks/asr/model.py", {"train", "evaluate"}),
-        ("bbnet/tasks/asr/buckets.py", {"train", "evaluate", "buckets"}),
+        ("bbnet/tasks/asr/data/features.py", {"fetch", "prepare", "train"}),
+        ("bbnet/data/synthetic/spoken_words.py", {"fetch", "prepare", "train"}),
+        ("bbnet/tasks/asr/model.py", {"train"}),
+        ("bbnet/tasks/asr/buckets.py", {"train", "buckets"}),
         ("workflow_scripts/buckets.py", {"buckets"}),
         ("bbnet/tasks/change/model.py", set()),
     ],

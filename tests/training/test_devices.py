@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from bbnet.training import devices
-from bbnet.training.devices import SECONDS_BETWEEN_LOOKS, choose_device, claim_slot
+from bbnet.training.devices import POLL_SECONDS, choose_device, claim_slot
 
 # Forked, not spawned: forty interpreters that import torch would take minutes.
 processes = multiprocessing.get_context("fork")
@@ -125,7 +125,7 @@ def test_forty_jobs_fill_three_gpus_of_two_slots_and_never_overfill_one(start, j
     assert Counter(event.kind for event in events) == {"asks": 40, "starts": 40, "ends": 40}
     assert most_at_once(events) == dict.fromkeys(GPUS, 2)
     # A look at the slots takes its turn with those of the others (0.2 s), on a machine that does other work too.
-    allowed = SECONDS_BETWEEN_LOOKS + 0.2 + 0.7
+    allowed = POLL_SECONDS + 0.2 + 0.7
     assert {gpu: idle for gpu in GPUS if (idle := longest_idle(events, gpu, 2)) > allowed} == {}
 
 
@@ -144,7 +144,7 @@ def test_the_slot_of_a_killed_job_is_free_again(start, journal, end):
     journal.wait_for("starts", 1)
     second = start(["0"], 1)
     journal.wait_for("asks", 2)
-    time.sleep(3 * SECONDS_BETWEEN_LOOKS)
+    time.sleep(3 * POLL_SECONDS)
     assert [event.process for event in journal.wait_for("starts", 1)] == [first.pid]
     os.kill(first.pid, end)
     killed = time.monotonic()

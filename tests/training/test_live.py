@@ -241,7 +241,7 @@ def test_a_package_that_is_missing_is_one_warning_and_the_same_bits(watched_run,
     for module in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, module)
     assert same_bits(watched_run(kind), expected)
-    hint = f"live: {kind} is not installed (pip install 'bbnet[{kind}]'); the run goes on unwatched"
+    hint = f"live: {kind} is not installed (pip install 'bbnet[{kind}]'); the run continues without live logging"
     assert warnings() == [hint]
 
 
@@ -274,7 +274,7 @@ def test_a_writer_that_raises_is_one_warning_and_the_same_bits(watched_run, warn
     monkeypatch.setitem(WRITERS, "failing", writer)
     assert same_bits(watched_run("failing"), watched_run("none"))
     assert writer.calls == calls
-    assert warnings() == ["live: OSError: [Errno 28] No space left on device; the run goes on unwatched"]
+    assert warnings() == ["live: OSError: [Errno 28] No space left on device; the run continues without live logging"]
 
 
 def test_a_wandb_service_that_is_killed_is_one_warning(in_a_process):
@@ -289,7 +289,7 @@ with live.Live("wandb", folder, "name", {}) as watch:
     for epoch in (2, 3):
         watch(row | {"step": 4 * epoch})
 """)
-    assert len([line for line in log if line.startswith("live: ") and line.endswith("the run goes on unwatched")]) == 1
+    assert len([line for line in log if line.startswith("live: ") and line.endswith("without live logging")]) == 1
 
 
 def test_a_wandb_server_that_does_not_answer_is_one_warning(in_a_process):
@@ -298,7 +298,7 @@ def test_a_wandb_server_that_does_not_answer_is_one_warning(in_a_process):
         WANDB_API_KEY="a" * 40,
         WANDB_MODE=None,
     )
-    assert len(log) == 1 and log[0].endswith("the run goes on unwatched")
+    assert len(log) == 1 and log[0].endswith("the run continues without live logging")
 
 
 def test_an_error_of_the_run_is_not_swallowed(tmp_path):

@@ -159,7 +159,7 @@ def test_short_trainings_are_not_compiled_unless_asked_to(job, caplog):
     with caplog.at_level("INFO"):
         assert trainer.compile("auto") is False
     assert trainer.network is trainer.model
-    assert "compile: off, since the training has 24 steps; on this device it pays from 10000" in caplog.text
+    assert "compile: off, since the training has 24 steps; on this device it pays off from 10000" in caplog.text
 
 
 @pytest.mark.parametrize(

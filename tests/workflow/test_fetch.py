@@ -203,7 +203,7 @@ def ended(process):
 def test_of_two_processes_started_together_one_fetches(workshop, server):
     server.slow.add("train.zip")
     both = [workshop.fetch(name) for name in ("first", "second")]
-    workshop.wait_for_line(("first", "second"), "another process works on this; waiting for it")
+    workshop.wait_for_line(("first", "second"), "another process is working on this; waiting for it")
     server.quick.set()
     outputs = [ended(process) for process in both]
     workshop.check_pack()
@@ -219,13 +219,13 @@ def test_who_comes_while_another_is_slow_waits_says_so_and_does_nothing(workshop
     first = workshop.fetch("first")
     server.wait_until_sent("test.zip", len(server.files["test.zip"]) // 2)
     second = workshop.fetch("second")
-    workshop.wait_for_line(["second"], "another process works on this; waiting for it")
+    workshop.wait_for_line(["second"], "another process is working on this; waiting for it")
     assert first.poll() is None and not workshop.manifest.exists()
     server.quick.set()
     assert ", checked, after" in ended(first)
     made = workshop.manifest.stat().st_mtime_ns, workshop.manifest.with_suffix("").stat().st_mtime_ns
     said = ended(second)
-    assert f".{PACK}.lock: another process works on this" in said and "Licence" not in said
+    assert f".{PACK}.lock: another process is working on this" in said and "Licence" not in said
     workshop.check_pack()
     assert made == (workshop.manifest.stat().st_mtime_ns, workshop.manifest.with_suffix("").stat().st_mtime_ns)
     assert server.asked == dict.fromkeys(server.files, 1)

@@ -112,13 +112,13 @@ def test_a_new_algorithm_plans_nothing_and_an_edit_of_the_core_retrains(house):
     with (algorithms / "magnitude.py").open("a") as file:
         file.write("\n# edited\n")
     planned = house.planned()
-    assert (planned["train"], planned["evaluate"]) == (1, 1)
+    assert planned["train"] == 1
     assert "warm_up" not in planned
 
     with (house.root / "bbnet" / "sparsity" / "masks.py").open("a") as file:
         file.write("\n# edited\n")
     planned = house.planned()
-    assert (planned["warm_up"], planned["train"], planned["evaluate"]) == (1, 3, 3)
+    assert (planned["warm_up"], planned["train"]) == (1, 3)
     assert "prepare" not in planned
 
 
@@ -133,7 +133,7 @@ def test_touch_accepts_an_edit_that_changes_no_number(house):
 def test_another_seed_runs_only_its_own_cells(house, study):
     study["seeds"] = [0, 1]
     house.write_study(study)
-    assert house.planned() == {"warm_up": 1, "train": 3, "evaluate": 3} | AGAIN
+    assert house.planned() == {"warm_up": 1, "train": 3} | AGAIN
 
 
 def test_another_budget_and_method_run_only_their_own_cells(house, study):
@@ -141,7 +141,7 @@ def test_another_budget_and_method_run_only_their_own_cells(house, study):
     study["methods"]["sp_out"] = {"algorithm": "budgeted_broadcast", "side": "out"}
     house.write_study(study)
     planned = house.planned()
-    assert (planned["train"], planned["evaluate"]) == (4, 4)
+    assert planned["train"] == 4
     assert "warm_up" not in planned
 
 
@@ -243,7 +243,7 @@ def test_speech_has_buckets_before_scores(empty_house, study):
     house = empty_house
     house.write_study(study, "speech")
     planned = house.planned("--config", "study=speech")
-    runs = {"fetch": 1, "prepare": 1, "buckets": 1, "warm_up": 1, "train": 3, "evaluate": 3, "panels": 1}
+    runs = {"fetch": 1, "prepare": 1, "buckets": 1, "warm_up": 1, "train": 3, "panels": 1}
     assert planned == runs | again("asr")
 
 
@@ -251,7 +251,7 @@ def test_faces_have_buckets_before_scores_and_a_roc_figure(empty_house, study):
     study["tasks"] = {"face": FACES}
     empty_house.write_study(study, "faces")
     planned = empty_house.planned("--config", "study=faces")
-    runs = {"fetch": 1, "prepare": 1, "buckets": 1, "warm_up": 1, "train": 3, "evaluate": 3}
+    runs = {"fetch": 1, "prepare": 1, "buckets": 1, "warm_up": 1, "train": 3}
     assert planned == runs | again("face")
 
 

@@ -45,7 +45,7 @@ def verify(capsys, *runs: Path) -> str:
     """What it says of runs that it refuses."""
     with pytest.raises(SystemExit) as refused:
         main(["verify", *map(str, runs)])
-    assert f"of {len(runs)} runs are not what their records say" in str(refused.value)
+    assert f"of {len(runs)} runs do not match their records" in str(refused.value)
     return capsys.readouterr().out
 
 
@@ -53,7 +53,7 @@ def test_every_run_of_a_study_is_what_its_record_says(lived_in, capsys):
     runs = sorted((lived_in.root / RUN).glob("*/*/*"))
     assert len(runs) == 3
     main(["verify", *map(str, runs)])
-    assert capsys.readouterr().out.count("is what its record says") == 3
+    assert capsys.readouterr().out.count("matches its record") == 3
 
 
 def test_only_the_run_that_was_touched_is_named(run, capsys):
@@ -64,7 +64,7 @@ def test_only_the_run_that_was_touched_is_named(run, capsys):
         main(["verify", str(others[0]), str(run), str(others[1])])
     lines = capsys.readouterr().out.splitlines()
     assert [line.strip() for line in lines if line.startswith("  ")] == [
-        "history.csv: is not the file that the run wrote, by its hash"
+        "history.csv: is not the file that the run wrote: its hash differs"
     ]
 
 
@@ -97,7 +97,7 @@ def test_a_file_of_another_run_is_named(run, capsys, name, named):
         (lambda record: record["config"].update(task="nope"), "scores: cannot be read (ModuleNotFoundError"),
         (lambda record: record["config"].update(budget="half"), "masks: cannot be read (InvalidOperation"),
         (lambda record: record["cost"].update(weights=0), "weights: cannot be read (ZeroDivisionError"),
-        (lambda record: record["inputs"].update(warm_start="0" * 64), "another warm start"),
+        (lambda record: record["inputs"].update(warm_start="0" * 64), "is not the warm start of this run"),
         (lambda record: record.update(surprise=1), "surprise"),
         (lambda record: record.pop("slabs"), "slabs: Field required"),
         (lambda record: record.update(seconds="long"), "seconds"),
@@ -143,7 +143,7 @@ def test_a_connection_over_the_budget_is_found_though_hashes_and_counts_fit(run,
         run / "record.json", lambda record: record["slabs"][SLAB].update(connections=kept, density=kept / mask.size)
     )
     total = sum(slab["connections"] for slab in read(run)["slabs"].values())
-    assert f"{total} connections, budget 0.50 asks for {total - 1}" in verify(capsys, run)
+    assert f"{total} connections, budget 0.50 requires {total - 1}" in verify(capsys, run)
 
 
 def mask_of(run: Path) -> np.ndarray:
@@ -154,14 +154,14 @@ def mask_of(run: Path) -> np.ndarray:
 
 def test_scores_that_do_not_follow_from_the_items_are_named(run, capsys):
     edit_json(run / "metrics.json", lambda metrics: metrics.update(f1=0.999))
-    assert "metrics.json: f1 is 0.999, its items say" in verify(capsys, run)
+    assert "metrics.json: f1 is 0.999, the items give" in verify(capsys, run)
 
 
 def test_items_that_were_changed_are_found_by_the_scores(run, capsys):
     items = pd.read_parquet(run / "items.parquet")
     items.loc[0, "tp"] += 1
     items.to_parquet(run / "items.parquet", index=False)
-    assert "its items say" in verify(capsys, run)
+    assert "the items give" in verify(capsys, run)
 
 
 def test_costs_that_are_not_the_records_are_named(run, capsys):
@@ -173,7 +173,7 @@ def test_a_run_that_is_not_scored_is_verified_as_far_as_it_goes(run, capsys):
     for name in ("metrics.json", "items.parquet", "cost.json"):
         (run / name).unlink()
     main(["verify", str(run)])
-    assert "is what its record says (not here, so not compared: scores)" in capsys.readouterr().out
+    assert "matches its record (missing, so not compared: scores)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "content"), [("metrics.json", "[]"), ("cost.json", "[1]"), ("items.parquet", "PAR1")])
@@ -184,7 +184,7 @@ def test_scores_that_are_none_are_named_and_the_next_run_is_verified(run, capsys
         main(["verify", str(run), str(other)])
     said = capsys.readouterr().out
     assert "scores: cannot be read" in said
-    assert f"{other}: is what its record says" in said
+    assert f"{other}: matches its record" in said
 
 
 def test_runs_that_changed_places_are_named(run, capsys):
@@ -207,11 +207,11 @@ def test_what_is_no_run_is_named(tmp_path, capsys, kind):
         place.touch()
     if kind == "empty":
         place.mkdir()
-    assert "is no folder of a run: it has no record.json" in verify(capsys, place)
+    assert "is not the folder of a run: it has no record.json" in verify(capsys, place)
 
 
 def test_what_was_not_there_to_compare_is_said(run, tmp_path, capsys):
     alone = shutil.copytree(run, tmp_path / "alone")
     (alone / "metrics.json").unlink()
     main(["verify", str(alone)])
-    assert "(not here, so not compared: its warm start, scores)" in capsys.readouterr().out
+    assert "(missing, so not compared: its warm start, scores)" in capsys.readouterr().out
