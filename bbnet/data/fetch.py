@@ -1,4 +1,4 @@
-"""Downloads: resumed, retried, checked while they stream, and under their final name only when they are right."""
+"""Downloads that are resumed, retried and checksummed, and get their final name only once they are verified."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 AT_ONCE = 4
 CHUNK = 1 << 20
 MOST_REDIRECTS = 10
-MOST_TRIES = 100  # of an address that keeps giving a little more
+MOST_TRIES = 100  # per address, even if every try brings a few more bytes
 LONGEST_WAIT_SECONDS = 60
 SLOWEST_BYTES_PER_SECOND = 1024
 ARCHIVES = (".zip", ".gz", ".tgz")
@@ -43,12 +43,12 @@ TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a server is waited for.
+    """Timeouts and retries of a download.
 
     Args:
-        connect: seconds until it answers.
-        stall: seconds in which at least 1 KiB/s must arrive.
-        tries: in a row that bring nothing.
+        connect: timeout for connecting to the server, in seconds.
+        stall: read timeout in seconds, and the interval over which at least 1 KiB/s must arrive on average.
+        tries: number of consecutive tries without new bytes after which an address is given up.
         back_off: seconds before the second try, doubled before each further one.
     """
 
@@ -59,11 +59,11 @@ class Patience:
 
 
 class _UnusableError(Exception):
-    """This address will not give the file."""
+    """The file cannot be downloaded from this address."""
 
 
 class _InterruptedError(Exception):
-    """Another try may succeed, after `wait` seconds at least."""
+    """The transfer was interrupted. A retry after at least `wait` seconds may succeed."""
 
     def __init__(self, message: str, wait: float = 0, stalled: bool = False) -> None:
         super().__init__(message)
@@ -72,20 +72,20 @@ class _InterruptedError(Exception):
 
 
 class _StoppedError(Exception):
-    """Another file failed."""
+    """The download was stopped because that of another file failed."""
 
 
 def fetch_files(sources: Sequence[Source], folder: Path, patience: Patience | None = None) -> dict[str, str]:
-    """Brings files into `folder`, several at once; what is there already is checked, not fetched.
+    """Downloads files to `folder`, several in parallel. Files that exist already are only checked.
 
-    Returns the checksum of each, as `algorithm:digits`.
-    Raises: ValueError naming the file and what each of its addresses answered, a checksum that is not that of the
-        table or of the first download, or a disk without the space.
+    Returns: the checksum of each file by name, as `algorithm:digits`.
+    Raises: ValueError naming the file and the answer of each of its addresses, a checksum that differs from the
+        published one or from that of the first download, or a disk without enough space.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{folder}: cannot be made ({error.strerror})") from None
+        raise ValueError(f"{folder}: cannot be created ({error.strerror})") from None
     left = {source.name: (source.size or 0) - bytes_there(source.name, folder) for source in sources}
     check_space(folder, sum(max(0, size) for size in left.values()), f"downloading {', '.join(left)}")
     stop = threading.Event()
@@ -106,7 +106,7 @@ def fetch_files(sources: Sequence[Source], folder: Path, patience: Patience | No
 
 
 class _Download:
-    """One file on its way; its bytes gather in a hidden file beside it, from which a later call goes on."""
+    """Downloads one file to a hidden part file beside its final path, from which a later call resumes."""
 
     def __init__(
         self, source: Source, folder: Path, patience: Patience, advance: Advance, stop: threading.Event
@@ -123,64 +123,64 @@ class _Download:
         self.counted = 0
 
     def run(self) -> str:
-        """Raises ValueError saying what each address answered, or what keeps the disk from taking the file."""
+        """Returns the checksum of the file; raises ValueError naming the answer of each address or the disk error."""
         try:
             with alone(self.final.with_name(f".{self.source.name}.lock"), self._check_stop):
                 began = time.monotonic()
-                digest = self._there_already() or self._from_any()
+                digest = self._verify_existing() or self._download_from_any()
                 size, seconds = self.final.stat().st_size, time.monotonic() - began
                 logger.info("%s: %s, checked, after %.0f s", self.source.name, shown(size), seconds)
                 return digest
         except OSError as error:
-            kept = f"; the {size_of(self.part)} bytes that are there are kept" if size_of(self.part) else ""
+            kept = f"; the {size_of(self.part)} bytes downloaded so far are kept" if size_of(self.part) else ""
             raise ValueError(f"{error.filename or self.part}: cannot be written ({error.strerror}){kept}") from None
 
-    def _there_already(self) -> str | None:
-        """The checksum of the file under its final name; a wrong one is removed, unless it was trusted first."""
+    def _verify_existing(self) -> str | None:
+        """Returns the checksum of a file that exists already; removes a wrong one if its checksum is published."""
         if not self.final.exists():
             return None
         if not self.final.is_file():
-            raise ValueError(f"{self.final}: is there already, and no file")
+            raise ValueError(f"{self.final}: exists, but is not a file")
         try:
-            digest = self._demand(holds(self.source, self.final))
+            digest = self._check_trusted(holds(self.source, self.final))
         except ValueError as error:
             if self.source.digits is None:
                 raise
-            logger.warning("%s; it is fetched again", error)
+            logger.warning("%s; downloading it again", error)
             self.final.unlink()
             return None
         self._count(self.final.stat().st_size)
         return digest
 
-    def _from_any(self) -> str:
+    def _download_from_any(self) -> str:
         answers = []
         for url in self.source.urls:
             try:
-                return self._from(url)
+                return self._download_from(url)
             except _UnusableError as error:
                 logger.warning("%s: %s", url, error)
                 answers.append(f"{url} {error}")
         raise ValueError(f"{self.source.name} cannot be fetched: {'; '.join(answers)}")
 
-    def _from(self, url: str) -> str:
+    def _download_from(self, url: str) -> str:
         fruitless = tries = 0
         while True:
             before = size_of(self.part)
             try:
                 with _Session() as session:
-                    return self._try(session, url)
+                    return self._attempt(session, url)
             except _InterruptedError as error:
                 tries += 1
                 fruitless = 0 if size_of(self.part) > before and not error.stalled else fruitless + 1
                 if fruitless >= self.patience.tries or tries >= MOST_TRIES:
                     raise _UnusableError(f"{error}, {tries} tries") from None
                 pause = max(error.wait, self.patience.back_off * 2 ** max(0, fruitless - 1))
-                logger.info("%s: %s %s; again in %.0f s", self.source.name, url, error, pause)
+                logger.info("%s: %s %s; next try in %.0f s", self.source.name, url, error, pause)
                 self.stop.wait(min(pause, LONGEST_WAIT_SECONDS))
                 self._check_stop()
 
-    def _try(self, session: requests.Session, url: str) -> str:
-        """One request, or none where all bytes are there; the checksum of the file, which then has its name."""
+    def _attempt(self, session: requests.Session, url: str) -> str:
+        """Downloads the missing bytes, if any, verifies the file, renames it and returns its checksum."""
         start = self._resumable(url)
         if start != self.source.size:
             start = self._receive(session, url, start)
@@ -190,48 +190,48 @@ class _Download:
         if self.source.digits is not None and not found.startswith(self.source.digits):
             self._discard()
             wrong = f"its {self.source.algorithm} is {found}, that of {self.source.name} is {self.source.digits}"
-            if start:  # the beginning may have come from elsewhere
-                raise _InterruptedError(f"gave another end to what was there: {wrong}")
-            raise _UnusableError(f"gives another file: {wrong}")
+            if start:  # the first bytes may be from another address or version of the file
+                raise _InterruptedError(f"sent a remainder that does not match the bytes downloaded before: {wrong}")
+            raise _UnusableError(f"sends a different file: {wrong}")
         digest = f"{self.source.algorithm}:{found}"
-        self._refuse_no_archive()
+        self._check_archive()
         try:
-            self._demand(digest)
+            self._check_trusted(digest)
         except ValueError as error:
             self._discard()
-            raise _UnusableError(f"gives another file: {error}") from None
+            raise _UnusableError(f"sends a different file: {error}") from None
         os.replace(self.part, self.final)
         self.origin.unlink(missing_ok=True)
         return digest
 
     def _digest_of_part(self) -> None:
-        """The checksum of what is there, to which what arrives is added."""
+        """Starts the checksum with the bytes of the part file."""
         with self.part.open("rb") as file:
             self.digest = hashlib.file_digest(file, self.source.algorithm)
 
-    def _refuse_no_archive(self) -> None:
-        """A file without a published checksum must at least begin as its name says."""
+    def _check_archive(self) -> None:
+        """Raises an error if an archive without a published checksum does not start with the magic bytes of one."""
         with self.part.open("rb") as file:
             first = file.read(16)
         if self.source.digits is None and self.source.name.lower().endswith(ARCHIVES) and not first.startswith(MAGIC):
             self._discard()
-            raise _UnusableError(f"gives no archive, but what begins with {first!r}")
+            raise _UnusableError(f"sends no archive, but a file that begins with {first!r}")
 
-    def _demand(self, digest: str) -> str:
-        """A file without a published checksum must be the one that was trusted first, if one was."""
+    def _check_trusted(self, digest: str) -> str:
+        """Raises ValueError if a file without a published checksum differs from its first download."""
         if self.source.digits is None:
             demand_trusted(self.source.name, digest, self.folder)
         return digest
 
     def _resumable(self, url: str) -> int:
-        """How many bytes are there to go on from."""
+        """Returns the number of downloaded bytes that can be resumed from."""
         there = size_of(self.part)
         too_many = self.source.size is not None and there > self.source.size
         unknown = self.source.digits is None and self._validator(url) is None
         return 0 if too_many or unknown else there
 
     def _validator(self, url: str) -> str | None:
-        """What the server called the version whose first bytes are there, if they came from this address."""
+        """Returns the recorded ETag or date of the part file, or None if it came from another address."""
         try:
             origin = json.loads(self.origin.read_text())
         except (OSError, ValueError):
@@ -239,7 +239,7 @@ class _Download:
         return origin.get("validator") if isinstance(origin, dict) and origin.get("url") == url else None
 
     def _receive(self, session: requests.Session, url: str, start: int) -> int:
-        """Appends what the server sends to the part; returns where it began."""
+        """Writes the response body to the part file and returns the offset at which the body starts."""
         headers = {"Accept-Encoding": "identity", "User-Agent": "bbnet"}
         if start:
             headers["Range"] = f"bytes={start}-"
@@ -251,19 +251,19 @@ class _Download:
         except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError):
             raise _InterruptedError(f"does not answer within {self.patience.stall:g} s", stalled=True) from None
         except requests.exceptions.SSLError as error:
-            raise _UnusableError(f"has no certificate to trust ({error})") from None
+            raise _UnusableError(f"has no trusted certificate ({error})") from None
         except (
             requests.ConnectionError,
             requests.exceptions.ChunkedEncodingError,
             urllib3.exceptions.HTTPError,
         ) as error:
-            message = f"cannot be reached or broke off ({_cause(error)})"
-            raise _InterruptedError(_after(message, size_of(self.part))) from None
+            message = f"cannot be reached or closed the connection ({_cause(error)})"
+            raise _InterruptedError(_with_size(message, size_of(self.part))) from None
         except requests.RequestException as error:
-            raise _UnusableError(f"cannot be asked ({error})") from None
+            raise _UnusableError(f"cannot be requested ({error})") from None
 
     def _ask(self, session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
-        """The answer behind all redirects, its body not read."""
+        """Follows redirects and returns the last response; its body is not read yet."""
         for _ in range(MOST_REDIRECTS + 1):
             response = self._ask_once(session, url, headers)
             if not response.is_redirect:
@@ -272,11 +272,11 @@ class _Download:
             try:
                 url = requests.compat.urljoin(url, response.headers["location"].encode("latin1").decode())
             except ValueError as error:
-                raise _UnusableError(f"redirects to an address that is none ({error})") from None
+                raise _UnusableError(f"redirects to an invalid address ({error})") from None
         raise _UnusableError(f"redirects more than {MOST_REDIRECTS} times")
 
     def _ask_once(self, session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
-        """In a thread of its own: http.client waits anew for every byte of the headers, so the clock is watched."""
+        """Sends a request in a thread, with a deadline: http.client restarts its timeout at every byte of a header."""
         answers: queue.SimpleQueue[requests.Response | Exception] = queue.SimpleQueue()
         timeout = (self.patience.connect, self.patience.stall)
 
@@ -295,25 +295,25 @@ class _Download:
             except queue.Empty:
                 continue
             if isinstance(answer, ValueError) and not isinstance(answer, requests.RequestException):
-                raise _UnusableError(f"cannot be asked ({answer})")
+                raise _UnusableError(f"cannot be requested ({answer})")
             if isinstance(answer, Exception):
                 raise answer
             return answer
         raise requests.exceptions.Timeout
 
     def _read(self, response: requests.Response, url: str, start: int) -> int:
-        if start and response.headers.get("Content-Range") == f"bytes */{start}":  # nothing is left to send
+        if start and response.headers.get("Content-Range") == f"bytes */{start}":  # the part file is complete already
             self._digest_of_part()
             return start
         start = self._check_status(response, url, start)
         offered = _whole_size(response, start)
         body = _Body(response, self.patience.stall, self._check_stop)
         first = body.first() if not start else b""
-        self._refuse_html(response, url, first)
+        self._check_not_html(response, url, first)
         if not start and not first:
-            raise _UnusableError("gives an empty file")
+            raise _UnusableError("sends an empty file")
         if self.source.size is not None and offered not in (None, self.source.size):
-            raise _UnusableError(f"offers {offered} bytes, {self.source.name} has {self.source.size}")
+            raise _UnusableError(f"offers {offered} bytes, but {self.source.name} has {self.source.size}")
         expected = self.source.size or offered
         check_space(self.part.parent, (expected or 0) - start, f"downloading {self.source.name}")
         if not start:
@@ -323,11 +323,11 @@ class _Download:
         self._append(body, first, start, expected)
         there = size_of(self.part)
         if expected is not None and there < expected:
-            raise _InterruptedError(_after(f"ended before its {expected} bytes", there))
+            raise _InterruptedError(_with_size(f"ended before its {expected} bytes", there))
         return start
 
     def _check_status(self, response: requests.Response, url: str, start: int) -> int:
-        """Where the bytes that follow belong."""
+        """Returns the offset in the file of the response body; raises an error for a status without usable content."""
         status = response.status_code
         if status == requests.codes.partial and start:
             found = RANGE.match(response.headers.get("Content-Range", ""))
@@ -335,24 +335,24 @@ class _Download:
             if found and int(found[1]) == start and same:
                 return start
             self._discard()
-            raise _InterruptedError("gives another range or version than was asked for")
+            raise _InterruptedError("sends a different range or version than requested")
         if status == requests.codes.ok:
             return 0
         if status == requests.codes.requested_range_not_satisfiable and start:
             self._discard()
-            raise _InterruptedError("has not the range that was asked for")
+            raise _InterruptedError("does not have the requested range")
         message = f"answers {status} {response.reason}"
         if status in (408, 425, 429) or status >= 500:
             raise _InterruptedError(message, wait=_number(response, "Retry-After") or 0)
         raise _UnusableError(message)
 
-    def _refuse_html(self, response: requests.Response, url: str, first: bytes) -> None:
+    def _check_not_html(self, response: requests.Response, url: str, first: bytes) -> None:
         declared = response.headers.get("Content-Type", "").lower().startswith("text/html")
         if HTML.match(first) or (declared and first and not first.startswith(MAGIC)):
             title = TITLE.search(first)
             text = " ".join(title[1].decode(errors="replace").split())[:LONGEST_TITLE] if title else ""
             called = f" ({text!r})" if text else ""
-            drive = "; Google Drive asks for a click or refuses for today" if _is_drive(url) else ""
+            drive = "; Google Drive asks for confirmation or has reached its download limit" if _is_drive(url) else ""
             raise _UnusableError(f"answers with an HTML page{called} instead of the file{drive}")
 
     def _record_origin(self, response: requests.Response, url: str) -> None:
@@ -389,7 +389,7 @@ class _Download:
 
 
 class _Body:
-    """The bytes of an answer as they arrive; a drip is an interruption."""
+    """Reads a response body as it arrives; raises an interruption if it arrives too slowly."""
 
     def __init__(self, response: requests.Response, stall: float, check_stop: Callable[[], None]) -> None:
         self.raw = response.raw
@@ -399,14 +399,14 @@ class _Body:
         self.arrived = 0
 
     def first(self) -> bytes:
-        """Enough of the beginning to tell a page from a file."""
+        """Returns the first 4 KiB or a little more, enough to recognise an HTML page."""
         gathered = b""
         while len(gathered) < 4096 and (chunk := self._next()):
             gathered += chunk
         return gathered
 
     def chunks(self, first: bytes) -> Iterator[bytes]:
-        """`first`, then the rest."""
+        """Yields `first`, which was read before, and then the rest."""
         if first:
             yield first
         while chunk := self._next():
@@ -426,14 +426,14 @@ class _Body:
 
 
 class _Session(requests.Session):
-    """Follows no redirect: requests would read the page of one to its end, however long that takes."""
+    """Does not follow redirects, because requests reads the whole body of each one, however long that takes."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
 
 
 def _cause(error: BaseException) -> str:
-    """What lies at the bottom of an error of requests."""
+    """Returns type and message of the innermost exception, on one line."""
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper
     return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_CAUSE]
@@ -445,7 +445,7 @@ def _number(response: requests.Response, header: str) -> int | None:
 
 
 def _whole_size(response: requests.Response, start: int) -> int | None:
-    """Of the file, of which the answer may be a part."""
+    """Returns the size of the whole file, of which the response may be a part, or None if the server does not say."""
     found = RANGE.match(response.headers.get("Content-Range", ""))
     if start and found and found[2] != "*":
         return int(found[2])
@@ -454,12 +454,12 @@ def _whole_size(response: requests.Response, start: int) -> int | None:
 
 
 def _validator_of(response: requests.Response) -> str | None:
-    """What the server calls this version of the file."""
+    """Returns the ETag of the file if it is a strong one, else its modification date."""
     etag = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 
 
-def _after(message: str, size: int) -> str:
+def _with_size(message: str, size: int) -> str:
     return f"{message}, after {size} bytes"
 
 

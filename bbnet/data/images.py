@@ -1,4 +1,4 @@
-"""Pixels out of image files, and their mean and sd."""
+"""Reading of image files, and mean and standard deviation of their pixels."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 
 def open_image(path: Path) -> Image.Image:
-    """The image, not yet decoded; raises ValueError naming a file that is none."""
+    """Opens an image without decoding it; raises ValueError naming a file that is not an image."""
     try:
         return Image.open(path)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
@@ -18,9 +18,9 @@ def open_image(path: Path) -> Image.Image:
 
 
 def decode(path: Path, mode: str) -> Image.Image:
-    """The image in mode `L` or `RGB`: grey in three equal channels, alpha dropped.
+    """Decodes an image to mode `L` or `RGB`. In `RGB`, grey images get three equal channels; alpha is dropped.
 
-    Raises: ValueError naming a file that cannot be decoded, or is not of 8 bits.
+    Raises: ValueError naming a file that cannot be decoded, or does not have 8 bits per channel.
     """
     try:
         with open_image(path) as image:
@@ -34,7 +34,7 @@ def decode(path: Path, mode: str) -> Image.Image:
 
 
 class PixelMoments:
-    """Running mean and sd per channel, exact in integers."""
+    """Accumulates mean and standard deviation per channel, with exact integer sums."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -42,14 +42,14 @@ class PixelMoments:
         self.squares = np.zeros(3, dtype=np.int64)
 
     def add(self, images: np.ndarray) -> None:
-        """Images [images, 3, height, width] of integers."""
+        """Adds integer images [images, 3, height, width]."""
         values = images.astype(np.int64)
         self.count += values[:, 0].size
         self.sum += values.sum((0, 2, 3))
         self.squares += (values**2).sum((0, 2, 3))
 
     def mean_and_sd(self) -> tuple[list[float], list[float]]:
-        """Per channel; an sd of at least 1."""
+        """Returns mean and standard deviation per channel; the latter is at least 1."""
         mean = self.sum / self.count
         sd = np.sqrt(self.squares / self.count - mean**2)
         return mean.tolist(), np.maximum(sd, 1.0).tolist()

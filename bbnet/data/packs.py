@@ -1,4 +1,4 @@
-"""The published packs: the table packs.yaml, and how a pack comes to lie in a folder, whole."""
+"""The table of published packs, packs.yaml, and the download and unpacking of a pack."""
 
 import hashlib
 import logging
@@ -25,15 +25,15 @@ Item = TypeVar("Item")
 
 
 class PublishedFile(BaseModel, extra="forbid", frozen=True):
-    """A file of a pack: an archive, or a file as it is."""
+    """A file of a pack: an archive that is unpacked, or any other file, which is kept as it is."""
 
-    urls: list[str] = Field(min_length=1, description="Tried in order; {file} stands for the file's name.")
-    size: int | None = Field(None, ge=1, description="Bytes.")
+    urls: list[str] = Field(min_length=1, description="Addresses, tried in order; {file} stands for the file name.")
+    size: int | None = Field(None, ge=1, description="Size in bytes.")
     sha256: Annotated[str, StringConstraints(pattern="^[0-9a-f]{8,64}$")] | None = Field(
-        None, description="All digits, or the first ones."
+        None, description="All hexadecimal digits, or the first ones."
     )
     md5: Annotated[str, StringConstraints(pattern="^[0-9a-f]{32}$")] | None = None
-    into: str = Field("", pattern="^[A-Za-z0-9_-]*$", description="Folder of the pack that the archive is unpacked to.")
+    into: str = Field("", pattern="^[A-Za-z0-9_-]*$", description="Subfolder to which the archive is unpacked.")
 
     @model_validator(mode="after")
     def _one_checksum(self) -> "PublishedFile":
@@ -46,7 +46,7 @@ class PublishedFile(BaseModel, extra="forbid", frozen=True):
         return self.md5 is not None or self.sha256 is not None
 
     def source(self, name: str) -> Source:
-        """Where the file of that name is fetched from, and what it must be."""
+        """Returns addresses, size and checksum of the file, which is called `name`."""
         algorithm = "md5" if self.md5 is not None else "sha256"
         urls = tuple(_address(url, name) for url in self.urls)
         return Source(name, urls, self.size, algorithm, getattr(self, algorithm))
@@ -55,7 +55,7 @@ class PublishedFile(BaseModel, extra="forbid", frozen=True):
 def _address(url: str, name: str) -> str:
     if not url.startswith(TORCHVISION):
         return url.replace("{file}", name)
-    from torchvision.models import get_weight  # late: importing it takes seconds
+    from torchvision.models import get_weight  # imported here because it takes seconds
 
     return get_weight(url.removeprefix(TORCHVISION)).url
 
@@ -64,13 +64,13 @@ class Pack(BaseModel, extra="forbid", frozen=True):
     """A published data set."""
 
     title: str
-    home: str = Field(description="Where it is described.")
+    home: str = Field(description="Web page that describes it.")
     licence: str
     cite: str
-    notice: str | None = Field(None, description="What a user must be told.")
+    notice: str | None = Field(None, description="Warning that is logged when the pack is used.")
     files: dict[str, PublishedFile] = Field(min_length=1)
-    counts: dict[str, Annotated[int, Field(ge=0)]] = Field({}, description="How many of what it holds.")
-    hours: dict[str, float] = Field({}, description="Of audio, by part.")
+    counts: dict[str, Annotated[int, Field(ge=0)]] = Field({}, description="Number of items, by part or kind.")
+    hours: dict[str, float] = Field({}, description="Hours of audio, by part.")
     image_size: int | None = Field(None, description="Height and width of its images in pixels.")
 
     @field_validator("files")
@@ -78,12 +78,12 @@ class Pack(BaseModel, extra="forbid", frozen=True):
     def _plain_names(cls, files: dict[str, PublishedFile]) -> dict[str, PublishedFile]:
         for name in files:
             if name != Path(name).name or name.startswith("."):
-                raise ValueError(f"{name!r} is no plain file name")
+                raise ValueError(f"{name!r} must be a file name without folders or a leading dot")
         return files
 
 
 def read_pack(name: str, table: Path | None = None) -> Pack:
-    """The pack of that name in the table, `TABLE` if absent; raises ValueError naming what is wrong with it."""
+    """Reads a pack from `table` (default: `TABLE`); raises ValueError naming an unknown pack or invalid entry."""
     table = table or TABLE
     try:
         content = yaml.safe_load(table.read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def read_pack(name: str, table: Path | None = None) -> Pack:
 
 
 def pack_of(data: BaseModel) -> Pack | None:
-    """The published pack that a section of a task's settings names, if it does."""
+    """Returns the published pack named in a section of a task's settings, or None if it names none."""
     return read_pack(data.pack) if hasattr(data, "path") else None
 
 
@@ -112,16 +112,16 @@ def bring(
     holding: Collection[str] = (),
     parts: Collection[str] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Puts a published pack into `target`, or takes what lies at `path`: a folder, an archive, a folder of archives.
+    """Downloads and unpacks a published pack into `target`, or uses the folder, archive or archives at `path`.
 
     Args:
-        downloads: folder that keeps what is fetched.
-        holding: what the folder of the pack holds, as names or patterns; an outer folder around it is left out.
-        parts: the files of the pack that are needed; all of them if absent.
+        downloads: folder in which downloaded files are kept.
+        holding: names or patterns of which the root folder of the pack has at least one; a folder around it is skipped.
+        parts: the files of the pack that are needed (default: all).
 
-    Returns the folder that holds the pack; and, for the manifest, the same as `root`, relative if it is in `target`,
-        and the checksums of the `files` that were unpacked.
-    Raises: ValueError naming the file that cannot be had, or is not what the table says.
+    Returns: the root folder of the pack; and, for the manifest, this folder as `root`, relative if it is in `target`,
+        and the checksums of the unpacked `files`.
+    Raises: ValueError naming a file that is missing, cannot be fetched or differs from the table.
     """
     pack = read_pack(name)
     files = {file: pack.files[file] for file in parts or pack.files}
@@ -129,7 +129,7 @@ def bring(
     if pack.notice:
         logger.warning("%s: %s", name, pack.notice)
     if path is None:
-        from bbnet.data.fetch import fetch_files  # late: what only reads packs need not import requests
+        from bbnet.data.fetch import fetch_files  # imported here so that reading packs does not import requests
 
         check_space(target, _space_needed(files, downloads), f"downloading and unpacking {name}")
         digests = fetch_files([file.source(key) for key, file in files.items()], downloads)
@@ -138,40 +138,40 @@ def bring(
         here = Path(path).expanduser().absolute()
         archives = _local_archives(here, files, holding)
         if not archives:
-            root = _inside(here, holding)
+            root = _root_of(here, holding)
             return root, {"root": str(root)}
         digests = {archive.name: _digest(archive, pack, downloads) for archive in archives}
     check_space(target, sum(archive.stat().st_size for archive in archives), f"unpacking {name}")
     for archive, file in archives.items():
         folder = target / file.into
         on_trust = path is None and not file.has_checksum
-        _place(archive, folder, on_trust)
+        _unpack_or_link(archive, folder, on_trust)
         if on_trust:
             trust(archive.name, digests[archive.name], downloads)
-        _lift(folder, file.into)
-    root = _inside(target, holding)
+        _remove_outer_folder(folder, file.into)
+    root = _root_of(target, holding)
     return root, {"root": str(root.relative_to(target)), "files": digests}
 
 
 def _space_needed(files: Mapping[str, PublishedFile], downloads: Path) -> int:
-    """Bytes of what is not downloaded yet, and again of all that will be unpacked, as far as sizes are known."""
+    """Returns the bytes still to be downloaded plus the size of all archives to be unpacked, where sizes are known."""
     sizes = {name: file.size or 0 for name, file in files.items()}
     missing = sum(size - bytes_there(name, downloads) for name, size in sizes.items())
     return max(0, missing) + sum(size for name, size in sizes.items() if name.lower().endswith(SUFFIXES))
 
 
-def _inside(folder: Path, holding: Collection[str]) -> Path:
-    """`folder`, or the only one in it where it has nothing of `holding`."""
+def _root_of(folder: Path, holding: Collection[str]) -> Path:
+    """Returns `folder`, or its only subfolder if `folder` contains nothing that matches `holding`."""
     folders = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
     if len(folders) == 1 and not any(any(folder.glob(name)) for name in holding):
         return folders[0]
     return folder
 
 
-def _lift(folder: Path, name: str) -> None:
-    """Archives of `name` may hold a folder of that name around everything."""
+def _remove_outer_folder(folder: Path, name: str) -> None:
+    """Moves the content of the subfolder `name` up to `folder` if the archive had this folder around everything."""
     outer = folder / name
-    if name and _inside(folder, ()) == outer and not any((folder / entry.name).exists() for entry in outer.iterdir()):
+    if name and _root_of(folder, ()) == outer and not any((folder / entry.name).exists() for entry in outer.iterdir()):
         for entry in outer.iterdir():
             os.rename(entry, folder / entry.name)
         outer.rmdir()
@@ -180,25 +180,25 @@ def _lift(folder: Path, name: str) -> None:
 def _local_archives(
     home: Path, files: Mapping[str, PublishedFile], holding: Collection[str]
 ) -> dict[Path, PublishedFile]:
-    """The archive `home`, or all the pack's files in the folder `home`; none where this holds the unpacked pack."""
+    """Returns the archive `home`, or the files of the pack in the folder `home`; none if the pack is unpacked there."""
     if home.is_file():
         if not home.name.lower().endswith(SUFFIXES):
             raise ValueError(f"{home}: is neither a folder nor an archive; allowed are {', '.join(SUFFIXES)}")
         return {home: files.get(home.name, PublishedFile(urls=[home.as_uri()]))}
     if not home.is_dir():
         raise ValueError(f"{home}: there is no such folder or archive")
-    unpacked = any(any(_inside(home, holding).glob(name)) for name in holding)
+    unpacked = any(any(_root_of(home, holding).glob(name)) for name in holding)
     inside = {home / key: file for key, file in files.items() if (home / key).is_file()}
     if unpacked or not inside:
         return {}
     missing = sorted(set(files) - {archive.name for archive in inside})
     if missing:
-        raise ValueError(f"{home}: lacks {', '.join(missing)}, beside {', '.join(path.name for path in inside)}")
+        raise ValueError(f"{home}: lacks {', '.join(missing)}; it has only {', '.join(path.name for path in inside)}")
     return inside
 
 
 def _digest(archive: Path, pack: Pack, downloads: Path) -> str:
-    """`algorithm:digits` of a local archive; one named like a file of the pack must be that file."""
+    """Returns the checksum of a local archive as `algorithm:digits`; checks it if a file of the pack has this name."""
     if archive.name in pack.files:
         digest = holds(pack.files[archive.name].source(archive.name), archive)
         if not pack.files[archive.name].has_checksum:
@@ -208,10 +208,10 @@ def _digest(archive: Path, pack: Pack, downloads: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def _place(file: Path, folder: Path, on_trust: bool) -> None:
-    """Unpacks an archive into `folder`; any other file is linked, or copied.
+def _unpack_or_link(file: Path, folder: Path, on_trust: bool) -> None:
+    """Unpacks an archive into `folder`; any other file is hard-linked or, if that fails, copied.
 
-    A download on trust that was not trusted before is removed where it cannot be unpacked.
+    A download without a published checksum that cannot be unpacked is removed, unless it was trusted before.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if file.name.lower().endswith(SUFFIXES):
@@ -220,7 +220,7 @@ def _place(file: Path, folder: Path, on_trust: bool) -> None:
         except ArchiveError as error:
             if on_trust and not isinstance(error, DiskError) and not is_trusted(file.name, file.parent):
                 file.unlink()
-                raise ValueError(f"{error}; it was removed, and is fetched again") from None
+                raise ValueError(f"{error}; it was removed; the next call downloads it again") from None
             raise
         return
     try:
@@ -230,18 +230,18 @@ def _place(file: Path, folder: Path, on_trust: bool) -> None:
 
 
 def refuse_incomplete(folder: Path, found: int, published: int, what: str, missing: Sequence[str] = ()) -> None:
-    """Raises ValueError if `found` is not the number published, naming the first of those known to be `missing`."""
+    """Raises ValueError if `found` is not the `published` number of items, naming the first `missing` ones."""
     if found == published:
         return
     others = f" and {len(missing) - NAMED_IN_ERRORS} more" if len(missing) > NAMED_IN_ERRORS else ""
     named = f": {'; '.join(missing[:NAMED_IN_ERRORS])}{others}" if missing else ""
     raise ValueError(
         f"{folder}: has {found} of the {published} {what} of the published pack{named} "
-        "(data.complete: false takes any pack of this layout)"
+        "(data.complete: false accepts any pack of this layout)"
     )
 
 
 def spread(items: Sequence[Item]) -> list[Item]:
-    """A sample from the first to the last."""
+    """Returns up to 8 items, evenly spaced from the first to the last."""
     last = len(items) - 1
     return [items[place] for place in sorted({last * step // (SAMPLE - 1) for step in range(SAMPLE)})] if items else []

@@ -1,4 +1,4 @@
-"""Processes that end with the one that began them."""
+"""Child processes that end together with their parent, and the number of usable cores."""
 
 import ctypes
 import multiprocessing
@@ -12,10 +12,10 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
-    """This process gets signal `number` when the process that began it ends, however it ends; Linux only.
+    """Makes Linux send signal `number` to this process when its parent ends, for whatever reason.
 
     Args:
-        parent: the process that began it; if that is gone by now, the signal comes at once.
+        parent: process id of the parent; if it has ended already, the signal is sent at once.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     if parent is not None and os.getppid() != parent:
@@ -23,13 +23,13 @@ def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
 
 
 def cores() -> int:
-    """How many this process may use; Snakemake says so in OMP_NUM_THREADS."""
+    """Returns the number of cores this process may use: OMP_NUM_THREADS, set by Snakemake, or else all cores."""
     return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Forks of this process, which end with it, and at once if the block fails."""
+    """Opens a pool of forked workers that are killed if this process ends or the block fails."""
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, fork, end_with_parent, (signal.SIGKILL, os.getpid())) as pool:
         try:

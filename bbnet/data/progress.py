@@ -1,4 +1,4 @@
-"""Progress of long loops: a bar on a terminal, plain lines in a log."""
+"""Progress of long loops: a bar on a terminal, lines in the log otherwise."""
 
 import logging
 import sys
@@ -17,7 +17,7 @@ SECONDS_BETWEEN_LINES = 30
 
 
 def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """Yields `items`, telling how far it is; `total` is their number where they have no length."""
+    """Yields `items` and reports progress; `total` is the number of items if they have no length."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     if sys.stderr.isatty():
@@ -33,7 +33,7 @@ def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterato
 
 @contextmanager
 def count_bytes(what: str, total: int | None) -> Iterator[Advance]:
-    """A function that takes, from any thread, how many bytes are done more, or fewer if it is negative."""
+    """Yields a thread-safe function that adds a number of bytes, possibly negative, to the reported progress."""
     lock = threading.Lock()
     done, began = 0, time.monotonic()
     last = began

@@ -1,4 +1,4 @@
-"""What a fetched file must be, what of it is there, and what was trusted at its first download."""
+"""Description of a file to download, its checksum, and the record of checksums trusted at first download."""
 
 import hashlib
 import logging
@@ -13,13 +13,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """A file to fetch.
+    """A file to download.
 
     Args:
-        urls: tried in order.
-        size: in bytes, where it is known.
-        algorithm: `sha256` or `md5`.
-        digits: of the checksum, all or the first ones; absent: the first download is trusted and recorded.
+        urls: addresses, tried in order.
+        size: size in bytes, if known.
+        algorithm: checksum algorithm, `sha256` or `md5`.
+        digits: all or the first digits of the checksum; if None, the first download is trusted and recorded.
     """
 
     name: str
@@ -37,7 +37,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
 
 
 def holds(source: Source, path: Path) -> str:
-    """The checksum of a file at `path`, as `algorithm:digits`; raises ValueError unless it is that of `source`."""
+    """Returns the checksum of a file as `algorithm:digits`; raises ValueError if it does not match `source`."""
     if source.size is not None and path.stat().st_size != source.size:
         raise ValueError(f"{path}: has {path.stat().st_size} bytes, {source.name} has {source.size}")
     with path.open("rb") as file:
@@ -48,7 +48,7 @@ def holds(source: Source, path: Path) -> str:
 
 
 def demand_trusted(name: str, digest: str, folder: Path) -> None:
-    """Raises ValueError if a file of that name was trusted before with another checksum."""
+    """Raises ValueError if a file of this name was trusted before with a different checksum."""
     record = _record(name, folder)
     if not record.exists():
         return
@@ -58,26 +58,26 @@ def demand_trusted(name: str, digest: str, folder: Path) -> None:
     if f"sha256:{recorded[0]}" != digest:
         raise ValueError(
             f"{name}: its checksum is {digest}, that of the first download was sha256:{recorded[0]}; "
-            f"whoever trusts the new file removes {record} and the old one"
+            f"to trust the new file, remove {record} and the old file"
         )
 
 
 def is_trusted(name: str, folder: Path) -> bool:
-    """Whether a file of that name was trusted before."""
+    """Returns whether the checksum of a file of this name was recorded before."""
     return _record(name, folder).exists()
 
 
 def bytes_there(name: str, folder: Path) -> int:
-    """Of a file of that name, whole or on its way."""
+    """Returns the size of a file or, if it is not complete, of the part downloaded so far."""
     return size_of(folder / name) or size_of(part_of(name, folder))
 
 
 def trust(name: str, digest: str, folder: Path) -> None:
-    """From now on a file of that name without a published checksum must have this one."""
+    """Records the checksum of a file without a published one; later downloads of this name must match it."""
     record = _record(name, folder)
     if record.exists():
         return
-    logger.warning("%s: no checksum is published; trusted now, and from now on: %s (%s)", name, digest, record)
+    logger.warning("%s: no checksum is published; trusted now and required from now on: %s (%s)", name, digest, record)
     with whole_file(record) as partial:
         partial.write_text(f"{digest.removeprefix('sha256:')}  {name}\n")
 
@@ -87,15 +87,15 @@ def _record(name: str, folder: Path) -> Path:
 
 
 def part_of(name: str, folder: Path) -> Path:
-    """Where the bytes of a file gather that is on its way."""
+    """Returns the path of the part file of an incomplete download."""
     return folder / f".{name}.part"
 
 
 def size_of(path: Path) -> int:
-    """In bytes; 0 if there is no file."""
+    """Returns the size in bytes; 0 if there is no file."""
     return path.stat().st_size if path.exists() else 0
 
 
 def shown(size: int) -> str:
-    """Bytes as a person reads them."""
+    """Formats a number of bytes as MB or GB."""
     return f"{size / 1e9:.3g} GB" if size >= 1e8 else f"{size / 1e6:.3g} MB"

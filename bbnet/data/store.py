@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, and arrays that are mapped instead of read."""
+"""Atomic writing of files and folders, locks between processes, and memory-mapped arrays."""
 
 import errno
 import fcntl
@@ -19,25 +19,25 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path`, of the same suffix, renamed to it if the block succeeds, else removed."""
+    """Yields a temporary path beside `path`, which is renamed to `path` if the block succeeds, else removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_behind(path)
     partial = path.with_name(f".{path.stem}.partial-{socket.gethostname()}-{os.getpid()}{path.suffix}")
     try:
         yield partial
         with partial.open("rb+") as file:
-            os.fsync(file)  # else a power cut may leave the name without the content
+            os.fsync(file)  # otherwise a power failure may leave the name without the content
         os.replace(partial, path)
     except OSError as error:
         if error.errno is not None:
-            error.filename = error.filename or str(path)  # which a full disk does not say
+            error.filename = error.filename or str(path)  # the error of a full disk has no file name
         raise
     finally:
         partial.unlink(missing_ok=True)
 
 
 def _remove_left_behind(path: Path) -> None:
-    """What processes of this machine that were killed have left of this file."""
+    """Removes temporary files of `path` left by processes of this machine that no longer exist."""
     stem, host, suffix = map(glob.escape, (path.stem, socket.gethostname(), path.suffix))
     for partial in path.parent.glob(f".{stem}.partial-{host}-[0-9]*{suffix}"):
         process = partial.name.removesuffix(path.suffix).rpartition("-")[2]
@@ -47,10 +47,10 @@ def _remove_left_behind(path: Path) -> None:
 
 @contextmanager
 def alone(lock: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Waits until no other process or thread holds the lock file, which goes free when its holder dies.
+    """Holds an exclusive lock on a file, waiting for other processes and threads; it is released if its holder dies.
 
     Args:
-        check: is called while waiting; what it raises ends the wait.
+        check: called repeatedly while waiting; an exception that it raises ends the wait.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
@@ -62,22 +62,22 @@ def alone(lock: Path, check: Callable[[], None] = lambda: None) -> Iterator[None
                 break
             except BlockingIOError:
                 if not waiting:
-                    logger.info("%s: another process works on this; waiting for it", lock)
+                    logger.info("%s: another process is working on this; waiting for it", lock)
                 waiting = True
                 time.sleep(0.2)
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                     raise
-                logger.warning("%s: this file system has no locks; two calls at once are not kept apart", lock)
+                logger.warning("%s: this file system has no locks; simultaneous calls may interfere", lock)
                 break
         yield
 
 
 @contextmanager
 def whole_folder(path: Path, partial_root: Path, resume: bool = False) -> Iterator[Path]:
-    """An empty folder below `partial_root`, renamed to `path` (which it replaces) if the block succeeds.
+    """Yields an empty folder below `partial_root`, which replaces `path` if the block succeeds, else is removed.
 
-    With `resume` it stays if the block fails, and the next call finds in it what the last one left.
+    With `resume`, the folder is kept if the block fails, and the next call continues with its content.
     """
     partial = partial_root / path.name
     if not resume:
@@ -94,7 +94,7 @@ def whole_folder(path: Path, partial_root: Path, resume: bool = False) -> Iterat
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype | type) -> np.memmap:
-    """A new .npy file of that shape, to be filled in place."""
+    """Creates a memory-mapped .npy file to be filled in place."""
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
@@ -102,9 +102,9 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype | type) -> 
 def appended_array(
     path: Path, shape: tuple[int, ...], dtype: np.dtype | type
 ) -> Iterator[Callable[[np.ndarray], None]]:
-    """A function that takes the rows of a new .npy file of that shape, part by part, and keeps none in memory.
+    """Yields a function that appends rows to a new .npy file of this shape, without keeping them in memory.
 
-    Raises: ValueError if they are not as many as `shape` says.
+    Raises: ValueError if the number of rows differs from `shape`.
     """
     written = 0
     with path.open("wb") as file:
@@ -118,9 +118,9 @@ def appended_array(
 
         yield append
     if written != shape[0]:
-        raise ValueError(f"{path}: {written} rows were written, {shape[0]} were announced")
+        raise ValueError(f"{path}: {written} rows were written, {shape[0]} were expected")
 
 
 def open_array(path: Path) -> np.memmap:
-    """A .npy file mapped copy-on-write: torch takes it without a copy, and nothing reaches the disk."""
+    """Opens a .npy file memory-mapped copy-on-write: torch uses it without a copy, and the file never changes."""
     return np.load(path, mmap_mode="c")

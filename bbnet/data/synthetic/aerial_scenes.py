@@ -1,7 +1,7 @@
-"""Aerial scenes photographed at two dates, between which buildings appear, in LEVIR-CD's own layout.
+"""Synthetic aerial scenes at two dates, between which buildings appear, in LEVIR-CD's layout.
 
 Lengths are in pixels, positions are (x, y) on a canvas that is `MARGIN` wider than the scene on every side, so that
-shadows and buildings reach in from outside and a misregistered picture has no empty border.
+shadows and buildings can extend into the scene and a misregistered picture has no empty border.
 """
 
 import zlib
@@ -50,7 +50,7 @@ CARS = np.array([[225, 225, 225], [45, 45, 50], [165, 45, 40], [60, 80, 140]], d
 
 @dataclass(frozen=True, eq=False)
 class Rectangle:
-    """A rotated rectangle; `along` is the unit vector of its length."""
+    """A rotated rectangle; `along` is the unit vector in the direction of its length."""
 
     centre: ndarray
     along: ndarray
@@ -62,7 +62,7 @@ class Rectangle:
         return _quarter_turn(self.along)
 
     def corners(self, low: float = -1.0, high: float = 1.0) -> ndarray:
-        """[4, 2]: the part of the rectangle between the half widths `low` and `high`."""
+        """Returns corners [4, 2] of the part between `low` and `high` across, in half widths."""
         lengthwise = np.array([[-0.5], [0.5], [0.5], [-0.5]]) * self.length * self.along
         crosswise = np.array([[low], [low], [high], [high]]) * (self.width / 2) * self.across
         return self.centre + lengthwise + crosswise
@@ -71,7 +71,7 @@ class Rectangle:
         return Rectangle(self.centre, self.along, self.length + 2 * by, self.width + 2 * by)
 
     def pixels(self) -> ndarray:
-        """int [n, 2]: the pixels under a regular sampling, at most one pixel apart."""
+        """Returns int [n, 2]: the pixels under sample points that are at most one pixel apart."""
         lengths, widths = int(np.ceil(self.length)), int(np.ceil(self.width))
         u = (np.arange(lengths) + 0.5) * (self.length / lengths) - self.length / 2
         v = (np.arange(widths) + 0.5) * (self.width / widths) - self.width / 2
@@ -90,7 +90,7 @@ class Building:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """Bare soil or pavement: flat, so without a shadow."""
+    """An area of bare soil or pavement, which casts no shadow."""
 
     area: Rectangle
     colour: ndarray
@@ -99,7 +99,7 @@ class Patch:
 
 @dataclass(frozen=True, eq=False)
 class Terrain:
-    """What does not move: parcels, roads and relief; arrays are [side, side], field tables [fields, ...]."""
+    """Parcels, roads and texture, equal at both dates; maps are [side, side], `kind` and `tone` [fields, ...]."""
 
     side: int
     along: ndarray
@@ -121,7 +121,7 @@ class Trees:
 
 @dataclass(frozen=True, eq=False)
 class Date:
-    """The conditions of one photograph; `shadow` is the displacement of the shadow of a thing of height 1."""
+    """The conditions of one photograph; `shadow` is the displacement of a shadow per unit of height."""
 
     shadow: ndarray
     vigour: float
@@ -146,11 +146,11 @@ class Scene:
 
 
 def write_scene_pairs(target: Path, *, seed: int, size: int, pairs: Mapping[str, int], unchanged: float) -> None:
-    """Write `target/{split}/{A,B,label}/{split}_{i}.png`, i from 1, as LEVIR-CD names its files.
+    """Writes `target/{split}/{A,B,label}/{split}_{i}.png`, i from 1, as LEVIR-CD names its files.
 
-    `size` is the side of a picture in pixels, `pairs` the number of pairs per split, `unchanged` the share of the pairs
-    of every split whose label is empty. A and B are RGB, a label is "L" with 0 and 255. A file's bytes depend on
-    nothing but `seed`, `size`, `unchanged`, the split's name and number of pairs, and `i`.
+    `size` is the side of a picture in pixels, `pairs` the number of pairs per split, `unchanged` the share of pairs of
+    every split whose label is empty. A and B are RGB, a label is "L" with 0 and 255. The bytes of a file depend only on
+    `seed`, `size`, `unchanged`, the name and number of pairs of the split, and `i`.
     """
     for split, count in pairs.items():
         without_change = _pairs_without_change(seed, split, count, unchanged)
@@ -163,13 +163,13 @@ def write_scene_pairs(target: Path, *, seed: int, size: int, pairs: Mapping[str,
 
 
 def scene_pair(size: int, rng: np.random.Generator, changed: bool) -> tuple[ndarray, ndarray, ndarray]:
-    """One place at two dates: A and B, uint8 [size, size, 3], and the label, uint8 [size, size] of 0 and 255.
+    """Renders a scene at two dates: A and B, uint8 [size, size, 3], and the label, uint8 [size, size] of 0 and 255.
 
-    The label marks the footprints of the buildings that stand at one date only, in the frame of A. Buildings keep
-    their size in pixels, up to a moderate growth: a larger picture shows more of them, not the same ones enlarged.
+    The label marks the footprints of buildings that stand at only one date, in the frame of A. The size of buildings
+    in pixels grows only moderately with that of the picture: a larger picture shows more buildings.
     """
     scene = _scene(size, rng, changed)
-    while changed and not _label(scene).any():  # a very small scene may have had no room for a building
+    while changed and not _label(scene).any():  # a building may not fit into a very small scene
         scene = _scene(size, rng, changed)
     first = _date(rng, shift=np.zeros(2))
     second = _date(rng, shift=rng.uniform(-0.9, 0.9, 2))
@@ -189,7 +189,7 @@ def _pairs_without_change(seed: int, split: str, count: int, share: float) -> se
     return set((chosen + 1).tolist())
 
 
-# ---- the place
+# ---- scene
 
 
 def _scene(size: int, rng: np.random.Generator, changed: bool) -> Scene:
@@ -225,12 +225,12 @@ def _terrain(side: int, rng: np.random.Generator) -> Terrain:
 
 
 def _cuts(reach: float, rng: np.random.Generator) -> ndarray:
-    """Parcel borders from about -reach to reach."""
+    """Draws parcel borders from about -reach to reach."""
     return rng.uniform(-20, 0) - reach + np.cumsum(rng.uniform(20, 52, int(reach / 18)))
 
 
 def _roads(u: ndarray, v: ndarray, edges: ndarray, rng: np.random.Generator) -> ndarray:
-    """Roads run along some of the parcel borders, and now and then across them."""
+    """Returns the road cover: roads along some of the parcel borders, and occasionally across them."""
     lines = [v - edge for edge in edges if abs(edge) < v.max() and rng.random() < 0.35]
     lines += [u - rng.uniform(u.min(), u.max()) for _ in range(rng.binomial(len(edges), 0.12))]
     cover = np.zeros_like(u)
@@ -269,9 +269,9 @@ def _buildings(size: int, terrain: Terrain, taken: ndarray, rng: np.random.Gener
 def _settle(
     size: int, terrain: Terrain, taken: ndarray, share: float, growth: float, rng: np.random.Generator
 ) -> Iterator[tuple[tuple[Rectangle, ...], int]]:
-    """Footprints clear of all that is `taken`, which they take too, until they cover `share` of the scene.
+    """Yields footprints on free ground, each with its area in the scene in pixels, until they cover `share` of it.
 
-    With each comes its area within the scene, in pixels.
+    Marks the ground of each footprint in `taken`.
     """
     wanted = share * size**2
     for centre in rng.uniform(0, terrain.side, (int(wanted / 6), 2)):
@@ -290,7 +290,7 @@ def _settle(
 
 
 def _is_surely_taken(centre: ndarray, taken: ndarray) -> bool:
-    """A quick answer before the exact one: looks at a square within the smallest footprint, however that is turned."""
+    """Checks quickly, before the exact test, whether any pixel of a square inside every possible footprint is taken."""
     x, y = centre.astype(int).tolist()
     return bool(taken[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4].any())
 
@@ -335,7 +335,7 @@ def _building(
 
 
 def _building_sites(buildings: list[Building], rng: np.random.Generator) -> list[Patch]:
-    """Bare ground around some of the new buildings, at times cleared before they are built."""
+    """Returns bare ground around some of the new buildings, part of it already present at the first date."""
     new = [building for building in buildings if building.stands == (False, True)]
     return [
         Patch(building.wings[0].grown(rng.uniform(1, 5)), _lot_colour(rng), (bool(rng.random() < 0.5), True))
@@ -345,7 +345,7 @@ def _building_sites(buildings: list[Building], rng: np.random.Generator) -> list
 
 
 def _patches(size: int, terrain: Terrain, taken: ndarray, rng: np.random.Generator) -> list[Patch]:
-    """Lots that look like footprints but are none, and may come or go."""
+    """Returns lots with the shape of footprints; they may appear or disappear, but are no buildings."""
     growth = (size / REFERENCE_SIZE) ** 0.25
     comings_and_goings = [(False, True), (True, False), (True, True)]
     return [
@@ -359,7 +359,7 @@ def _lot_colour(rng: np.random.Generator) -> ndarray:
 
 
 def _trees(terrain: Terrain, rng: np.random.Generator) -> Trees:
-    """Groves, and single trees as groves of one."""
+    """Draws groves of trees; a single tree is a grove of one."""
     groves = rng.poisson((terrain.side / 28) ** 2)
     members = rng.geometric(0.35, groves)
     spread = rng.normal(0, 4.5, (members.sum(), 2))
@@ -371,7 +371,7 @@ def _trees(terrain: Terrain, rng: np.random.Generator) -> Trees:
     return Trees(centre[off_road], radius[off_road], rng.random(count) < 0.3, rng.normal(1.0, 0.1, (count, 1)))
 
 
-# ---- what is seen of it at one date
+# ---- rendering of one date
 
 
 def _date(rng: np.random.Generator, shift: ndarray) -> Date:
@@ -390,7 +390,7 @@ def _date(rng: np.random.Generator, shift: ndarray) -> Date:
 
 
 def _view(scene: Scene, date: Date, when: int, rng: np.random.Generator) -> ndarray:
-    """float [side, side, 3]: the scene in its true colours, 0 to 255, with the shadows of the date."""
+    """Returns float [side, side, 3]: the scene in its true colours, 0 to 255, with the shadows of the date."""
     terrain = scene.terrain
     buildings = [building for building in scene.buildings if building.stands[when]]
     trees = _standing_trees(scene.trees, buildings, terrain.side, rng)
@@ -418,7 +418,7 @@ def _ground(terrain: Terrain, date: Date, rng: np.random.Generator) -> ndarray:
 
 
 def _standing_trees(trees: Trees, buildings: list[Building], side: int, rng: np.random.Generator) -> Trees:
-    """Trees give way to buildings, and a few come or go by themselves."""
+    """Returns the trees outside buildings, without a random few that are missing at this date."""
     built = _footprints(buildings, side, grown=LARGEST_CROWN + 1) > 0
     x, y = np.floor(trees.centre).astype(int).clip(0, side - 1).T
     stay = ~built[y, x] & (rng.random(len(trees.radius)) > 0.1)
@@ -433,7 +433,7 @@ def _lots(patches: list[Patch], side: int) -> Image.Image:
 
 
 def _shadows(buildings: list[Building], trees: Trees, date: Date, side: int) -> ndarray:
-    """float [side, side]: how much of every pixel lies in shadow."""
+    """Returns float [side, side]: the share of each pixel that lies in shadow."""
     canvas, draw = _canvas("L", side)
     for building in buildings:
         for wing in building.wings:
@@ -446,7 +446,7 @@ def _shadows(buildings: list[Building], trees: Trees, date: Date, side: int) -> 
 
 
 def _swept(corners: ndarray, reach: ndarray) -> list[ndarray]:
-    """Polygons whose union is all that `corners` cover on their way along `reach`."""
+    """Returns polygons whose union is the area swept by moving `corners` along `reach`."""
     following = np.roll(corners, -1, axis=0)
     return [corners + reach, *np.stack([corners, following, following + reach, corners + reach], axis=1)]
 
@@ -485,7 +485,7 @@ def _draw_gable(draw: ImageDraw.ImageDraw, wing: Rectangle, colour: ndarray, dat
 
 
 def _photograph(view: ndarray, date: Date, rng: np.random.Generator) -> ndarray:
-    """uint8 [size, size, 3]: the view as the sensor of that date records it."""
+    """Returns uint8 [size, size, 3]: the view as the sensor records it at this date."""
     seen = view
     for axis in (0, 1):
         seen = ndimage.correlate1d(seen, _displaced_blur(date.blur, date.shift[1 - axis]), axis=axis)
@@ -494,7 +494,7 @@ def _photograph(view: ndarray, date: Date, rng: np.random.Generator) -> ndarray:
 
 
 def _displaced_blur(deviation: float, by: float) -> ndarray:
-    """[7]: one axis of a Gaussian point spread that also moves the picture by `by` pixels."""
+    """Returns [7]: one axis of a Gaussian point spread function that also shifts the picture by `by` pixels."""
     weights = np.exp(-((np.arange(-3, 4) + by) ** 2) / (2 * deviation**2))
     return weights / weights.sum()
 
@@ -505,11 +505,11 @@ def _label(scene: Scene) -> ndarray:
     return np.where(cover[MARGIN:-MARGIN, MARGIN:-MARGIN] >= 0.5, 255, 0).astype(np.uint8)
 
 
-# ---- drawing, finer than the pixels
+# ---- oversampled drawing
 
 
 def _canvas(mode: str, side: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """0 is empty in every band. The last band of "RGBX" is the cover, by which a reduced colour is already weighted."""
+    """Creates an empty (0) canvas. The last band of "RGBX" is the cover, which already weights the reduced colours."""
     canvas = Image.new(mode, (side * OVERSAMPLING, side * OVERSAMPLING))
     return canvas, ImageDraw.Draw(canvas)
 
@@ -529,7 +529,7 @@ def _disc(draw: ImageDraw.ImageDraw, centre: ndarray, radius: float, fill: int |
 
 
 def _footprints(buildings: list[Building], side: int, grown: float = 0.0) -> ndarray:
-    """float [side, side]: how much of every pixel the buildings cover, after growing them by `grown`."""
+    """Returns float [side, side]: the share of each pixel covered by buildings grown by `grown` pixels on each side."""
     canvas, draw = _canvas("L", side)
     for building in buildings:
         for wing in building.wings:

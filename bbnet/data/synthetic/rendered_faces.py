@@ -1,6 +1,6 @@
-"""Rendered faces in the face pack's layout: an identity is a set of parameters, an image what a camera makes of it.
+"""Synthetic faces in the face pack's layout, rendered from the parameters of an identity and of a single shot.
 
-Positions are (x, y) with the face's centre at (0, 0), x to the right, y down, and the picture's edges at -1 and 1.
+Positions are (x, y): the centre of the face is at (0, 0), x points right, y down, image edges are at -1 and 1.
 """
 
 import csv
@@ -36,7 +36,7 @@ BEARDS = ("none", "none", "none", "moustache", "full")
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """What all images of a person share; lengths as positions."""
+    """Parameters shared by all images of a person; lengths are in units of positions."""
 
     skin: ndarray
     hair: ndarray
@@ -68,7 +68,7 @@ class Identity:
 
 @dataclass(frozen=True, eq=False)
 class Shot:
-    """What one image adds: pose, expression, light, what stands in the way, and the camera."""
+    """Parameters of a single image: pose, expression, background, light, occlusion and camera."""
 
     yaw: float
     pitch: float
@@ -105,17 +105,17 @@ def write_face_pack(
     probes: int,
     strangers: int,
 ) -> None:
-    """Write `classification/{train,dev,test}/{identity}/*.jpg` and `verification/` with `known/{identity}/*.jpg`,
+    """Writes `classification/{train,dev,test}/{identity}/*.jpg` and `verification/` with `known/{identity}/*.jpg`,
     `unknown_{dev,test}/*.jpg` and `verification_{dev,test}.csv` (file, label), in `target`.
 
-    The training images of the identities follow a Zipf law. Those of `verification` occur nowhere in training,
-    strangers (label n000000) nowhere else. Equal arguments give equal files.
+    The number of training images per identity follows a Zipf law. People in `verification` do not occur in
+    `classification`, and strangers (label n000000) are not in the gallery. Equal arguments give equal files.
 
     Args:
         size: height and width of an image in pixels.
-        identities: people to classify, with `train` images together, `val` and `test` each.
-        gallery: people known to verification, with `gallery_images` each in the gallery and `probes` in each set.
-        strangers: people of whom either set has one image.
+        identities: number of people to classify, with `train` images in total, and `val` and `test` images each.
+        gallery: number of people in the gallery, with `gallery_images` each, and `probes` in each of dev and test.
+        strangers: number of people outside the gallery in each of dev and test, with one image each.
     Raises: ValueError if there are fewer than two training images per identity.
     """
     counts = training_counts(identities, train, zipf)
@@ -123,12 +123,12 @@ def write_face_pack(
     shots = []
     for count, (name, who, camera) in zip(counts, people, strict=False):
         for folder, images in (("train", count), ("dev", val), ("test", test)):
-            home = target / "classification" / folder / name
-            shots += [(home / f"{number:04d}.jpg", who, camera) for number in range(1, images + 1)]
+            directory = target / "classification" / folder / name
+            shots += [(directory / f"{number:04d}.jpg", who, camera) for number in range(1, images + 1)]
     labels: dict[str, list[tuple[str, Identity, np.random.Generator]]] = {"dev": [], "test": []}
     for _, (name, who, camera) in zip(range(gallery), people, strict=False):
-        home = target / "verification" / "known" / name
-        shots += [(home / f"{number:04d}.jpg", who, camera) for number in range(1, gallery_images + 1)]
+        directory = target / "verification" / "known" / name
+        shots += [(directory / f"{number:04d}.jpg", who, camera) for number in range(1, gallery_images + 1)]
         for rows in labels.values():
             rows += [(name, who, camera)] * probes
     for rows in labels.values():
@@ -137,8 +137,8 @@ def write_face_pack(
     for number, (part, rows) in enumerate(labels.items()):
         order = np.random.default_rng((seed, PROBE_ORDER, number)).permutation(len(rows))
         files = [f"{place:06d}.jpg" for place in range(len(rows))]
-        home = target / "verification" / f"unknown_{part}"
-        shots += [(home / file, *rows[row][1:]) for file, row in zip(files, order, strict=True)]
+        directory = target / "verification" / f"unknown_{part}"
+        shots += [(directory / file, *rows[row][1:]) for file, row in zip(files, order, strict=True)]
         tables[part] = [(file, rows[row][0]) for file, row in zip(files, order, strict=True)]
     for folder in (
         "classification/train",
@@ -156,7 +156,7 @@ def write_face_pack(
 
 
 def training_counts(identities: int, images: int, zipf: float) -> list[int]:
-    """How many of the images each identity has, 2 or more: 2 + shares of the rest as rank^-zipf."""
+    """Returns the number of images of each identity: 2, plus a share of the rest proportional to rank^-zipf."""
     rest = images - 2 * identities
     if rest < 0:
         raise ValueError(f"data.train {images} is below two images for each of {identities} identities")
@@ -166,7 +166,7 @@ def training_counts(identities: int, images: int, zipf: float) -> list[int]:
 
 
 def _people(seed: int) -> Iterator[tuple[str, Identity, np.random.Generator]]:
-    """Names, identities, and the generator of each one's images."""
+    """Yields the name, identity and random generator of each person."""
     for number in range(1, LARGEST_NAME + 1):
         who = _draw_identity(np.random.default_rng((seed, IDENTITIES, number)))
         yield f"n{number:06d}", who, np.random.default_rng((seed, IMAGES, number))
@@ -236,7 +236,7 @@ def _take_shot(rng: np.random.Generator) -> Shot:
 
 
 def render(who: Identity, shot: Shot, size: int, rng: np.random.Generator) -> Image.Image:
-    """An RGB image of `size` x `size` pixels; `rng` draws the camera's noise."""
+    """Renders an RGB image of `size` x `size` pixels; `rng` draws the sensor noise."""
     canvas = _Canvas(size * OVERSAMPLING, shot)
     _draw_back(canvas, who)
     _draw_head(canvas, who)
@@ -252,7 +252,7 @@ def render(who: Identity, shot: Shot, size: int, rng: np.random.Generator) -> Im
 
 
 class _Canvas:
-    """Draws face positions as the pose shows them."""
+    """Draws shapes given in face positions, transformed by the pose."""
 
     def __init__(self, side: int, shot: Shot) -> None:
         across = np.linspace(-1, 1, side)
@@ -266,7 +266,7 @@ class _Canvas:
         self.shot = shot
 
     def fill(self, points: ndarray, colour: ndarray, depth: float = 0.0) -> None:
-        """A polygon [n, 2]; what stands out by `depth` moves more when the head turns."""
+        """Fills a polygon [n, 2]; the larger its `depth`, the more it moves when the head turns."""
         self.draw.polygon(self._seen(points, depth), fill=tuple(int(value) for value in colour))
 
     def line(self, points: ndarray, colour: ndarray, width: float, depth: float = 0.0) -> None:
@@ -283,7 +283,7 @@ class _Canvas:
 
 
 def _ellipse(x: float, y: float, half_width: float, half_height: float, squareness: float = 2.0) -> ndarray:
-    """[32, 2]: a superellipse."""
+    """Returns a superellipse as a polygon [32, 2]."""
     cos, sin = np.cos(ANGLES), np.sin(ANGLES)
     power = 2 / squareness
     rounded = np.stack([np.sign(cos) * np.abs(cos) ** power, np.sign(sin) * np.abs(sin) ** power], axis=1)
@@ -291,14 +291,14 @@ def _ellipse(x: float, y: float, half_width: float, half_height: float, squarene
 
 
 def _outline(who: Identity, grow: float = 0.0) -> ndarray:
-    """The head's outline, narrower at the jaw."""
+    """Returns the outline of the head, which narrows towards the jaw."""
     points = _ellipse(0, 0, who.half_width + grow, who.half_height + grow, who.squareness)
     lower = np.clip(points[:, 1] / who.half_height, 0, None)
     return points * np.stack([1 - who.taper * lower**2, np.ones(len(points))], axis=1)
 
 
 def _draw_back(canvas: _Canvas, who: Identity) -> None:
-    """Hair behind the head, neck and shoulders."""
+    """Draws the hair behind the head, neck, shoulders and ears."""
     width, height = who.half_width, who.half_height
     if who.style in ("long", "bob"):
         bottom = 1.1 if who.style == "long" else 0.45
@@ -361,7 +361,7 @@ def _draw_mouth(canvas: _Canvas, who: Identity, shot: Shot) -> None:
 
 
 def _draw_front(canvas: _Canvas, who: Identity) -> None:
-    """Fringe and glasses."""
+    """Draws fringe and glasses."""
     if who.style in ("fringe", "bob"):
         top, bottom = -0.8 * who.half_height, who.eye_height - 0.75 * who.brow_gap
         reach = 0.86 * who.half_width
@@ -378,7 +378,7 @@ def _draw_front(canvas: _Canvas, who: Identity) -> None:
 
 
 def _expose(picture: ndarray, shot: Shot, rng: np.random.Generator) -> Image.Image:
-    """Light from a side, exposure, tint and noise, on [size, size, 3] of 0 to 255."""
+    """Applies directional light, exposure, tint and noise to a picture [size, size, 3] of 0 to 255."""
     across = np.linspace(-1, 1, len(picture))
     light = 1 + shot.light[0] * across + shot.light[1] * across[:, None]
     exposed = 255 * (np.clip(picture * light[..., None] * shot.gain * shot.tint, 0, 255) / 255) ** shot.gamma

@@ -1,4 +1,4 @@
-"""A spoken corpus in LibriSpeech's layout: English words under a Zipf law, spoken by espeak-ng, with noise.
+"""Synthetic speech corpus in LibriSpeech's layout: English words under a Zipf law, spoken by espeak-ng, with noise.
 
 The speech comes from the espeakng-loader wheel, so no system package is needed. Equal parameters give equal files.
 """
@@ -26,7 +26,7 @@ LOUDNESS_DB = (-6.0, 0.0)
 UTTERANCES_PER_CHAPTER = 25
 FIRST_SPEAKER, FIRST_CHAPTER = 1001, 200_001
 
-# By falling frequency in everyday English, so that the Zipf law gives the short words what is theirs.
+# In order of falling frequency in everyday English, so that the Zipf law makes common, short words the most frequent.
 WORDS = """
     the and that have with this from they say her she will one all would there their what out about
     who get which when make can like time just him know take people into year your good some could them see
@@ -55,9 +55,9 @@ class Section:
     """One split of the corpus.
 
     Args:
-        utterances, speakers: how many; the speakers of a split speak in no other.
+        utterances, speakers: number of each; no speaker occurs in two splits.
         noise_db: range of the signal-to-noise ratio in dB.
-        unseen: share of the words that are drawn from those that training never has.
+        unseen: share of words drawn from those that do not occur in training.
     """
 
     utterances: int
@@ -68,7 +68,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Speaker:
-    """`name` and the settings of the synthesiser."""
+    """A speaker's name and the voice settings of the synthesiser."""
 
     name: str
     voice: str
@@ -89,14 +89,14 @@ def write_spoken_words(
     """Writes `{split}/{speaker}/{chapter}/{speaker}-{chapter}-{number}.flac` and the chapters' `.trans.txt`.
 
     Args:
-        sections: by split.
-        words: size of the training lexicon; the word of rank r is drawn with a probability proportional to r^-zipf.
-        unseen_words: how many further words there are, in the splits with a share `unseen` alone.
-        words_per_utterance: smallest and largest number, drawn evenly.
-    Raises: ValueError if the lexicon or the voices do not suffice.
+        sections: contents of each split, by name.
+        words: size of the training lexicon; the word of rank r is drawn with probability proportional to r^-zipf.
+        unseen_words: number of further words, which occur only in splits with a share `unseen`.
+        words_per_utterance: smallest and largest number of words; drawn uniformly.
+    Raises: ValueError if there are not enough words in the lexicon or not enough voices.
     """
     if words + unseen_words > len(LEXICON):
-        raise ValueError(f"words {words} and unseen_words {unseen_words}: the lexicon has {len(LEXICON)} words")
+        raise ValueError(f"words {words} and unseen_words {unseen_words}: the lexicon has only {len(LEXICON)} words")
     speakers = _speakers(seed, {split: section.speakers for split, section in sections.items()})
     probabilities = np.arange(1, words + 1) ** -zipf
     probabilities /= probabilities.sum()
@@ -128,11 +128,11 @@ def write_spoken_words(
 
 
 def _speakers(seed: int, counts: Mapping[str, int]) -> dict[str, list[Speaker]]:
-    """Disjoint speakers of each split: no two have the same voice."""
+    """Draws the speakers of each split; every speaker has a different voice."""
     draw = np.random.default_rng([seed, 10**6])
     voices = [f"gmw/{language}+{variant}" for language in LANGUAGES for variant in VARIANTS]
     if sum(counts.values()) > len(voices):
-        raise ValueError(f"{sum(counts.values())} speakers asked for, there are {len(voices)} voices")
+        raise ValueError(f"{sum(counts.values())} speakers requested, but there are only {len(voices)} voices")
     order = iter(draw.permutation(len(voices)))
     made: dict[str, list[Speaker]] = {}
     name = FIRST_SPEAKER
@@ -148,7 +148,7 @@ def _speakers(seed: int, counts: Mapping[str, int]) -> dict[str, list[Speaker]]:
 
 
 def _record(wave: np.ndarray, noise_db: tuple[float, float], draw: np.random.Generator) -> np.ndarray:
-    """The wave at some loudness, with noise whose power falls with frequency, float [samples] in [-1, 1]."""
+    """Returns the wave at a random loudness, with noise of falling spectrum, as float [samples] in [-1, 1]."""
     spectrum = np.fft.rfft(draw.standard_normal(len(wave)))
     spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)) / len(spectrum), 0.02))
     noise = np.fft.irfft(spectrum, len(wave))
@@ -159,20 +159,20 @@ def _record(wave: np.ndarray, noise_db: tuple[float, float], draw: np.random.Gen
 
 
 class Synthesiser:
-    """espeak-ng, in this process, without sound hardware."""
+    """Runs espeak-ng in this process, without sound hardware."""
 
     _RETRIEVAL_SYNCHRONOUS = 2
     _RATE, _PITCH = 1, 3
     _CHARACTERS, _UTF8 = 1, 1
 
     def __init__(self, seed: int) -> None:
-        # The library keeps the state of voice and noise in static variables for good; a copy of it has its own.
+        # The library keeps voice and noise state in static variables, so each instance loads its own copy of the file.
         with tempfile.TemporaryDirectory() as folder:
             self._library = ctypes.CDLL(shutil.copy(espeakng_loader.get_library_path(), folder))
         data = espeakng_loader.get_data_path().encode()
         self._rate = self._library.espeak_Initialize(self._RETRIEVAL_SYNCHRONOUS, 0, data, 0)
         if self._rate <= 0:
-            raise RuntimeError(f"espeak-ng does not start with the data in {data.decode()}")
+            raise RuntimeError(f"espeak-ng cannot be initialised with the data in {data.decode()}")
         divisor = int(np.gcd(SAMPLE_RATE, self._rate))
         self._ratio = (SAMPLE_RATE // divisor, self._rate // divisor)
         self._filter = firwin(20 * max(self._ratio) + 1, 1 / max(self._ratio), window=("kaiser", 5.0))
@@ -180,11 +180,11 @@ class Synthesiser:
         self._blocks: list[np.ndarray] = []
         self._speaker: Speaker | None = None
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        self._callback = kind(self._take)  # kept: the library holds its address alone
+        self._callback = kind(self._take)  # keeps a reference, because the library holds only the address
         self._library.espeak_SetSynthCallback(self._callback)
 
     def speak(self, text: str, speaker: Speaker) -> np.ndarray:
-        """Float64 [samples] in [-1, 1] at 16 kHz."""
+        """Returns the spoken text as float64 [samples] in [-1, 1] at 16 kHz."""
         library = self._library
         if speaker != self._speaker:
             self._speaker = speaker
@@ -198,7 +198,7 @@ class Synthesiser:
             encoded, ctypes.c_size_t(len(encoded) + 1), 0, self._CHARACTERS, 0, self._UTF8, None, None
         )
         if status != 0 or library.espeak_Synchronize() != 0 or not self._blocks:
-            raise RuntimeError(f"espeak-ng did not speak {text!r} (status {status})")
+            raise RuntimeError(f"espeak-ng failed to speak {text!r} (status {status})")
         wave = np.concatenate(self._blocks) / 2**15
         return resample_poly(wave, *self._ratio, window=self._filter)
 
