@@ -1,4 +1,4 @@
-"""What is measured: each task at the size of the default study and of the paper, on data of the embedded packs."""
+"""Benchmark cases: each task at the size of the default study and of the paper, on synthetic data."""
 
 import json
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from bbnet.training.step import resolve_precision
 from bbnet.training.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
-# The paper's models on images and utterances of its size; on a CPU in batches that take seconds.
+# Data with the paper's image size and utterance length. CPU batches are small, so that a step takes seconds.
 PAPER: dict[str, dict[str, Any]] = {
     "asr": {"data": {"pack": "spoken_words", "train": 48, "val": 2, "test": 2, "shortest": 20, "longest": 20}},
     "change": {"data": {"pack": "aerial_scenes", "size": 1024, "train": 4, "val": 1, "test": 1}},
@@ -44,11 +44,11 @@ CPU_BATCHES = {"asr": {"batch_seconds": 12}, "change": {"batch_size": 2}, "face"
 
 @dataclass
 class Case:
-    """A task with data, once they are made.
+    """A task with its settings, and with data once `make` has been called.
 
     Args:
-        steps: how many are timed of each kind of loop.
-        every: one step in so many is a refresh.
+        steps: number of steps to time in each kind of loop.
+        every: number of steps from one refresh to the next.
     """
 
     title: str
@@ -60,7 +60,7 @@ class Case:
     folder: Path
 
     def make(self) -> "Case":
-        """Renders or speaks the data, and prepares them."""
+        """Generates and prepares the data."""
         raw = self.folder / "raw"
         raw.mkdir(parents=True)
         self.prepared.mkdir()
@@ -106,7 +106,7 @@ class Case:
         return choose_slabs(model, self.task.slabs(model, self.settings.slabs, side), Decimal(budget))[0]
 
     def batch(self, trainer: Trainer) -> Batch:
-        """One of middling size."""
+        """Returns the batch of median size."""
         split = trainer.feed.split
         batches = split.batches(self.settings.training, torch.Generator().manual_seed(0))
         return split.batch(sorted(batches, key=len)[len(batches) // 2], self.device)
@@ -122,7 +122,7 @@ def paper_case(name: str, device: torch.device, folder: Path) -> Case:
 
 
 def small_model_case(name: str, device: torch.device, folder: Path) -> Case:
-    """The default study's model on images of the paper's size."""
+    """Returns a case with the default study's model on images of the paper's size."""
     small = read_study("demo", ROOT / "studies").task_settings()[name]
     settings = _paper_settings(name, device, models=small.models, slabs=small.slabs)
     return Case(f"{name}, default model at paper image size", name, settings, 12, 6, device, folder).make()

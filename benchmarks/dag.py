@@ -1,8 +1,8 @@
-"""What Snakemake spends on a study of 2,400 runs before any job, over bare rules of the same shape.
+"""Overhead of Snakemake before any job of a study of 2,400 runs, compared with minimal rules of the same shape.
 
     python benchmarks/dag.py [SEEDS]
 
-The bare rules have the study's wildcards, inputs, outputs and logs, but constants for parameters, and no bbnet.
+The minimal rules have the study's wildcards, inputs, outputs and logs, but constant parameters, and do not use bbnet.
 """
 
 import os
@@ -42,7 +42,7 @@ STUDY = {
 NOTHING_TO_DO = "nothing to do"
 CALLS = {"snakemake -n": ("--dry-run", "--quiet", "all"), NOTHING_TO_DO: ()}
 
-BARE = """
+MINIMAL = """
 SEEDS = range({seeds})
 BUDGETS = {budgets}
 RUNS = [f"dense/b1.00/s{{seed}}" for seed in SEEDS]
@@ -125,15 +125,15 @@ RULES = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one call of Snakemake: seconds by the clock and of the processor, and peak memory."""
+    """Cost of one call of Snakemake: wall time and CPU time in seconds, and peak memory."""
 
     wall: float
-    processor: float
+    cpu: float
     mib: float
 
 
 def write_study(folder: Path, seeds: int) -> None:
-    """The house, with nothing in it but a study of 25 runs per seed."""
+    """Creates a working directory linked to this repository, with one study of 25 runs per seed."""
     for part in PARTS:
         (folder / part).symlink_to(ROOT / part)
     knobs = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"study": "large", "device": "cpu"}
@@ -142,10 +142,10 @@ def write_study(folder: Path, seeds: int) -> None:
     (folder / "studies" / "large.yaml").write_text(yaml.safe_dump({"seeds": list(range(seeds)), **STUDY}))
 
 
-def write_bare(folder: Path, seeds: int) -> None:
-    """The same rules without what they are about."""
+def write_minimal(folder: Path, seeds: int) -> None:
+    """Writes a Snakefile with the minimal rules."""
     sparse = [label for label in STUDY["methods"] if label != "dense"]
-    head = BARE.format(seeds=seeds, budgets=BUDGETS, methods=sparse, shown=list(SIDES))
+    head = MINIMAL.format(seeds=seeds, budgets=BUDGETS, methods=sparse, shown=list(SIDES))
     rules = (
         RULE.format(name=name, inputs=inputs, outputs=outputs, log=log)
         for name, (inputs, outputs, log) in RULES.items()
@@ -154,7 +154,7 @@ def write_bare(folder: Path, seeds: int) -> None:
 
 
 def snakemake(folder: Path, *options: str) -> tuple[Cost, str]:
-    """What a call costs, its own processes included, and what it prints; raises RuntimeError where it fails."""
+    """Calls Snakemake; returns its cost, child processes included, and its output. Raises RuntimeError on failure."""
     command = [sys.executable, "-m", "snakemake", "--cores", "1", *options]
     with tempfile.TemporaryFile("w+") as output:
         began = time.perf_counter()
@@ -171,7 +171,7 @@ def snakemake(folder: Path, *options: str) -> tuple[Cost, str]:
 
 
 def finish(folder: Path) -> int:
-    """Makes every file of the workflow, empty, and Snakemake take them for up to date; returns how many there are."""
+    """Creates every file of the workflow, empty, and marks it as up to date; returns the number of files."""
     _, summary = snakemake(folder, "--summary")
     files = [line.split("\t")[0] for line in summary.splitlines()[1:] if "\t" in line]
     for file in files:
@@ -179,44 +179,44 @@ def finish(folder: Path) -> int:
         (folder / file).touch()
     snakemake(folder, "--touch", "--quiet", "all")
     if "Nothing to be done" not in snakemake(folder, "--dry-run")[1]:
-        raise RuntimeError(f"{folder.name}: something is left to do")
+        raise RuntimeError(f"{folder.name}: there are jobs left to run")
     return len(files)
 
 
 def measure(seeds: int = SEEDS, repeats: int = REPEATS) -> dict[str, dict[str, Cost]]:
-    """Per call, the cheapest of `repeats` of the `study` and of the `bare` rules, in turns."""
+    """Returns, per call, the lowest costs of `repeats` alternating calls of the `study` and of the minimal rules."""
     figures: dict[str, dict[str, Cost]] = {}
     with tempfile.TemporaryDirectory() as parent:
-        folders = {"study": Path(parent, "study"), "bare": Path(parent, "bare")}
+        folders = {"study": Path(parent, "study"), "minimal": Path(parent, "minimal")}
         for folder in folders.values():
             folder.mkdir()
         write_study(folders["study"], seeds)
-        write_bare(folders["bare"], seeds)
+        write_minimal(folders["minimal"], seeds)
         for call, options in CALLS.items():
             if call == NOTHING_TO_DO:
                 files = {name: finish(folder) for name, folder in folders.items()}
                 if len(set(files.values())) != 1:
-                    raise RuntimeError(f"the bare rules have another shape: {files}")
+                    raise RuntimeError(f"the minimal rules have another number of files: {files}")
             taken = [{name: snakemake(folder, *options)[0] for name, folder in folders.items()} for _ in range(repeats)]
             figures[call] = {name: _least([costs[name] for costs in taken]) for name in folders}
     return figures
 
 
 def _least(costs: Sequence[Cost]) -> Cost:
-    return Cost(*(min(getattr(cost, part) for cost in costs) for part in ("wall", "processor", "mib")))
+    return Cost(*(min(getattr(cost, part) for cost in costs) for part in ("wall", "cpu", "mib")))
 
 
 def rows(figures: Mapping[str, Mapping[str, Cost]]) -> list[str]:
-    """A Markdown table: the study over the bare rules, and both."""
+    """Returns the costs as a Markdown table."""
     lines = [
-        "| call | time, of bare | processor, of bare | bare / study, s | bare / study, MiB |",
+        "| call | wall time ratio | CPU time ratio | minimal / study, s | minimal / study, MiB |",
         "|---|---|---|---|---|",
     ]
     for call, costs in figures.items():
-        study, bare = costs["study"], costs["bare"]
+        study, minimal = costs["study"], costs["minimal"]
         lines.append(
-            f"| {call} | {study.wall / bare.wall:.2f} | {study.processor / bare.processor:.2f} "
-            f"| {bare.wall:.1f} / {study.wall:.1f} | {bare.mib:.0f} / {study.mib:.0f} |"
+            f"| {call} | {study.wall / minimal.wall:.2f} | {study.cpu / minimal.cpu:.2f} "
+            f"| {minimal.wall:.1f} / {study.wall:.1f} | {minimal.mib:.0f} / {study.mib:.0f} |"
         )
     return lines
 

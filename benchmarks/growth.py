@@ -1,4 +1,4 @@
-"""Time and memory of an epoch against data and width, each in a process of its own."""
+"""Time and memory of an epoch by amount of data and width of the model, each measured in a separate process."""
 
 import argparse
 import json
@@ -22,16 +22,16 @@ WIDTHS = {"asr": ("width", "hidden"), "change": ("widths",), "face": ("widths",)
 
 
 def growth(device: torch.device) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """By task, `data` and `width`: for each of `FACTORS` the seconds of an epoch, and the peak memory in MiB."""
+    """Returns, by task and `data` or `width`, the seconds and peak memory in MiB of an epoch for each of `FACTORS`."""
     found = {}
     for name in WIDTHS:
         points = {}
         for data in FACTORS:
             with tempfile.TemporaryDirectory() as folder:
-                # Data are made in a process of their own, whose memory is not that of training.
-                _in_a_process("prepare", name, device, folder, data)
+                # Data are generated in another process, whose memory does not count towards that of training.
+                _run_in_process("prepare", name, device, folder, data)
                 for width in FACTORS if data == 1 else (1,):
-                    points[data, width] = json.loads(_in_a_process("train", name, device, folder, data, width))
+                    points[data, width] = json.loads(_run_in_process("train", name, device, folder, data, width))
         found[name] = {
             "data": [points[factor, 1] for factor in FACTORS],
             "width": [points[1, factor] for factor in FACTORS],
@@ -39,7 +39,7 @@ def growth(device: torch.device) -> dict[str, dict[str, list[dict[str, float]]]]
     return found
 
 
-def _in_a_process(work: str, name: str, device: torch.device, folder: str, data: int, width: int = 1) -> str:
+def _run_in_process(work: str, name: str, device: torch.device, folder: str, data: int, width: int = 1) -> str:
     options = {"task": name, "device": device.type, "folder": folder, "data": data, "width": width, "work": work}
     command = [sys.executable, __file__, *(f"--{key}={value}" for key, value in options.items())]
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout

@@ -1,4 +1,4 @@
-"""Training loops side by side: ours, its limit, one that decodes files, and torch's own pruning."""
+"""Timing of training loops: bbnet's, its upper limit, one that decodes files, and one with torch's own pruning."""
 
 import os
 import random
@@ -39,11 +39,11 @@ ALGORITHMS: dict[str, Mapping[str, Any]] = {name: method for name, method in MET
 }
 IN_DEFAULT_STUDY = ("sp_in", "sp_out", "magnitude", "rigl")
 SECONDS = 10
-WORKERS = 2  # as the notebooks have
+WORKERS = 2  # as in the released notebooks
 
 
 def now(device: torch.device) -> float:
-    """The time at which the device has done what it was asked for."""
+    """Synchronises with the device and returns the time."""
     if device.type == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -61,7 +61,7 @@ def fastest_quartile(times: Sequence[float]) -> float:
 
 
 def time_refreshes(sparsifier: Sparsifier, device: torch.device) -> list[float]:
-    """A list that takes up the seconds of every refresh from now on."""
+    """Returns a list to which the seconds of every later refresh are appended."""
     times: list[float] = []
     refresh = sparsifier._refresh
     sparsifier._refresh = lambda: times.append(seconds(refresh, device))
@@ -69,10 +69,10 @@ def time_refreshes(sparsifier: Sparsifier, device: torch.device) -> list[float]:
 
 
 class Arm:
-    """A model that trains on one batch, which never leaves the device and is not augmented.
+    """A model that trains on one batch, which stays on the device and is not augmented.
 
     Args:
-        method: of `ALGORITHMS`; `dense`; or `torch.prune`, masks of half of each slab by torch.nn.utils.prune.
+        method: one of `ALGORITHMS`, `dense`, or `torch.prune` for random masks of half of each slab by torch's pruning.
     """
 
     def __init__(self, case: Case, method: str) -> None:
@@ -82,7 +82,7 @@ class Arm:
         self.model = self.trainer.model.train()
         self.batch = case.batch(self.trainer)
         task = case.task
-        self.task = SimpleNamespace(augment=_as_it_is, loss=task.loss, valid_positions=task.valid_positions)
+        self.task = SimpleNamespace(augment=_not_augmented, loss=task.loss, valid_positions=task.valid_positions)
         self.sparsifier: Sparsifier | None = None
         self.refreshes: list[float] = []
         self.times: list[float] = []
@@ -121,23 +121,23 @@ class Arm:
         )
 
 
-def _as_it_is(batch: Any, *_: Any) -> Any:
+def _not_augmented(batch: Any, *_: Any) -> Any:
     return batch
 
 
 def overheads(case: Case, names: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Per method `ratio`, the time of the steps between refreshes over that of the same steps dense, in turns, and
-    `refresh_ms`; of dense `step_ms` and `every`, the steps from one refresh to the next."""
+    """Returns, per method, `ratio`, the time of the steps between refreshes relative to dense steps, timed alternately,
+    and `refresh_ms`; for dense also `step_ms` and `every`, the number of steps from one refresh to the next."""
     arms = {"reference": Arm(case, "dense")} | {name: Arm(case, name) for name in names}
     for _ in range(case.steps + case.every - 1):
         for arm in arms.values():
             arm.times.append(arm.step())
-    # Whole stretches between refreshes, in which on-rates are sampled as often as they are; the first warms up.
-    stretches = range(case.every, case.steps, case.every)
+    # Whole intervals between refreshes, so that on-rates are sampled at their usual frequency; the first is warm-up.
+    intervals = range(case.every, case.steps, case.every)
     time_of = {
-        name: [sum(arm.times[first : first + case.every - 1]) for first in stretches] for name, arm in arms.items()
+        name: [sum(arm.times[first : first + case.every - 1]) for first in intervals] for name, arm in arms.items()
     }
-    # Each against dense at the same time: a noisy machine is slow for minutes.
+    # Each interval is compared with dense at the same time, because a noisy machine can be slow for minutes.
     figures = {
         name: {"ratio": median(mine / dense for mine, dense in zip(time_of[name], time_of["reference"], strict=True))}
         for name in names
@@ -149,14 +149,14 @@ def overheads(case: Case, names: Sequence[str]) -> dict[str, dict[str, float]]:
     return figures
 
 
-class _EnoughError(Exception):
+class _StepsDoneError(Exception):
     pass
 
 
 def our_steps(case: Case, trainer: Trainer, after_step: Callable[[Tensor, float], None]) -> None:
-    """Runs `trainer` for `case.steps` steps; after each `after_step` gets the samples and the seconds that it took.
+    """Runs `trainer` for `case.steps` steps, and calls `after_step` with the sample indices and seconds of each.
 
-    The first step of an epoch is not among them: scoring on dev comes before it.
+    The first step of each epoch is left out, because its time would include the scoring of dev.
     """
     done, began = 0, now(case.device)
 
@@ -168,19 +168,19 @@ def our_steps(case: Case, trainer: Trainer, after_step: Callable[[Tensor, float]
             after_step(batches[trainer.position - 1], took)
             done += 1
         if done == case.steps:
-            raise _EnoughError
+            raise _StepsDoneError
         began = now(case.device)
 
     try:
         while True:
             trainer.run_epoch("warm_up", after_step=after)
-    except _EnoughError:
+    except _StepsDoneError:
         pass
 
 
 def ours_and_limit(case: Case) -> dict[str, float]:
-    """`samples_per_second` of our training loop, dense; and `of_limit`, the same as a share of that of the same steps
-    on batches that lie on the device and are not augmented, in turns."""
+    """Returns `samples_per_second` of our dense training loop, and `of_limit`, its ratio to the throughput of the same
+    steps on batches that are already on the device and not augmented, measured alternately."""
     trainer, limit = case.trainer(), Arm(case, "dense")
     samples, ours, at_limit = 0, 0.0, 0.0
 
@@ -195,7 +195,7 @@ def ours_and_limit(case: Case) -> dict[str, float]:
 
 
 def shares(case: Case, steps: int) -> dict[str, float]:
-    """Milliseconds of a dense step of our loop: `input` (gather and augment), `forward`, `backward`, `optimiser`."""
+    """Returns the milliseconds of a dense step for `input` (gather and augment), `forward`, `backward`, `optimiser`."""
     trainer = case.trainer()
     model, training = trainer.model.train(), trainer.training
     generator = torch.Generator(case.device).manual_seed(0)
@@ -227,7 +227,7 @@ def shares(case: Case, steps: int) -> dict[str, float]:
 
 
 class Files(Dataset):
-    """The training samples of a case, decoded from their files whenever they are asked for."""
+    """The training samples of a case, decoded from their files at each access."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
@@ -241,7 +241,7 @@ class Files(Dataset):
 
 
 def decoded(case: Case, batch_size: int) -> Iterator[Batch]:
-    """Batches of a DataLoader whose two workers decode files, epoch by epoch, on the device."""
+    """Yields batches, on the device, from a DataLoader whose workers decode files; repeats epochs without end."""
     files = Files(case)
     workers = {"num_workers": WORKERS, "persistent_workers": True, "multiprocessing_context": "fork"}
     loader = DataLoader(files, batch_size, shuffle=True, drop_last=True, collate_fn=files.collate, **workers)
@@ -251,7 +251,7 @@ def decoded(case: Case, batch_size: int) -> Iterator[Batch]:
 
 
 def prepared(case: Case, trainer: Trainer) -> Iterator[Batch]:
-    """Our batches, epoch by epoch, augmented."""
+    """Yields our batches, augmented; repeats epochs without end."""
     generator = torch.Generator(case.device).manual_seed(0)
     while True:
         for batch in trainer.feed.batches(trainer.feed.split.batches(trainer.training, torch.Generator())):
@@ -259,8 +259,8 @@ def prepared(case: Case, trainer: Trainer) -> Iterator[Batch]:
 
 
 def decoding_loop(case: Case, batch_size: int) -> Iterator[Batch]:
-    """A straightforward loop: `decoded` batches, torch's defaults, the loss read at each step. Yields each batch when
-    it was trained on."""
+    """Trains in a plain loop on `decoded` batches, with torch's defaults, reading the loss at each step. Yields each
+    batch after training on it."""
     trainer = case.trainer()
     model = trainer.model.to(memory_format=torch.contiguous_format).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=trainer.training.learning_rate)
@@ -274,8 +274,8 @@ def decoding_loop(case: Case, batch_size: int) -> Iterator[Batch]:
 
 
 def against_decoding(case: Case) -> dict[str, dict[str, float]]:
-    """`ours_per_second` and `decoding_per_second`, samples, on all cores: of `training`, our loop and
-    `decoding_loop`; and of the `input` of both alone."""
+    """Returns samples per second on all cores, `ours_per_second` and `decoding_per_second`, for `training`, which
+    compares our loop with `decoding_loop`, and for the `input` of both alone."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     samples, took = 0, 0.0
@@ -290,27 +290,27 @@ def against_decoding(case: Case) -> dict[str, dict[str, float]]:
     found = {
         "training": {
             "ours_per_second": samples / took,
-            "decoding_per_second": _in_its_own_process(decoding_loop, case, batch_size),
+            "decoding_per_second": _rate_in_process(decoding_loop, case, batch_size),
         },
         "input": {
             "ours_per_second": _rate(prepared, case, trainer),
-            "decoding_per_second": _in_its_own_process(decoded, case, batch_size),
+            "decoding_per_second": _rate_in_process(decoded, case, batch_size),
         },
     }
     torch.set_num_threads(threads)
     return found
 
 
-def _in_its_own_process(*arguments: Any) -> float:
-    """`_rate` as torch and the system are by default; what `choose_device` sets is not undone."""
+def _rate_in_process(*arguments: Any) -> float:
+    """Calls `_rate` in a new process, with default settings: those made by `choose_device` cannot be reverted."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(_rate, *arguments).result()
 
 
 def _rate(loop: Callable[..., Iterator[Batch]], case: Case, *arguments: Any) -> float:
-    """Samples per second of a loop or input, over `SECONDS` or 2 batches, whichever is longer."""
+    """Returns the samples per second of a loop or input, over `SECONDS` or 2 batches, whichever is longer."""
     batches = loop(case, *arguments)
-    for _ in range(2):  # workers start
+    for _ in range(2):  # until the workers have started
         next(batches)
     samples, count, began = 0, 0, now(case.device)
     while count < 2 or now(case.device) - began < SECONDS:

@@ -1,6 +1,7 @@
-"""Benchmarks of training, as ratios within one run: `make bench`, `make bench DEVICE=cuda`.
+"""Benchmarks of training: `make bench`, or `make bench DEVICE=cuda` on a GPU.
 
-Writes one section per machine into docs/benchmarks.md; a second run on the same machine replaces it.
+Writes benchmarks/results/{machine}.json, replacing the results of an earlier run on the same machine, and renders
+docs/benchmarks.md from all such files.
 """
 
 import argparse
@@ -9,7 +10,7 @@ import json
 import platform
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,10 @@ from loops import (
     shares,
     time_refreshes,
 )
+from page import write_page
 
+from bbnet.cli.plan import benchmark_file
+from bbnet.data.store import whole_file
 from bbnet.sparsity.degrees import allocate_degrees
 from bbnet.sparsity.masks import keep_largest
 from bbnet.sparsity.sparsifier import METHODS, sparsify
@@ -43,19 +47,19 @@ TASKS = ("asr", "change", "face")
 WITH_IMAGES = ("change", "face")
 
 
-def measured(case: Case, names: Iterable[str], trace: Path | None) -> dict[str, Any]:
-    """What the page says of one case."""
-    _say(case.title)
+def measure_case(case: Case, names: Iterable[str], trace: Path | None) -> dict[str, Any]:
+    """Returns all results of one case; `names` are the methods whose overhead is measured."""
+    _report(case.title)
     if trace is not None:
         _trace(case, trace / f"{case.title.replace(', ', '-')}.json")
     figures = {"loop": ours_and_limit(case), "shares": shares(case, min(case.steps, 20))}
     figures["overheads"] = overheads(case, ["dense", *names, "torch.prune"])
-    gc.collect()  # hooks hold weights in cycles
+    gc.collect()  # hooks and weights form reference cycles
     return figures | {"decoding": against_decoding(case)}
 
 
 def _trace(case: Case, path: Path) -> None:
-    """A profile of three steps of sp_in, for chrome://tracing."""
+    """Writes a profile of three steps of sp_in, for chrome://tracing."""
     arm = Arm(case, "sp_in")
     arm.step()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +70,7 @@ def _trace(case: Case, path: Path) -> None:
 
 
 def mask_ratio(device: torch.device) -> dict[str, float]:
-    """Time of the mask of a 1536 x 6144 slab (degrees included) over that of a torch.sort of the slab."""
+    """Returns the time to compute degrees and mask of a 1536 x 6144 slab, relative to a torch.sort of the slab."""
     generator = torch.Generator().manual_seed(0)
     scores = torch.randn(1536, 6144, generator=generator).abs().to(device)
     rates = torch.rand(1536, generator=generator).to(device)
@@ -78,7 +82,7 @@ def mask_ratio(device: torch.device) -> dict[str, float]:
 
 
 def refresh_share(case: Case) -> dict[str, float]:
-    """Share of the sparse phase that refreshes take, for runs of a study at its smallest budget."""
+    """Returns the share of the sparse phase spent in refreshes, per method, at the default study's smallest budget."""
     study = read_study("demo", ROOT / "studies")
     budget = min(study.budgets, key=Decimal)
     shares_of = {}
@@ -107,7 +111,7 @@ def refresh_share(case: Case) -> dict[str, float]:
 
 
 def throughput(device: torch.device) -> dict[str, dict[str, Any]]:
-    """How long a dense step of each model of two studies takes, by what that depends on; `bbnet plan` reads it."""
+    """Times a dense step of each model of two studies, keyed by the settings it depends on; `bbnet plan` reads it."""
     figures = {}
     for name in ("demo", "paper"):
         study = read_study(name, ROOT / "studies")
@@ -115,32 +119,37 @@ def throughput(device: torch.device) -> dict[str, dict[str, Any]]:
         for task, settings in study.task_settings().items():
             for model in settings.models:
                 title = f"{name}: {task} {model}"
-                _say(title)
+                _report(title)
                 figures[recipes.step_key(task, model)] = {"title": title, **measure(study, task, model, device)}
     return figures
 
 
-def _say(what: str) -> None:
+def _report(what: str) -> None:
     print(f"{what} ...", file=sys.stderr, flush=True)
 
 
-def all_figures(device: torch.device, trace: Path | None) -> dict[str, Any]:
+def measure_all(device: torch.device, trace: Path | None) -> dict[str, Any]:
+    """Runs all benchmarks; returns the content of a file of results."""
     cases: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in TASKS:
             case = default_case(name, device, Path(folder, name))
-            cases[case.title] = measured(case, ALGORITHMS, trace)
+            cases[case.title] = measure_case(case, ALGORITHMS, trace)
             if name == "change":
                 refreshes = refresh_share(case)
         for name in TASKS:
             case = paper_case(name, device, Path(folder, f"{name}-paper"))
-            cases[case.title] = measured(case, IN_DEFAULT_STUDY, trace)
+            cases[case.title] = measure_case(case, IN_DEFAULT_STUDY, trace)
         for name in WITH_IMAGES:
             case = small_model_case(name, device, Path(folder, f"{name}-small"))
-            _say(case.title)
+            _report(case.title)
             cases[case.title] = {"decoding": against_decoding(case)}
-    _say("growth")
+    _report("growth")
     return {
+        "machine": name_of(device.type),
+        "device": device.type,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
         "cases": cases,
         "growth": growth(device),
         "mask": mask_ratio(device),
@@ -149,118 +158,17 @@ def all_figures(device: torch.device, trace: Path | None) -> dict[str, Any]:
     }
 
 
-def section(device: torch.device, figures: Mapping[str, Any]) -> str:
-    """The results as Markdown; the numbers again as JSON in a comment."""
-    cases = figures["cases"]
-    whole = {title: case for title, case in cases.items() if "loop" in case}
-    refreshes = ", ".join(f"{method} {100 * share:.2f} %" for method, share in figures["refresh_share"].items())
-    lines = [
-        f"## {name_of(device.type)}",
-        "",
-        f"Run on `{device.type}`, Python {platform.python_version()}, torch {torch.__version__}, one thread where "
-        "nothing else is said. Paper: the paper's model, image size and length of utterances; "
-        + ("in batches that fit a CPU." if device.type == "cpu" else "in the paper's batches."),
-        "",
-        "**Our training loop**, dense: samples per second; as a share of its limit, the same steps on batches that "
-        "lie on the device and are not augmented, in turns; where a step's time goes, the sparsifier's by sp_in, "
-        "refreshes included.",
-        "",
-        "| | samples/s | of the limit | input | forward | backward | optimiser | sparsifier |",
-        "|---|---|---|---|---|---|---|---|",
-        *(_loop_row(title, case) for title, case in whole.items()),
-        "",
-        "**The sparsifier**: the steps between two refreshes over the same steps dense, in turns, median of all such "
-        "stretches; b = 0.5. `dense` is dense against dense, `torch.prune` are masks by "
-        "torch.nn.utils.prune. In brackets one refresh of all slabs, in steps of dense.",
-        "",
-        "| | a dense step | dense | " + " | ".join(ALGORITHMS) + " | torch.prune |",
-        "|---|---|---|" + "---|" * len(ALGORITHMS) + "---|",
-        *(_overhead_row(title, case["overheads"]) for title, case in whole.items()),
-        "",
-        "**Against a loop that decodes files**: a DataLoader of two workers and torch's defaults, dense, both loops on "
-        "all cores; samples per second with the model, and of the input alone: what a device would get that computes "
-        "faster.",
-        "",
-        "| | ours | decoding | ratio | input, ours | decoding | ratio |",
-        "|---|---|---|---|---|---|---|",
-        *(_decoding_row(title, case["decoding"]) for title, case in cases.items()),
-        "",
-        "**How it grows**: an epoch with its scoring on dev, and the peak memory of its process, from the default "
-        "study's settings with more data or wider layers.",
-        "",
-        "| | data x1 | x2 | x4 | width x1 | x2 | x4 |",
-        "|---|---|---|---|---|---|---|",
-        *(_growth_row(task, points) for task, points in figures["growth"].items()),
-        "",
-        f"- Degrees and mask of a 1536 x 6144 slab: {figures['mask']['ratio']:.3f} of a torch.sort "
-        f"({figures['mask']['ms_sort']:.0f} ms).",
-        f"- All refreshes together, of the training time of a default run of change at b = .2: {refreshes}.",
-        "",
-        "| a dense training step | time | weights |",
-        "|---|---|---|",
-        *(
-            f"| {one['title']} | {1e3 * one['step_seconds']:.4g} ms | {one['weights']:,} |"
-            for one in figures["throughput"].values()
-        ),
-        "",
-        f"<!-- {json.dumps(figures)} -->",
-        "",
-    ]
-    return "\n".join(lines)
-
-
-def _loop_row(title: str, case: Mapping[str, Any]) -> str:
-    loop, parts, sparse = case["loop"], dict(case["shares"]), case["overheads"]
-    step = sum(parts.values())
-    refreshes = sparse["sp_in"]["refresh_ms"] / sparse["dense"]["step_ms"] / sparse["dense"]["every"]
-    parts["sparsifier"] = max(0.0, sparse["sp_in"]["ratio"] - 1 + refreshes) * step
-    whole = sum(parts.values())
-    columns = " | ".join(f"{100 * part / whole:.1f} %" for part in parts.values())
-    return f"| {title} | {loop['samples_per_second']:.4g} | {loop['of_limit']:.3f} | {columns} |"
-
-
-def _overhead_row(title: str, figures: Mapping[str, Mapping[str, float]]) -> str:
-    entries = []
-    for name in ("dense", *ALGORITHMS, "torch.prune"):
-        found = figures.get(name, {})
-        refresh = found.get("refresh_ms")
-        in_steps = "" if refresh is None else f" ({refresh / figures['dense']['step_ms']:.2f})"
-        entries.append(f"{found['ratio']:.3f}{in_steps}" if found else "")
-    return f"| {title} | {figures['dense']['step_ms']:.1f} ms | {' | '.join(entries)} |"
-
-
-def _decoding_row(title: str, figures: Mapping[str, Mapping[str, float]]) -> str:
-    parts = [
-        f"{figures[part]['ours_per_second']:.4g} | {figures[part]['decoding_per_second']:.4g} | "
-        f"{figures[part]['ours_per_second'] / figures[part]['decoding_per_second']:.2f}"
-        for part in ("training", "input")
-    ]
-    return f"| {title} | {' | '.join(parts)} |"
-
-
-def _growth_row(task: str, points: Mapping[str, list[Mapping[str, float]]]) -> str:
-    entries = [f"{point['seconds']:.2f} s, {point['peak_mib']:.0f} MiB" for kind in points for point in points[kind]]
-    return f"| {task} | {' | '.join(entries)} |"
-
-
-def replace_section(page: str, new: str) -> str:
-    heading = new.splitlines()[0]
-    intro, *sections = page.split("\n## ")
-    kept = [part for part in sections if f"## {part.splitlines()[0]}" != heading]
-    return "\n".join([intro.rstrip() + "\n", *(f"## {part.rstrip()}\n" for part in kept), new])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "benchmarks.md")
-    parser.add_argument("--trace", type=Path, help="folder for a profile of each case, for chrome://tracing")
+    parser.add_argument("--trace", type=Path, help="folder for profiles of each case, for chrome://tracing")
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = choose_device(options.device)
-    new = section(device, all_figures(device, options.trace))
-    print(new)
-    options.page.write_text(replace_section(options.page.read_text(), new))
+    results = measure_all(device, options.trace)
+    with whole_file(ROOT / benchmark_file(results["machine"])) as partial:
+        partial.write_text(json.dumps(results, indent=1) + "\n")
+    write_page()
 
 
 if __name__ == "__main__":

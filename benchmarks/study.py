@@ -1,6 +1,6 @@
-"""How much of a study's time its training loops took, from the logs: `python benchmarks/study.py results/demo SECONDS`.
+"""Share of a study's time spent in training loops, from its logs: `python benchmarks/study.py results/demo SECONDS`.
 
-SECONDS is the wall time of the call of snakemake that ran it all. An epoch's time includes its scoring on dev.
+SECONDS is the wall time of the call of snakemake that ran the study. The time of an epoch includes its scoring on dev.
 """
 
 import argparse

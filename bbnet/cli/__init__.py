@@ -1,4 +1,4 @@
-"""The command `bbnet`: the study before, during and after. Imports no torch."""
+"""The command line tool `bbnet`: planning, monitoring and checking a study. It does not import torch."""
 
 import argparse
 import sys
@@ -8,8 +8,8 @@ from bbnet.cli import check, plan, status, verify
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs one command; an error is one line and exit status 1."""
-    parser = argparse.ArgumentParser(prog="bbnet", description="The study before, during and after.")
+    """Runs one command; errors are reported in one line, with exit status 1."""
+    parser = argparse.ArgumentParser(prog="bbnet", description="Plan, monitor and check a study.")
     commands = parser.add_subparsers(required=True, metavar="command")
     for command in (plan, status, check, verify):
         command.add_to(commands)

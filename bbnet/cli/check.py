@@ -1,4 +1,4 @@
-"""`bbnet check` and `bbnet diff`: is a study's summary that of the reference, or of another study, but for chance?"""
+"""`bbnet check` and `bbnet diff`: compare a study's summary with the reference, or two summaries, within tolerances."""
 
 import argparse
 import math
@@ -30,7 +30,7 @@ def add_to(commands: Any) -> None:
         "check",
         help="compare a study with its shipped reference",
         description="Compares the summary of a study with the one shipped in results/reference/. Runs, their status, "
-        "seeds, density, net density and FLOPs must be equal; scores may be off by some standard deviations. Exit "
+        "seeds, density, net density and FLOPs must be equal; scores may differ by --sigmas standard deviations. Exit "
         "status 1 if anything is out of tolerance or cannot be compared.",
     )
     add_knobs(check, "study", "results_dir")
@@ -38,13 +38,13 @@ def add_to(commands: Any) -> None:
     diff = commands.add_parser(
         "diff",
         help="compare two summaries",
-        description="Compares the summary A with B as `bbnet check` does, B as reference.",
+        description="Compares summary A with summary B, the reference, in the same way as `bbnet check`.",
     )
     for name in ("a", "b"):
-        diff.add_argument(name, type=Path, metavar=name.upper(), help="a summary folder, or the folder that holds it")
+        diff.add_argument(name, type=Path, metavar=name.upper(), help="a summary folder, or its parent folder")
     diff.set_defaults(run=compare_folders)
     for parser in (check, diff):
-        parser.add_argument("--sigmas", type=_positive, default=3.0, help="by how many a score may be off (default: 3)")
+        parser.add_argument("--sigmas", type=_positive, default=3.0, help="allowed deviation of a score (default: 3)")
 
 
 def _positive(text: str) -> float:
@@ -58,7 +58,7 @@ def _positive(text: str) -> float:
 
 
 def check_study(options: argparse.Namespace) -> None:
-    """Raises ConfigError or ValueError if there is nothing to compare; ends with status 1 if it is out of tolerance."""
+    """Compares a study with its reference, as `compare_folders` does. Raises also ConfigError."""
     knobs = chosen_knobs(options)
     reference = REFERENCE / knobs.study / "summary"
     if not reference.is_dir():
@@ -68,7 +68,7 @@ def check_study(options: argparse.Namespace) -> None:
 
 
 def compare_folders(options: argparse.Namespace) -> None:
-    """Raises ValueError if there is nothing to compare; ends with status 1 if A is out of the tolerance of B."""
+    """Compares A with B; exits with status 1 if out of tolerance. Raises ValueError if there is nothing to compare."""
     _report("A", _summary_folder(options.a), "B", _summary_folder(options.b), options.sigmas)
 
 
@@ -78,7 +78,7 @@ def _report(name: str, folder: Path, other: str, other_folder: Path, limit: floa
     print(f"{name}: {folder}\n{other}: {other_folder}\n")
     print(_metrics_table(differences.by_metric(comparisons)))
     print(
-        f"\nA score may be off by {limit:g} sigma * sqrt(1 / seeds of {name} + 1 / seeds of {other}); sigma is the sd\n"
+        f"\nA score may differ by {limit:g} sigma * sqrt(1 / seeds of {name} + 1 / seeds of {other}); sigma is the sd\n"
         f"over seeds in {other}, pooled over the cells of a task. Deviations are {name} - {other}.\n"
     )
     found = differences.not_ok(comparisons)
@@ -112,7 +112,7 @@ def _summary_folder(folder: Path) -> Path:
 
 
 def _read_summary(name: str, folder: Path) -> Summary:
-    """Raises ValueError, in one line that names the file, if one is missing or is not such a table."""
+    """Reads the tables of a summary. Raises ValueError naming the file if one is missing or malformed."""
     return Summary(name, **{table: _read_table(folder / f"{table}.csv", kinds) for table, kinds in TABLES.items()})
 
 
@@ -131,5 +131,5 @@ def _read_table(path: Path, kinds: dict[str, type]) -> pd.DataFrame:
         raise ValueError(f"{path}: cannot be read: {' '.join(str(what).split())}") from None
     keys = [column for column in kinds if column in [*KEYS, "metric"]]
     if table.empty or table.duplicated(keys).any():
-        raise ValueError(f"{path}: {'has no rows' if table.empty else 'has rows twice'}")
+        raise ValueError(f"{path}: {'has no rows' if table.empty else 'has duplicate rows'}")
     return table

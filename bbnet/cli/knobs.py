@@ -1,4 +1,4 @@
-"""The knobs of config.yaml, as a command was told to change them."""
+"""Command line options for the knobs of config.yaml."""
 
 import argparse
 from pathlib import Path
@@ -8,26 +8,24 @@ import yaml
 from bbnet.study.config import ConfigError, Knobs, read_knobs
 
 STUDIES = Path("studies")
-
-
 HELP = {
-    "study": "a file of studies/, without .yaml; absent: that of config.yaml",
-    "results_dir": "where the study's results are; absent: that of config.yaml",
-    "device": "auto, cpu or cuda; absent: that of config.yaml",
+    "study": "name of a file in studies/, without .yaml (default: that of config.yaml)",
+    "results_dir": "folder of the results (default: that of config.yaml)",
+    "device": "auto, cpu or cuda (default: that of config.yaml)",
 }
 
 
 def add_knobs(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Options that `chosen_knobs` reads."""
+    """Adds one option per knob, which `chosen_knobs` reads."""
     for name in names:
         choices = ["auto", "cpu", "cuda"] if name == "device" else None
         parser.add_argument(f"--{name.replace('_', '-')}", choices=choices, help=HELP[name])
 
 
 def chosen_knobs(options: argparse.Namespace) -> Knobs:
-    """Those of config.yaml, but for the ones given as options; raises ConfigError."""
+    """Returns the knobs of config.yaml, overridden by those given as options. Raises ConfigError if invalid."""
     if not STUDIES.is_dir():
-        raise ConfigError(f"there is no folder {STUDIES.absolute()}; bbnet is run where the Snakefile is")
+        raise ConfigError(f"there is no folder {STUDIES.absolute()}; bbnet must be run in the folder of the Snakefile")
     try:
         content = yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

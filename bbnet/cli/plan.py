@@ -1,7 +1,8 @@
-"""`bbnet plan`: runs, disk and hours of a study, before anyone spends them."""
+"""`bbnet plan`: estimates the number of runs, disk space and hours of a study."""
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -19,19 +20,19 @@ from bbnet.study.config import ConfigError, Knobs, Study, check_sources, read_st
 from bbnet.study.recipe import Recipes
 from bbnet.tasks.settings import Estimate
 
-BENCHMARKS = Path("docs", "benchmarks.md")
+BENCHMARKS = Path("benchmarks", "results")
 BYTES_PER_WEIGHT = 4
-WEIGHTS_PER_WARM_START = 3  # the model, and two moments of its optimiser
+WEIGHTS_PER_WARM_START = 3  # the model, and two moments of the optimiser
 
 
 def add_to(commands: Any) -> None:
-    parser = commands.add_parser("plan", help="runs, disk and hours of a study", description=__doc__)
+    parser = commands.add_parser("plan", help="estimate runs, disk space and hours of a study", description=__doc__)
     add_knobs(parser, "study", "device")
     parser.set_defaults(run=print_plan)
 
 
 def print_plan(options: argparse.Namespace) -> None:
-    """Raises ConfigError for a study that cannot be used."""
+    """Prints the estimates. Raises ConfigError if the study is invalid."""
     knobs = chosen_knobs(options)
     study = read_study(knobs.study, STUDIES)
     check_sources(study, STUDIES / f"{knobs.study}.yaml")
@@ -49,7 +50,7 @@ def print_plan(options: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one model of a task: its runs, the training steps of them all, and how long a step takes, if that is known."""
+    """Runs of one model of a task, their training steps in total, and the time of a step; None where unknown."""
 
     task: str
     model: str
@@ -86,29 +87,29 @@ def _cost(study: Study, knobs: Knobs, recipes: Recipes, device: str, task: str, 
 
 
 def _estimate(settings: Any) -> Estimate | None:
-    """None of a pack of the user's own, which is not counted before it is prepared."""
+    """Returns None for the user's own data, whose size is unknown before they are prepared."""
     own = not getattr(settings.data, "complete", True)
     return None if own else settings.estimate(pack_of(settings.data))
 
 
-def _recorded(wanted: str, key: str) -> tuple[Mapping[str, Any] | None, str]:
-    """What `make bench` wrote of the step of that key on the device `wanted`."""
+def _recorded(device: str, key: str) -> tuple[Mapping[str, Any] | None, str]:
+    """Returns the time of a training step as measured by `make bench` on this device, if it has been."""
+    path = benchmark_file(device)
     try:
-        for part in BENCHMARKS.read_text().split("\n## ")[1:] if BENCHMARKS.is_file() else []:
-            heading, _, rest = part.partition("\n")
-            numbers = [line for line in rest.splitlines() if line.startswith("<!-- {")]
-            if heading.strip() == wanted and numbers:
-                entry = json.loads(numbers[0].removeprefix("<!-- ").removesuffix(" -->")).get("throughput", {}).get(key)
-                if entry is not None:
-                    return entry, f"{BENCHMARKS}, {entry['steps']} steps on {wanted}"
+        entry = json.loads(path.read_text()).get("throughput", {}).get(key) if path.is_file() else None
+        return (None, "") if entry is None else (entry, f"{path}, {entry['steps']} steps")
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"{BENCHMARKS}: its numbers of {wanted} cannot be read: {error!r}") from None
-    return None, ""
+        raise ConfigError(f"{path}: cannot be read: {error!r}") from None
+
+
+def benchmark_file(device: str) -> Path:
+    """Returns the file of the results of `make bench` on a device, such as benchmarks/results/amd-epyc-2-cores.json."""
+    return BENCHMARKS / f"{re.sub('[^a-z0-9]+', '-', device.lower()).strip('-')}.json"
 
 
 def _measured_here(study: Study, knobs: Knobs, task: str, label: str) -> tuple[Mapping[str, Any] | None, str]:
-    """From training steps here, in a process of their own."""
-    print(f"timing {task} {label}: {BENCHMARKS} has no such step on this device ...", file=sys.stderr)
+    """Times training steps on this machine, in a separate process."""
+    print(f"timing {task} {label}: {BENCHMARKS} has no time of such a step on this device ...", file=sys.stderr)
     command = [sys.executable, "-m", "bbnet.training.step_time"]
     result = subprocess.run(
         [*command, "--task", task, "--model", label, "--device", knobs.device],
@@ -140,8 +141,9 @@ def _hours_table(costs: list[Cost]) -> str:
     total = _shown_hours(sum(known)) if len(known) == len(costs) else "unknown"
     steps = None if any(cost.steps is None for cost in costs) else sum(cost.steps for cost in costs)
     rows.append(("all", "", sum(cost.runs for cost in costs), _shown_steps(steps), "", total, ""))
-    table = tabulate(rows, headers=("task", "model", "runs", "steps", "a step", "hours", "from"), disable_numparse=True)
-    note = "Hours of one device, for training steps at the speed of dense; scoring and the data come on top."
+    headers = ("task", "model", "runs", "steps", "time per step", "hours", "source")
+    table = tabulate(rows, headers=headers, disable_numparse=True)
+    note = "Hours on one device, for training at the speed of dense; scoring and data preparation are not included."
     return f"{table}\n\n{note}\n"
 
 
@@ -179,7 +181,7 @@ def _download_rows(task: str, data: Any) -> list[tuple[str, str, str]]:
     sizes = [pack.files[name].size for name in needed]
     size = "size not published" if None in sizes else _shown(sum(sizes))
     files = "1 file" if len(needed) == 1 else f"{len(needed)} files"
-    unpacked = ", and as much unpacked" if any(name.endswith(SUFFIXES) for name in needed) else ""
+    unpacked = ", and as much again unpacked" if any(name.endswith(SUFFIXES) for name in needed) else ""
     return [(task, f"{data.pack}: {files} to download ({pack.licence}){unpacked}", size)]
 
 

@@ -1,4 +1,4 @@
-"""`bbnet status`: what is done of a study, what failed and why, and how long the rest takes."""
+"""`bbnet status`: counts a study's runs by state, with reasons of failures and an estimate of the remaining time."""
 
 import argparse
 import base64
@@ -26,30 +26,30 @@ STATES = ("done", "running", "failed", "stale", "missing")
 
 
 def add_to(commands: Any) -> None:
-    parser = commands.add_parser("status", help="what is done of a study, and what is left", description=__doc__)
+    parser = commands.add_parser("status", help="states of a study's runs, and the remaining time", description=__doc__)
     add_knobs(parser, "study", "results_dir", "device")
     parser.set_defaults(run=print_status)
 
 
 def print_status(options: argparse.Namespace) -> None:
-    """Raises ConfigError for a study that cannot be used."""
+    """Prints the tables. Raises ConfigError if the study is invalid."""
     knobs = chosen_knobs(options)
     study = read_study(knobs.study, STUDIES)
     recipes = Recipes(study, knobs)
     results = Path(knobs.results_dir, knobs.study, "runs")
-    snakemakes = _snakemakes_began()
-    busy = _folders_made_now(snakemakes)
+    snakemakes = _snakemake_starts()
+    busy = _folders_being_written(snakemakes)
     states = [_state_of(run, results / run.folder, recipes.run_fingerprint(run), busy) for run in grid.runs(study)]
     print(f"Study {knobs.study}, in {results}\n")
     print(_counts_table(states))
-    print(_rest_table(states))
+    print(_remaining_table(states))
     for remark in _remarks(states, snakemakes):
         print(remark)
 
 
 @dataclass(frozen=True)
 class State:
-    """What became of a run: one of `STATES`, and why."""
+    """State of a run, one of `STATES`, and the reason."""
 
     run: Run
     folder: Path
@@ -63,16 +63,15 @@ def _state_of(run: Run, folder: Path, wanted: str, busy: set[Path]) -> State:
     return State(run, folder, "running" if running else status, why)
 
 
-def _folders_made_now(snakemakes: Iterable[float]) -> set[Path]:
-    """Folders, absolute, into which a job writes that a living snakemake of this working directory has begun.
+def _folders_being_written(snakemakes: Iterable[float]) -> set[Path]:
+    """Returns the absolute folders of the outputs of jobs that a Snakemake process of this directory is running.
 
-    When Snakemake begins or submits a job, it leaves a file in .snakemake/incomplete/ for each output, named by the
-    output's path in base64, and removes it when the job ends. If it is killed the file stays, and so does its lock. So
-    a file counts only if a snakemake that runs now began before it was written: what a killed one left is older than
-    the next one.
+    When Snakemake starts or submits a job, it creates a file in .snakemake/incomplete/ for each output, named by the
+    output's path in base64, and deletes it when the job ends. A killed Snakemake leaves these files and its lock
+    behind. A file therefore counts only if it is newer than the start of a Snakemake process that is still running.
 
     Args:
-        snakemakes: when each began, as `_snakemakes_began`.
+        snakemakes: start times of the running Snakemake processes, from `_snakemake_starts`.
     """
     incomplete = SNAKEMAKE / "incomplete"
     oldest = min(snakemakes, default=float("inf"))
@@ -80,16 +79,16 @@ def _folders_made_now(snakemakes: Iterable[float]) -> set[Path]:
     for marker in incomplete.rglob("*"):
         try:
             if marker.is_file() and marker.stat().st_mtime >= oldest:
-                # A long name is cut into folders, each marked by an @.
+                # A long name is split into folders whose names begin with @.
                 name = "".join(part.removeprefix("@") for part in marker.relative_to(incomplete).parts)
                 folders.add(Path(os.path.abspath(base64.urlsafe_b64decode(name).decode())).parent)
-        except (OSError, ValueError):  # the job has just ended; or a file of Snakemake's own
+        except (OSError, ValueError):  # the job has just ended, or the file is not a marker
             continue
     return folders
 
 
-def _snakemakes_began() -> list[float]:
-    """When each process `snakemake` of this machine that works in this directory began, in seconds since 1970."""
+def _snakemake_starts() -> list[float]:
+    """Returns the start times, in seconds since 1970, of the Snakemake processes that run in this directory."""
     booted = time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
     began = []
     for process in Path("/proc").glob("[0-9]*"):
@@ -98,7 +97,7 @@ def _snakemakes_began() -> list[float]:
             if any(word.rpartition(b"/")[2] == b"snakemake" for word in words) and (process / "cwd").samefile("."):
                 ticks = int((process / "stat").read_text().rpartition(")")[2].split()[19])
                 began.append(booted + ticks / os.sysconf("SC_CLK_TCK"))
-        except OSError:  # it has just ended, or is someone else's
+        except OSError:  # the process has just ended, or belongs to another user
             continue
     return began
 
@@ -114,25 +113,26 @@ def _counts_table(states: Sequence[State]) -> str:
     return tabulate(rows, headers=("task", "model", "method", "budget", *STATES), disable_numparse=True) + "\n"
 
 
-def _rest_table(states: Sequence[State]) -> str:
-    """The time that the training of what is not done takes, at the median of what is done of a task and model, else of
-    the task; of one device or core.
+def _remaining_table(states: Sequence[State]) -> str:
+    """Returns a table of the estimated time to train the remaining runs, on one device or core.
+
+    The estimate is the median training time of the done runs of the same task and model, else of the same task.
     """
     rows, seconds = [], []
     for task, model in dict.fromkeys((state.run.task, state.run.model) for state in states):
         of_task = [state for state in states if state.run.task == task]
         of_model = [state for state in of_task if state.run.model == model]
         left = sum(state.name != "done" for state in of_model)
-        a_run = _median_seconds(of_model) or _median_seconds(of_task)
-        rest = None if a_run is None else left * a_run
-        rows.append((task, model, left, _shown(a_run), _shown(rest)))
+        per_run = _median_seconds(of_model) or _median_seconds(of_task)
+        rest = None if per_run is None else left * per_run
+        rows.append((task, model, left, _shown(per_run), _shown(rest)))
         seconds.append(rest)
     total = None if None in seconds else sum(seconds)
     rows.append(("all", "", sum(row[2] for row in rows), "", _shown(total)))
-    table = tabulate(rows, headers=("task", "model", "left", "a run takes", "the rest"), disable_numparse=True)
+    table = tabulate(rows, headers=("task", "model", "runs left", "time per run", "time left"), disable_numparse=True)
     note = (
-        "Time of one device or core, for the training of all that is not done, at the median of what is done;\n"
-        "what is running counts whole; warm-ups, scoring and the data come on top. Unknown: no run is done."
+        "Training time of all runs that are not done, on one device or core, from the median of the done runs.\n"
+        "Running runs count in full; warm-ups, scoring and data preparation are not included. Unknown: no run is done."
     )
     return f"{table}\n\n{note}\n"
 
@@ -151,14 +151,14 @@ def _shown(seconds: float | None) -> str:
 
 
 def _remarks(states: Sequence[State], snakemakes: Sequence[float]) -> list[str]:
-    """The reason of each failure, and what else one should know to read the counts."""
+    """Returns the reason of each failure, and notes on stale runs and on a locked directory."""
     remarks = [f"failed: {state.folder}: {_first_line(state.why)}" for state in states if state.name == "failed"]
     if any(state.name == "stale" for state in states):
-        remarks.append("stale: trained with another configuration, device (--device) or code than asked for now")
+        remarks.append("stale: trained with another configuration, device (--device) or code than the current one")
     if any((SNAKEMAKE / "locks").glob("*.lock")) and not snakemakes:
         remarks.append(
-            f"{SNAKEMAKE / 'locks'} is locked, but no snakemake works here on this machine: if it was killed, "
-            "`snakemake --unlock`; if it is on another machine, its jobs are not counted as running"
+            f"{SNAKEMAKE / 'locks'} is locked, but no Snakemake process runs here on this machine: if it was killed, "
+            "run `snakemake --unlock`; if it is on another machine, its jobs are not counted as running"
         )
     return remarks
 

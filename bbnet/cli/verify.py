@@ -1,4 +1,4 @@
-"""`bbnet verify`: is a run what its record says, by its files?"""
+"""`bbnet verify`: checks whether the files of a run match its record."""
 
 import argparse
 import importlib
@@ -21,8 +21,8 @@ from bbnet.study.record import TRAINED, Record, fingerprint, read_record, sha256
 def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "verify",
-        help="is a run what its record says",
-        description="Derives again from a run's files what its record.json says: hashes, the fingerprint of its "
+        help="check whether runs match their records",
+        description="Recomputes from a run's files what its record.json states: hashes, the fingerprint of its "
         "configuration, the connections of every slab, that pruned weights are 0, densities, and the metrics from the "
         "items. Exit status 1 if anything differs.",
     )
@@ -36,16 +36,16 @@ def verify_runs(options: argparse.Namespace) -> None:
         found = list(differences(folder))
         wrong += bool(found)
         absent = [what for what, path in compared_with(folder).items() if not path.is_file()]
-        but = f" (not here, so not compared: {', '.join(absent)})" if absent and not found else ""
-        print(f"{folder}: " + ("is not what its record says" if found else f"is what its record says{but}"))
+        but = f" (missing, so not compared: {', '.join(absent)})" if absent and not found else ""
+        print(f"{folder}: " + ("does not match its record" if found else f"matches its record{but}"))
         for difference in found:
             print(f"  {difference}")
     if wrong:
-        sys.exit(f"{wrong} of {len(options.runs)} runs are not what their records say")
+        sys.exit(f"{wrong} of {len(options.runs)} runs do not match their records")
 
 
 def compared_with(folder: Path) -> dict[str, Path]:
-    """What lies beside a run in the results of its study, `runs/{task}/{model}/{method}/{budget}/{seed}`."""
+    """Returns the files to compare a run with, found from its path `runs/{task}/{model}/{method}/{budget}/{seed}`."""
     task, model, _, _, seed = place_of(folder)
     results = Path(os.path.abspath(folder.joinpath(*[".."] * 6)))
     return {
@@ -55,14 +55,14 @@ def compared_with(folder: Path) -> dict[str, Path]:
 
 
 def place_of(folder: Path) -> list[str]:
-    """The last five parts of its path, which in the results of a study say which run it is."""
+    """Returns the last five parts of a run's path, which identify it within the results of a study."""
     return ([""] * 5 + list(folder.absolute().parts))[-5:]
 
 
 def differences(folder: Path) -> Iterator[str]:
-    """What of a run is not as its record says, in one line each."""
+    """Yields one line for each difference between a run and its record."""
     if not (folder / "record.json").is_file():
-        yield "is no folder of a run: it has no record.json"
+        yield "is not the folder of a run: it has no record.json"
         return
     try:
         record = read_record(folder / "record.json")
@@ -73,14 +73,14 @@ def differences(folder: Path) -> Iterator[str]:
     for check in checks:
         try:
             yield from check(folder, record)
-        except Exception as error:  # of whatever kind: what was tampered with may say anything to its reader
+        except Exception as error:  # files that were tampered with may raise any exception
             yield f"{check.__name__.strip('_')}: cannot be read ({type(error).__name__}: {error})"
 
 
 def _configuration(folder: Path, record: Record) -> Iterator[str]:
     again = fingerprint(record.config)
     if again != record.fingerprint:
-        yield f"record.json: its configuration has fingerprint {again}, it says {record.fingerprint}"
+        yield f"record.json: its configuration has fingerprint {again}, recorded {record.fingerprint}"
     made_with = {key: record.config[key] for key in ("task", "seed", "budget")}
     for key, value in (made_with | {"side": record.config["method"].get("side", "none")}).items():
         if record.run.get(key) != value:
@@ -98,12 +98,12 @@ def _files(folder: Path, record: Record) -> Iterator[str]:
         elif not (folder / name).is_file():
             yield f"{name}: is missing"
         elif sha256_of(folder / name) != record.files[name]:
-            yield f"{name}: is not the file that the run wrote, by its hash"
+            yield f"{name}: is not the file that the run wrote: its hash differs"
     if record.selected_epoch not in pd.read_csv(folder / "history.csv")["epoch"].tolist():
         yield f"record.json: selected epoch {record.selected_epoch} is not in history.csv"
     warm_start = compared_with(folder)["its warm start"]
     if warm_start.is_file() and sha256_of(warm_start) != record.inputs["warm_start"]:
-        yield f"{warm_start}: is another warm start than this run's"
+        yield f"{warm_start}: is not the warm start of this run: its hash differs"
 
 
 def _masks(folder: Path, record: Record) -> Iterator[str]:
@@ -112,7 +112,7 @@ def _masks(folder: Path, record: Record) -> Iterator[str]:
         other = ", ".join(sorted(set(masks) ^ set(record.slabs)))
         yield f"masks.safetensors: its slabs are not the recorded ones: {other}"
         return
-    asked = 0
+    expected = 0
     for name, mask in masks.items():
         slab, kept = record.slabs[name], int(mask.sum())
         if mask.shape != (slab.units, slab.fan) or kept != slab.connections:
@@ -120,16 +120,16 @@ def _masks(folder: Path, record: Record) -> Iterator[str]:
             yield f"slab {name}: {kept} of {mask.shape[0]} x {mask.shape[1]} connections, recorded {recorded}"
         if slab.density != kept / mask.size:
             yield f"slab {name}: density {kept / mask.size}, recorded {slab.density}"
-        asked += connection_count(record, mask.size)
+        expected += connection_count(record, mask.size)
     kept, possible = sum(int(mask.sum()) for mask in masks.values()), sum(mask.size for mask in masks.values())
-    if kept != asked:
-        yield f"{kept} connections, budget {record.run['budget']} asks for {asked}"
+    if kept != expected:
+        yield f"{kept} connections, budget {record.run['budget']} requires {expected}"
     if record.cost.density != kept / possible:
         yield f"density {kept / possible}, recorded {record.cost.density}"
 
 
 def connection_count(record: Record, possible: int) -> int:
-    """K = floor(b U n + 1/2); all for a method without a side, which masks no weights."""
+    """Returns K = floor(b U n + 1/2), or all for a method without a side, which masks no weights."""
     if record.run["side"] == "none":
         return possible
     exact = Decimal(record.config["budget"]) * possible + Decimal("0.5")
@@ -156,7 +156,7 @@ def _weights(folder: Path, record: Record) -> Iterator[str]:
 
 
 def _scores(folder: Path, record: Record) -> Iterator[str]:
-    """Of a run that is scored."""
+    """Compares metrics and costs, if the run is scored."""
     if not (folder / "metrics.json").is_file():
         return
     metrics = importlib.import_module(f"bbnet.tasks.{record.config['task']}.metrics").metrics
@@ -165,7 +165,7 @@ def _scores(folder: Path, record: Record) -> Iterator[str]:
     written = json.loads((folder / "metrics.json").read_text())
     for name, value in again.items():
         if not _equal(float(value), written.get(name, math.inf)):
-            yield f"metrics.json: {name} is {written.get(name)}, its items say {float(value)}"
+            yield f"metrics.json: {name} is {written.get(name)}, the items give {float(value)}"
     cost = json.loads((folder / "cost.json").read_text())
     recorded = record.cost.model_dump() | {"slabs": {name: slab.density for name, slab in record.slabs.items()}}
     for name, value in recorded.items():
@@ -178,7 +178,7 @@ def _equal(one: float, other: float) -> bool:
 
 
 def read_masks(path: Path) -> Mapping[str, np.ndarray]:
-    """Bool [units, fan] by slab name."""
+    """Returns the masks, bool [units, fan], by slab name."""
     with safe_open(path, framework="np") as file:
         shapes = {name: json.loads(shape) for name, shape in file.metadata().items()}
         return {

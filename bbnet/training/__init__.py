@@ -1,1 +1,1 @@
-"""How: the training loop, its checkpoints, seeds and devices."""
+"""The training loop, its checkpoints, seeds and devices."""

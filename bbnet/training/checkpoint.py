@@ -1,4 +1,4 @@
-"""Weights, masks and warm starts on disk. Loading any of them executes no code from the file."""
+"""Saving and loading of weights, masks and training states. Loading executes no code from the file."""
 
 import io
 import json
@@ -24,7 +24,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Raises ValueError naming the file if its tensors are not those of `model`."""
+    """Loads weights into `model`. Raises ValueError naming the file if its tensors are not those of `model`."""
     try:
         model.load_state_dict(load_file(path))
     except SafetensorError as error:
@@ -34,16 +34,16 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
-    """Per slab its packed bits, and in the metadata its shape [units, fan]."""
+    """Saves the packed bits of each slab's mask, and in the metadata its shape [units, fan]."""
     packed, shapes = pack_masks(dict(masks))
     with whole_file(path) as partial:
         partial.write_bytes(_with_sorted_header(save(packed, metadata=shapes)))
 
 
 def _with_sorted_header(content: bytes) -> bytes:
-    """The bytes of a safetensors file with a sorted header: each process writes metadata in an order of its own.
+    """Returns the bytes of a safetensors file with a sorted header; the order of metadata differs between processes.
 
-    A header is its length, 8 bytes little-endian, and JSON, padded with blanks.
+    A header is its length, 8 bytes little-endian, followed by JSON, padded with blanks.
     """
     (length,) = struct.unpack("<Q", content[:8])
     header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
@@ -59,8 +59,8 @@ def load_masks(path: Path) -> dict[str, Tensor]:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """A training state: tensors and plain values only. Equal states give equal bytes."""
-    # Into memory first: torch's own writer puts the path into the file, and does not say what the disk refused.
+    """Saves a training state, which has only tensors and plain values. Equal states give equal bytes."""
+    # Saved to memory first: torch's file writer stores the path in the file, and hides the cause of a disk error.
     content = io.BytesIO()
     torch.save(_as_values(state), content)
     with whole_file(path) as partial:
@@ -68,7 +68,7 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def _as_values(state: Any) -> Any:
-    """The same without identities: a pickle says which of its texts and containers were one object."""
+    """Returns an equal state without shared objects, since a pickle records which strings and containers are shared."""
     if isinstance(state, str):
         return sys.intern(state)
     if isinstance(state, Mapping):
@@ -79,14 +79,14 @@ def _as_values(state: Any) -> Any:
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """Raises ValueError naming the file if a byte of it is not as it was written; OSError if there is none to read."""
+    """Loads a training state. Raises ValueError naming the file if it is damaged, OSError if it cannot be read."""
     with path.open("rb") as file:
         try:
-            # torch does not compare the checksums that it writes.
+            # torch does not check the checksums that it writes.
             damaged = zipfile.ZipFile(file).testzip()
             if damaged is not None:
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
             file.seek(0)
             return torch.load(file, map_location=device, weights_only=True)
-        except Exception as error:  # of whatever kind: a damaged file may say anything to its reader
+        except Exception as error:  # a damaged file may raise any exception
             raise ValueError(f"{path}: not a whole training state ({str(error).partition(chr(10))[0]})") from None

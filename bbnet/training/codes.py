@@ -1,4 +1,4 @@
-"""What the units of a network say together: entropy of their codes, correlation and rank of their activations."""
+"""Joint statistics of the units of a network: entropy of codes, correlation and effective rank of activations."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -10,35 +10,35 @@ from torch import Tensor, nn
 
 from bbnet.sparsity.slab import CHANNELS_FIRST, Slab, channels_first, unit_modules
 
-GROUP = 8  # units whose joint code is counted
+GROUP = 8  # number of units that form a joint code
 POSITIONS_PER_PASS = 512
 MEASURES = ("binary_entropy", "code_entropy", "correlation", "effective_rank")
 
 
 def binary_entropy(on_rates: np.ndarray) -> float:
-    """Mean entropy of a unit that is on or off, in bits; `on_rates` [units]."""
+    """Returns the mean entropy of a unit being on or off, in bits; `on_rates` [units]."""
     shares = np.stack([on_rates, 1 - on_rates])
     return float(_plog2(shares).sum(0).mean())
 
 
 def code_entropy(counts: np.ndarray, units: int) -> float:
-    """Entropy per unit, in bits, of the joint codes of groups of units; the plug-in estimate.
+    """Returns the entropy per unit, in bits, of the joint codes of groups of units, by the plug-in estimate.
 
     Args:
-        counts: [groups, codes], how often each code of a group was seen.
-        units: of all groups together.
+        counts: [groups, codes], number of times each code of a group was seen.
+        units: number of units of all groups together.
     """
     shares = counts / counts.sum(1, keepdims=True)
     return float(_plog2(shares).sum() / units)
 
 
 def _plog2(shares: np.ndarray) -> np.ndarray:
-    """-p log2 p, 0 where p is 0."""
+    """Returns -p log2 p, and 0 where p is 0."""
     return -shares * np.log2(np.where(shares > 0, shares, 1.0))
 
 
 def mean_absolute_correlation(covariance: np.ndarray) -> float:
-    """Mean of abs(Pearson's r) over the pairs of units that vary; NaN where fewer than two do."""
+    """Returns the mean of abs(Pearson's r) over pairs of units that vary; NaN if fewer than two vary."""
     sd = np.sqrt(np.diag(covariance))
     varies = sd > 0
     if varies.sum() < 2:
@@ -48,7 +48,7 @@ def mean_absolute_correlation(covariance: np.ndarray) -> float:
 
 
 def effective_rank(covariance: np.ndarray) -> float:
-    """exp of the entropy of the covariance's normalised eigenvalues (after Roy and Vetterli 2007); NaN if all are 0."""
+    """Returns exp of the entropy of the normalised eigenvalues (after Roy and Vetterli 2007); NaN if all are 0."""
     eigenvalues = np.linalg.eigvalsh(covariance).clip(min=0)
     if not eigenvalues.sum() > 0:
         return float("nan")
@@ -58,7 +58,7 @@ def effective_rank(covariance: np.ndarray) -> float:
 
 @dataclass
 class Moments:
-    """Of one module's units: of their rectified pre-activations, and of the codes of their groups."""
+    """Running sums of the rectified pre-activations of one module's units, and counts of the codes of their groups."""
 
     seen: int = 0
     total: np.ndarray | float = 0.0
@@ -67,7 +67,7 @@ class Moments:
     on: np.ndarray | int = 0
 
     def add(self, positions: Tensor) -> None:
-        """`positions` float [positions, units]."""
+        """Adds `positions`, float [positions, units]."""
         active = positions.clamp(min=0).double()
         on = positions > 0
         self.seen += len(positions)
@@ -82,10 +82,10 @@ class Moments:
 
 
 def count_codes(on: Tensor) -> Tensor:
-    """How often each joint code of every `GROUP` neighbouring units was seen: int64 [groups, 2 ** GROUP].
+    """Counts each joint code of every `GROUP` neighbouring units: int64 [groups, 2 ** GROUP].
 
     Args:
-        on: bool [positions, units]; a last group may be smaller.
+        on: bool [positions, units]; the last group may be smaller.
     """
     positions, units = on.shape
     groups = -(-units // GROUP)
@@ -96,12 +96,12 @@ def count_codes(on: Tensor) -> Tensor:
 
 
 class Codes:
-    """Gathers `Moments` of the modules whose outputs are units, over forward passes, until `remove`.
+    """Collects `Moments` of the modules whose outputs are units in every forward pass, until `remove` is called.
 
-    Of every pass at most 512 positions are looked at, evenly spread over the valid ones.
+    At most 512 valid positions of each forward pass are used, evenly spaced.
 
     Args:
-        valid_of: the valid positions of a module's outputs, by its name; None if all are.
+        valid_of: returns the valid positions of a module's outputs, by module name; None if all are valid.
     """
 
     def __init__(self, model: nn.Module, slabs: Iterable[Slab], valid_of: Callable[[str], Tensor | None]) -> None:
@@ -110,11 +110,11 @@ class Codes:
         self.valid_of = valid_of
         self.moments = {name: Moments() for name in unit_modules(model, slabs)}
         self._hooks = [
-            module.register_forward_hook(partial(self._see, name, name in first or isinstance(module, CHANNELS_FIRST)))
+            module.register_forward_hook(partial(self._add, name, name in first or isinstance(module, CHANNELS_FIRST)))
             for name, module in unit_modules(model, slabs).items()
         ]
 
-    def _see(self, name: str, is_channels_first: bool, module: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def _add(self, name: str, is_channels_first: bool, module: nn.Module, inputs: tuple, output: Tensor) -> None:
         positions = output.detach().movedim(1, -1) if is_channels_first else output.detach()
         valid = self.valid_of(name)
         rows = positions.flatten(0, -2) if valid is None else positions[valid]
@@ -126,9 +126,9 @@ class Codes:
             hook.remove()
 
     def of(self, slab: Slab) -> dict[str, float]:
-        """`MEASURES` of a slab's units; the mean over the modules that these come from, by their number of units.
+        """Returns `MEASURES` of a slab's units: the mean over the modules that they come from, weighted by units.
 
-        `code_entropy` is in bits per unit, `effective_rank` a share of the units.
+        `code_entropy` is in bits per unit; `effective_rank` is a fraction of the number of units.
         """
         by_module = [_measures(self.moments[name]) for name in slab.units]
         weights = [units for units, _ in by_module]

@@ -1,4 +1,4 @@
-"""Which device a job computes on; on a machine with several GPUs, one with a free slot."""
+"""Choice of the device that a job computes on; on a machine with several GPUs, one with a free slot."""
 
 import ctypes
 import fcntl
@@ -15,23 +15,23 @@ import torch
 from bbnet.data.store import alone
 
 logger = logging.getLogger(__name__)
-SECONDS_BETWEEN_LOOKS = 0.1
-# glibc's mallopt(3): its parameters, and values that mean never.
+POLL_SECONDS = 0.1
+# Parameters of glibc's mallopt(3), with the values that turn trimming and memory-mapped blocks off.
 M_TRIM_THRESHOLD, NEVER_TRIM = -1, -1
 M_MMAP_MAX, NO_MMAP = -4, 0
 
 
 def choose_device(wanted: str, gpu_slots: int = 1) -> torch.device:
-    """`auto` takes a GPU where there is one: the least busy, a slot of which is claimed while this process lives.
+    """Returns the device to compute on, and claims a slot of the GPU with the most free slots.
 
-    On a CPU this process keeps from now on what it frees.
-
-    CUDA_VISIBLE_DEVICES names the GPUs to choose from. Where it names one, that is the one, and nothing is claimed: it
-    was given by a scheduler or by hand.
+    The slot is held until this process ends. On a CPU, freed memory is kept by the process (see `keep_freed_memory`).
+    CUDA_VISIBLE_DEVICES names the GPUs to choose from. If it names a single one, that GPU is used and no slot is
+    claimed, because a scheduler or the user has assigned it.
 
     Args:
-        gpu_slots: processes that may share a GPU.
-    Raises: ValueError for a GPU that is not there.
+        wanted: `cpu`, `cuda`, or `auto`, which is `cuda` if torch sees a GPU.
+        gpu_slots: number of processes that may share a GPU.
+    Raises: ValueError for `cuda` if torch sees no GPU.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: torch sees no GPU; allowed here: auto, cpu")
@@ -45,24 +45,26 @@ def choose_device(wanted: str, gpu_slots: int = 1) -> torch.device:
         number = 0
     else:
         number = names.index(claim_slot(names, gpu_slots, slots_folder()))
-        logger.info("GPU %s of %s", names[number], ", ".join(names))
+        logger.info("using GPU %s of %s", names[number], ", ".join(names))
     device = torch.device("cuda", number)
     torch.cuda.set_device(device)
     return device
 
 
 def keep_freed_memory() -> None:
-    """What activations leave is used again by the next step. By default glibc hands blocks of some MiB back to the
-    system, which clears them page by page when they are asked for again: up to a tenth of a step at the paper's sizes.
+    """Makes malloc keep freed memory, so that the activations of the next step reuse it.
+
+    By default glibc returns blocks of several MiB to the system, which zeroes their pages at the next allocation. That
+    takes up to a tenth of a step at the paper's sizes.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:  # not in other C libraries
+    if mallopt is not None:  # other C libraries lack it
         mallopt(M_MMAP_MAX, NO_MMAP)
         mallopt(M_TRIM_THRESHOLD, NEVER_TRIM)
 
 
 def slots_folder() -> Path:
-    """Of this machine and user; and of the allocation, where a scheduler numbers each one's GPUs from 0."""
+    """Returns the folder of the lock files, per user, and per SLURM allocation since each numbers its GPUs from 0."""
     allocation = os.environ.get("SLURM_JOB_ID", "")
     return Path(tempfile.gettempdir(), f"bbnet-gpus-{os.getuid()}{allocation and '-' + allocation}")
 
@@ -71,13 +73,13 @@ _claimed: list[IO] = []
 
 
 def claim_slot(gpus: Sequence[str], slots: int, folder: Path) -> str:
-    """The GPU with the most free slots, of which this process now holds one; waits until there is one.
+    """Claims a slot of the GPU with the most free slots and returns that GPU; waits until a slot is free.
 
-    A slot is a lock on a file, so it is free again when its process ends, however it ends.
+    A slot is a lock on a file, which the system releases when the process ends, even if it is killed.
 
     Args:
-        slots: of each GPU.
-        folder: of the lock files, on this machine.
+        slots: number of slots per GPU.
+        folder: folder of the lock files, on this machine.
     """
     waits = False
     while True:
@@ -86,13 +88,13 @@ def claim_slot(gpus: Sequence[str], slots: int, folder: Path) -> str:
         if gpu is not None:
             return gpu
         if not waits:
-            logger.info("all %d slots of %d GPUs are taken; waiting for one", slots * len(gpus), len(gpus))
+            logger.info("all %d slots of %d GPUs are in use; waiting for a free one", slots * len(gpus), len(gpus))
         waits = True
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        time.sleep(POLL_SECONDS)
 
 
 def _claim_if_free(gpus: Sequence[str], slots: int, folder: Path) -> str | None:
-    """Returns with all slots let go but the one claimed: who looks next must not take them for claimed."""
+    """Claims one free slot. All other locks are released on return, or the next process would take them for claimed."""
     free = {gpu: _free_slots(folder, gpu, slots) for gpu in gpus}
     gpu = max(gpus, key=lambda gpu: len(free[gpu]))
     if not free[gpu]:
@@ -102,7 +104,7 @@ def _claim_if_free(gpus: Sequence[str], slots: int, folder: Path) -> str | None:
 
 
 def _free_slots(folder: Path, gpu: str, slots: int) -> list[IO]:
-    """The locked files of its free slots; they are let go when the list is."""
+    """Locks and returns the files of the free slots; the locks are released when the list is garbage-collected."""
     free = []
     for slot in range(slots):
         file = (folder / f"{gpu.replace('/', '_')}-{slot}.lock").open("w")

@@ -1,4 +1,4 @@
-"""How samples reach the device: they lie there, or a thread fetches them one batch ahead."""
+"""Batches on the device: from samples in its memory, or gathered one batch ahead by a thread."""
 
 import copy
 import logging
@@ -14,17 +14,17 @@ from bbnet.tasks.task import Split
 
 logger = logging.getLogger(__name__)
 Resident = Literal["auto", "on", "off"]
-RESIDENT_SHARE = 0.4  # of the free memory of a GPU, which the processes on it divide
+RESIDENT_SHARE = 0.4  # of the free memory of a GPU, divided among the processes that share it
 
 
 class Feed:
-    """Batches of one split, on the device. Where they come from changes no bit of them.
+    """Provides the batches of one split on the device. Their content does not depend on where the samples are kept.
 
     Args:
-        resident: `on` takes the samples into the device's memory at once. `off` leaves them in mapped files, where a
-            thread gathers the next batch while a step computes. `auto` is `on` on a GPU where they fit; on a CPU they
-            stay mapped and are gathered when asked for, since mapped files are memory that processes share.
-        shared_by: processes that may share a GPU.
+        resident: `on` copies all samples to the device's memory at once. `off` leaves them in memory-mapped files, and
+            a thread gathers the next batch while a step computes. `auto` is `on` on a GPU if they fit, else `off`; on a
+            CPU they stay memory-mapped, which processes share, and are gathered on demand, without a thread.
+        shared_by: number of processes that may share a GPU.
     """
 
     def __init__(self, split: Split, device: torch.device, resident: Resident = "auto", shared_by: int = 1) -> None:
@@ -33,12 +33,12 @@ class Feed:
         if resident == "auto" and on_gpu:
             fits = size(split) <= RESIDENT_SHARE * torch.cuda.mem_get_info(device)[0] / shared_by
             resident = "on" if fits else "off"
-            logger.info("%.0f MiB of samples %s on the GPU", size(split) / 2**20, "lie" if fits else "do not fit")
+            logger.info("%.0f MiB of samples %s on the GPU", size(split) / 2**20, "kept" if fits else "do not fit")
         self.split = moved(split, device) if resident == "on" else split
         self.fetches_ahead = resident == "off"
 
     def batches(self, indices: Sequence[Tensor]) -> Iterator[Batch]:
-        """The batches of the samples at each of `indices`, int64 [batch]."""
+        """Yields one batch for each tensor of sample indices, int64 [batch]."""
         if self.fetches_ahead:
             return self._fetched_ahead(indices)
         return (self.split.batch(each, self.device) for each in indices)
@@ -67,12 +67,12 @@ class Feed:
 
 
 def size(split: Split) -> int:
-    """Bytes of its samples."""
+    """Returns the number of bytes of all samples of a split."""
     return sum(getattr(split, name).nbytes for name in split.ARRAYS)
 
 
 def moved(split: Split, device: torch.device) -> Split:
-    """The same samples in the memory of the device."""
+    """Returns a copy of a split whose samples are in the memory of the device."""
     copied = copy.copy(split)
     for name in split.ARRAYS:
         setattr(copied, name, getattr(split, name).to(device, copy=True))

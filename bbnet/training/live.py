@@ -1,6 +1,6 @@
-"""Watching runs while they train: each row of a history, mirrored to TensorBoard or to Weights & Biases.
+"""Live logging of runs: each row of a training history is also sent to TensorBoard or Weights & Biases.
 
-Watching never costs a run: whatever fails here is one warning in the log, and training goes on unwatched.
+Live logging never fails a run: an error is logged as one warning, and training continues without live logging.
 """
 
 import logging
@@ -15,7 +15,7 @@ WANDB_SECONDS = 60
 
 
 class Writer(Protocol):
-    """What a mirror of a history provides; its package is imported when it is made, no earlier."""
+    """Interface of a logging backend. The backend's package is imported only when an instance is created."""
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None: ...
 
@@ -25,7 +25,7 @@ class Writer(Protocol):
 
 
 class TensorBoard:
-    """Event files in `folder/tensorboard/{name}`; a run that is trained again replaces its curves."""
+    """Writes event files to `folder/tensorboard/{name}`; training a run again replaces its curves."""
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -43,7 +43,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of project bbnet in `folder/wandb`, uploaded as it grows where it is online."""
+    """Writes a run of the W&B project bbnet to `folder/wandb` and, unless offline, uploads it during training."""
 
     def __init__(self, folder: Path, name: str, config: Mapping[str, Any]) -> None:
         import wandb
@@ -57,7 +57,7 @@ class WeightsAndBiases:
             finish_timeout_raises=True,
         )
         wandb.setup(settings)
-        # Without a key wandb would ask for one, and the run would wait for an answer.
+        # Without an API key wandb would prompt for one and block the run.
         mode = os.environ.get("WANDB_MODE", "online")
         if mode == "online" and not wandb.login(prompt=False, verify=False):
             mode = "offline"
@@ -75,26 +75,26 @@ WRITERS: dict[str, type[Writer]] = {"tensorboard": TensorBoard, "wandb": Weights
 
 
 class Live:
-    """Hands the numbers of each row that it is called with to a writer, for as long as that works; never raises.
+    """Callback that passes the numbers of each history row to a writer; never raises, and is inactive after an error.
 
     Args:
         kind: "none" or one of `WRITERS`.
-        folder: of the study; the writer makes its own inside.
-        name: of the run, `task/model/method/budget/seed`.
-        config: the run's, for writers that keep it.
+        folder: folder of the study; the writer creates its own folder inside.
+        name: name of the run, `task/model/method/budget/seed`.
+        config: configuration of the run, for writers that store it.
     """
 
     def __init__(self, kind: str, folder: Path, name: str, config: Mapping[str, Any]) -> None:
         self._writer: Writer | None = None
         if kind != "none":
-            with self._one_warning_at_most():
+            with self._disabled_on_error():
                 self._writer = WRITERS[kind](folder, name, config)
 
     def __call__(self, row: Mapping[str, Any]) -> None:
-        """Every numeric column of a history's row, at the optimiser step at which its epoch ended."""
+        """Writes every numeric column of a history row, at the optimiser step at which its epoch ended."""
         if self._writer is not None:
             numbers = {column: value for column, value in row.items() if isinstance(value, int | float)}
-            with self._one_warning_at_most():
+            with self._disabled_on_error():
                 self._writer.write(numbers.pop("step"), numbers)
 
     def __enter__(self) -> "Live":
@@ -102,24 +102,24 @@ class Live:
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if self._writer is not None:
-            with self._one_warning_at_most():
+            with self._disabled_on_error():
                 self._writer.close(failed=kind is not None)
 
     @contextmanager
-    def _one_warning_at_most(self) -> Iterator[None]:
+    def _disabled_on_error(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
             self._writer = None
-            logger.warning("live: %s; the run goes on unwatched", _why(error))
+            logger.warning("live: %s; the run continues without live logging", _reason(error))
 
 
 def live_as_configured(name: str, config: Mapping[str, Any]) -> Live:
-    """As the knob `live` says, which the Snakefile hands on to jobs in their environment."""
+    """Returns the live logger set by the knob `live`, which the Snakefile passes to jobs as environment variables."""
     return Live(os.environ.get("BBNET_LIVE", "none"), Path(os.environ.get("BBNET_LIVE_DIR", "live")), name, config)
 
 
-def _why(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError) and error.name in WRITERS:
         return f"{error.name} is not installed (pip install 'bbnet[{error.name}]')"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,4 +1,4 @@
-"""Where a training that is stopped goes on: its state on disk, kept up while it runs."""
+"""Resuming of interrupted trainings from a state on disk, which is saved at intervals."""
 
 import logging
 import os
@@ -15,47 +15,46 @@ from bbnet.training.checkpoint import load_state, save_state
 
 logger = logging.getLogger(__name__)
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-State = Callable[[], Mapping[str, Any] | None]  # None where the loss is no longer finite
+State = Callable[[], Mapping[str, Any] | None]  # None if the loss is no longer finite
 
 
 class Stopped(SystemExit):
-    """Ends the process after a signal asked for it, with the exit status that shells give to that signal."""
+    """Ends the process after a stop signal, with the exit status that shells use for that signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
 
 
 class Resume:
-    """Of a training that goes through: nothing to go on from, nothing left behind."""
+    """Base class and default: neither loads nor saves a state."""
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """What the training goes on from, if anything."""
+        """Returns the state to resume from, or None to start from the beginning."""
         return None
 
     def after_step(self, state: State) -> None:
-        """Called after each step; `state` is made only where it is needed."""
+        """Callback after each step; `state` is a function, called only if its result is needed."""
 
     def after_epoch(self, state: State) -> None:
-        """Called after each epoch."""
+        """Callback after each epoch."""
 
 
 GOES_THROUGH = Resume()
 
 
 class StateFile(Resume):
-    """The state of a training, saved after every epoch and every so many minutes, and when the process is told to stop.
+    """Saves the state of a training to a file after every epoch, every few minutes, and when a signal asks to stop.
 
-    Within it SIGTERM, SIGUSR1, SIGINT and SIGHUP end the training after the step or the scoring of dev under way, its
-    state saved. Signals that follow change nothing (Ctrl-C reaches a job twice: from the terminal, and as SIGTERM from
-    Snakemake), but for a SIGINT, which ends it at once.
+    Inside the context, SIGTERM, SIGUSR1, SIGINT and SIGHUP end the training after the current step or scoring of dev,
+    with its state saved. Further signals are ignored, because Ctrl-C reaches a job twice (from the terminal, and as
+    SIGTERM from Snakemake), except for SIGINT, which ends the process at once.
 
     Args:
-        path: of the file.
-        fingerprint: of all that the training is made of; a state with another one is not taken.
-        minutes: between two saves at the most, but for the length of a step.
+        fingerprint: identifies everything that the training depends on; a state with another one is not loaded.
+        minutes: longest time between two saves; the step in progress is finished first.
 
     Attributes:
-        interruptions: how often the training has gone on from here.
+        interruptions: number of times the training has been resumed.
     """
 
     def __init__(self, path: Path, fingerprint: str, minutes: float) -> None:
@@ -64,73 +63,73 @@ class StateFile(Resume):
         self.minutes = minutes
         self.interruptions = 0
         self._stop: int | None = None
-        self._earlier_seconds = 0.0
+        self._previous_seconds = 0.0
         self._began = self._saved = time.monotonic()
 
     @classmethod
     def as_configured(cls, path: Path, device: torch.device, *made_of: str) -> "StateFile":
-        """Of a training on `device`; as often as the knob `checkpoint_minutes` says, which the Snakefile hands on.
+        """Returns a state file with the interval of the knob `checkpoint_minutes`, passed as an environment variable.
 
-        Another kind of device or version of torch could not go on as if nothing had happened.
+        The fingerprint includes the kind of device and the version of torch, as another one gives other bits.
         """
         minutes = float(os.environ.get("BBNET_CHECKPOINT_MINUTES", "10"))
         return cls(path, " ".join([*made_of, device.type, torch.__version__]), minutes)
 
     @property
     def seconds(self) -> float:
-        """Time that the training took so far, all its parts together."""
-        return self._earlier_seconds + time.monotonic() - self._began
+        """Training time so far, including that before interruptions."""
+        return self._previous_seconds + time.monotonic() - self._began
 
     def __enter__(self) -> "StateFile":
-        # What is ignored stays so: under nohup, SIGHUP.
+        # Signals that are ignored stay ignored, such as SIGHUP under nohup.
         heeded = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
-        self._handlers = {number: signal.signal(number, self._ask_to_stop) for number in heeded}
+        self._handlers = {number: signal.signal(number, self._request_stop) for number in heeded}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        if kind is None:  # after the last epoch, whose state is saved
-            self._end_if_asked()
+        if kind is None:  # the state was saved after the last epoch
+            self._stop_if_requested()
 
-    def _ask_to_stop(self, number: int, frame: FrameType | None) -> None:
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop = self._stop or number
         signal.signal(signal.SIGINT, self._handlers.get(signal.SIGINT, signal.SIG_IGN))
 
-    def _end_if_asked(self) -> None:
+    def _stop_if_requested(self) -> None:
         if self._stop is not None:
-            logger.warning("stopped by %s; the same command goes on from here", signal.Signals(self._stop).name)
+            logger.warning("stopped by %s; the same command resumes from here", signal.Signals(self._stop).name)
             raise Stopped(self._stop)
 
     def load(self, device: torch.device) -> dict[str, Any] | None:
-        """What was saved last, if this training may go on from it."""
+        """Returns the last saved state, or None if there is none that this training can resume from."""
         if not self.path.exists():
             return None
         try:
             state = load_state(self.path, device)
         except (ValueError, OSError) as error:
-            logger.warning("%s; training starts anew", error)
+            logger.warning("%s; training restarts from the beginning", error)
             return None
         if not isinstance(state, dict) or not {"fingerprint", "interruptions", "seconds"} <= set(state):
-            logger.warning("%s: not the state of a training; training starts anew", self.path)
+            logger.warning("%s: not the state of a training; training restarts from the beginning", self.path)
             return None
         if state.pop("fingerprint") != self.fingerprint:
-            logger.info("%s: is of another configuration, code, data or device; training starts anew", self.path)
+            logger.info("%s: other configuration, code, data or device; training restarts", self.path)
             return None
         self.interruptions = state.pop("interruptions") + 1
-        self._earlier_seconds = state.pop("seconds")
+        self._previous_seconds = state.pop("seconds")
         return state
 
     def after_step(self, state: State) -> None:
-        """Saves where it is time; where the process was told to stop, saves and raises Stopped."""
+        """Saves the state if the interval is over; after a stop signal, saves it and raises Stopped."""
         if self._stop is not None or time.monotonic() - self._saved >= 60 * self.minutes:
             self._save(state)
-            self._end_if_asked()
+            self._stop_if_requested()
 
     def after_epoch(self, state: State) -> None:
-        """Saves; raises Stopped where the process was told to stop."""
+        """Saves the state; raises Stopped after a stop signal."""
         self._save(state)
-        self._end_if_asked()
+        self._stop_if_requested()
 
     def _save(self, state: State) -> None:
         self._saved = time.monotonic()
@@ -141,9 +140,9 @@ class StateFile(Resume):
         try:
             save_state(self.path, {**current, **own})
         except OSError as error:
-            # The run may still end well, and what was saved before is still there.
-            logger.warning("%s: could not be saved (%s); training goes on", self.path, error.strerror)
+            # The run may still succeed, and the state saved before is still there.
+            logger.warning("%s: could not be saved (%s); training continues", self.path, error.strerror)
 
     def discard(self) -> None:
-        """The training is done, and its results are on disk."""
+        """Deletes the file; call it once the results of the training are on disk."""
         self.path.unlink(missing_ok=True)

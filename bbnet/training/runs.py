@@ -253,7 +253,7 @@ class Evaluation:
     densities: dict[str, Any]
 
 
-def evaluate(job: Job, run: Path, scoring: Mapping[str, Any]) -> Evaluation:
+def evaluate(job: Job, run: Path, scoring: Mapping[str, Any] | None = None) -> Evaluation:
     """Scores the selected weights in a run's folder on test.
 
     Args:
@@ -267,7 +267,7 @@ def evaluate(job: Job, run: Path, scoring: Mapping[str, Any]) -> Evaluation:
     check_masks_in_force(model, slabs, masks)
     job.gate(model, slabs)
     model.eval()
-    test = job.task.open_split(job.prepared, {**job.index, **scoring}, "test")
+    test = job.task.open_split(job.prepared, {**job.index, **(scoring or {})}, "test")
     items, predictions = job.task.evaluate(model, test, job.device)
     metrics = {name: float(value) for name, value in job.task.metrics(items).items()}
     units, codes = job.measured_units(model, masks)

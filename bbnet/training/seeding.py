@@ -1,4 +1,4 @@
-"""Seeds of independent random streams, all derived from a run's one seed."""
+"""Independent random streams, all derived from the one seed of a run."""
 
 import hashlib
 
@@ -6,6 +6,6 @@ import torch
 
 
 def stream(*purpose: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator for one purpose, such as ("order", seed, epoch): the same in every process and on every machine."""
+    """Returns a generator for one purpose, e.g. ("order", seed, epoch); it is the same in every process and machine."""
     digest = hashlib.sha256("/".join(map(str, purpose)).encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(digest[:7], "big"))

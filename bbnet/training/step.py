@@ -1,4 +1,4 @@
-"""One optimiser step, in the precision of the study and, where it pays, compiled."""
+"""One optimiser step, in the precision of the study, and the decision whether to compile the model."""
 
 import copy
 import logging
@@ -16,13 +16,13 @@ from bbnet.tasks.settings import Training
 logger = logging.getLogger(__name__)
 Precision = Literal["auto", "float32", "bfloat16"]
 Compile = Literal["auto", "on", "off"]
-# Of a training: below it compiling takes longer than it saves.
+# Shorter trainings than this do not gain enough to pay for the compilation.
 STEPS_WORTH_COMPILING = {"cuda": 2_000, "cpu": 10_000}
 MOST_SHAPES = 64
 
 
 def resolve_precision(wanted: Precision, device: torch.device) -> torch.dtype:
-    """Of the activations in training: bfloat16 by `auto` on a GPU that computes in it."""
+    """Returns the dtype of activations in training; `auto` is bfloat16 on a GPU that supports it, else float32."""
     if wanted == "auto":
         wanted = "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
     return getattr(torch, wanted)
@@ -38,12 +38,12 @@ def optimiser_step(
     precision: torch.dtype = torch.float32,
     sparsifier: Sparsifier | None = None,
 ) -> Tensor:
-    """Trains on a batch; returns its loss, a scalar on the device, which nothing here waits for.
+    """Performs one training step and returns its loss, a scalar tensor on the device, without synchronising with it.
 
     Args:
-        model: what the loss calls, the model itself or its compiled twin.
-        generator: of the augmentation, of the batch's device.
-        precision: of the activations; weights, their gradients and the optimiser's state stay float32.
+        model: the model that the task's loss calls, either the model itself or its compiled version.
+        generator: random generator of the augmentation, on the device of the batch.
+        precision: dtype of the activations; weights, gradients and the optimiser's state stay float32.
     """
     batch = task.augment(batch, training, generator)
     with sparsifier.valid(task.valid_positions(batch)) if sparsifier else nullcontext():
@@ -57,36 +57,37 @@ def optimiser_step(
 
 
 def forward(task: ModuleType, model: nn.Module, batch: Batch, precision: torch.dtype) -> Tensor:
-    """The loss of a batch."""
+    """Returns the loss of a batch, computed under autocast unless `precision` is float32."""
     device = next(iter(batch.tensors().values())).device.type
     with torch.autocast(device, precision, enabled=precision != torch.float32):
         return task.loss(model, batch)
 
 
 def pays_to_compile(how: Compile, steps: int, device: torch.device) -> bool:
-    """Whether a training of so many steps is to be compiled; `auto` leaves out short ones."""
+    """Returns whether to compile the model for a training of `steps` steps; `auto` does so only for long trainings."""
     worth = STEPS_WORTH_COMPILING[device.type]
     if how == "auto" and steps < worth:
-        logger.info("compile: off, since the training has %d steps; on this device it pays from %d", steps, worth)
+        logger.info("compile: off, since the training has %d steps; on this device it pays off from %d", steps, worth)
     return how == "on" or (how == "auto" and steps >= worth)
 
 
 def compiled(task: ModuleType, model: nn.Module, batch: Batch, precision: torch.dtype, how: Compile) -> nn.Module:
-    """A compiled twin of `model`, for steps to call.
+    """Returns a compiled version of `model` that shares its parameters.
 
-    The compiler is tried on a copy and `batch` first. Where it fails, `auto` goes on with `model`, `on` raises
-    ValueError.
+    The compiler is first tried on a copy of the model with `batch`. If it fails, `auto` returns `model` uncompiled.
+
+    Raises: ValueError if it fails and `how` is `on`.
     """
     device = next(model.parameters()).device
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             forward(task, torch.compile(copy.deepcopy(model).train(), dynamic=False), batch, precision).backward()
-    except Exception as error:  # dynamo, inductor, triton and the C++ compiler have each their own
+    except Exception as error:  # dynamo, inductor, triton and the C++ compiler each raise their own types
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         if how == "on":
             raise ValueError(f"compile on: the model cannot be compiled here ({why}); allowed: auto, off") from error
         logger.warning("compile: off, since the model cannot be compiled here (%s)", why)
         return model
-    # Speech has a shape per class of lengths; beyond the limit shapes would run uncompiled.
+    # Speech batches have one shape per class of lengths; shapes beyond the limit would run uncompiled.
     torch._dynamo.config.recompile_limit = MOST_SHAPES
     return torch.compile(model, dynamic=False)

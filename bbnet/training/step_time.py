@@ -1,4 +1,4 @@
-"""How long a training step takes here: `python -m bbnet.training.step_time`, for `bbnet plan` and `make bench`."""
+"""Timing of a training step, for `bbnet plan` and `make bench`; run as `python -m bbnet.training.step_time`."""
 
 import argparse
 import json
@@ -21,9 +21,9 @@ UNTIMED_STEPS = 2
 
 
 def measure(study: Study, task_name: str, label: str, device: torch.device) -> dict[str, Any]:
-    """The mean time of a dense training step of a study's model, on a random batch that lies on the device.
+    """Measures the mean time of a dense training step of a study's model, on a random batch on the device.
 
-    Up to 20 steps are timed, fewer where they take more than a minute. Returns `step_seconds`, `steps` and `weights`.
+    Up to 20 steps are timed, fewer if they take more than a minute. Returns `step_seconds`, `steps` and `weights`.
     """
     torch.set_num_threads(study.cpu_threads)
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The training loop: one learning-rate schedule over warm-up and sparse phase, the same for every method."""
+"""The training loop, with one learning-rate schedule over warm-up and sparse phase for every method."""
 
 import inspect
 import logging
@@ -25,24 +25,24 @@ OnEpoch = Callable[[Mapping[str, Any]], None]
 
 
 def unwatched(row: Mapping[str, Any]) -> None:
-    """The `on_epoch` of a training that nobody watches."""
+    """Default `on_epoch` callback; does nothing."""
 
 
 def uninterrupted() -> None:
-    """The `after_step` of a training that goes through."""
+    """Default `after_step` callback; does nothing."""
 
 
 class Trainer:
-    """Trains one model of a task. Weights, data order and augmentation depend on the seed alone, never on the method.
+    """Trains one model of a task. Initial weights, data order and augmentation depend on the seed, never on the method.
 
     Args:
-        precision: of the activations in training; scores are computed in float32.
+        precision: dtype of the activations in training; scores are computed in float32.
         resident, gpu_slots: see `Feed`.
-        on_epoch: is called with every row of the history as it comes, those of a loaded state first.
+        on_epoch: callback that is called with each new row of the history, and with the rows of a loaded state.
 
     Attributes:
-        epoch: passes over the training data so far.
-        position: steps of the next pass that are done already.
+        epoch: number of completed epochs.
+        position: number of completed steps of the current epoch.
         history: one row per epoch.
     """
 
@@ -82,11 +82,11 @@ class Trainer:
 
     @property
     def sparse_steps(self) -> int:
-        """Optimiser steps of the sparse phase."""
+        """Number of optimiser steps of the sparse phase."""
         return self.training.sparse_epochs * self.steps_per_epoch
 
     def compile(self, how: Compile) -> bool:
-        """From now on steps are compiled, or not, by what pays here; before the first step, and behind `sparsify`."""
+        """Compiles the model if that pays off, and returns whether; call it after `sparsify`, before the first step."""
         if pays_to_compile(how, self.training.epochs * self.steps_per_epoch, self.device):
             indices = self.feed.split.batches(self.training, stream("order", self.seed, 1))[0]
             batch = self.feed.split.batch(indices, self.device)
@@ -96,9 +96,9 @@ class Trainer:
     def run_epoch(
         self, phase: str, sparsifier: Sparsifier | None = None, after_step: Callable[[], None] = uninterrupted
     ) -> dict[str, Any]:
-        """One pass over the training data, or what is left of one, and one over dev; returns its row of the history.
+        """Trains one epoch, or the rest of a resumed one, and scores dev; returns the epoch's row of the history.
 
-        `after_step` is called after each step, when `state` is that from which the next one goes on.
+        `after_step` is called after each step, when `state` is that from which the next step resumes.
         Raises: ValueError naming epoch and step if the loss is no longer finite.
         """
         began = time.monotonic()
@@ -136,7 +136,7 @@ class Trainer:
         return row
 
     def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
+        """Returns everything that the next step depends on."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -173,13 +173,13 @@ class Trainer:
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss is no longer finite; looking at it waits for the device."""
+        """Whether the loss is no longer finite; reading it synchronises with the device."""
         return self.position > 0 and not bool(self._losses[0].isfinite())
 
     def _begin_epoch(self) -> None:
         self._augmentation = stream("augmentation", self.seed, self.epoch + 1, device=self.device)
         torch.manual_seed(stream("dropout", self.seed, self.epoch + 1).initial_seed())
-        # The sum of the losses, and how many steps it stayed finite.
+        # The sum of the losses, and the number of steps for which it was finite.
         self._losses = torch.zeros(2, device=self.device)
 
     def _train(self, sparsifier: Sparsifier | None, after_step: Callable[[], None]) -> float:
@@ -219,7 +219,7 @@ class Trainer:
         return f"in step {step} of {self.steps_per_epoch} of epoch {self.epoch + 1} (seed {self.seed})"
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear rise, then cosine to zero, over warm-up and sparse phase together; steps count from 0."""
+        """Returns the learning rate of a step, from 0: a linear rise, then a cosine to zero, over both phases."""
         total = self.training.epochs * self.steps_per_epoch
         rising = max(1, round(self.training.rise * total))
         if step < rising:
@@ -229,7 +229,7 @@ class Trainer:
 
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
-    """Weight decay acts on matrices and kernels, not on biases and norms."""
+    """Returns the optimiser of the settings; weight decay acts on matrices and kernels, not on biases and norms."""
     groups = [
         {
             "params": [weight for weight in model.parameters() if weight.dim() > 1],
@@ -243,7 +243,7 @@ def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimize
 
 
 def light_start(optimizer: type[torch.optim.Optimizer]) -> type[torch.optim.Optimizer]:
-    """Returns a subclass of `optimizer` that does the same without importing torch's compiler.
+    """Returns a subclass of `optimizer` that behaves the same without importing torch's compiler.
 
     The methods of torch's optimisers are wrapped so that they import `torch._dynamo` when they are first called. That
     import takes 0.6 s, a quarter of the start-up of a job, and the default study has 72 of them. The subclass has the
