@@ -24,6 +24,7 @@ for part, figures in WORKFLOW.figures.items():
         log:
             f"<results>/logs/figures-{prefix(*part)}.log",
         localrule: True
+        threads: 1 if len(WORKFLOW.models) > 1 else 2
         params:
             code=recipe.task_code("figures", task) if task else recipe.summary_code("figures"),
             figures=figures,

@@ -8,7 +8,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 from bbnet.data.process import end_with_parent
 from bbnet.data.store import whole_file
 
-# What imports make stays. To look through it for garbage, during the imports and again when the process ends, takes
-# longer than a light rule's own work: see `run`.
+# The garbage collector is off during imports, and `run` exempts what they created from later collections. Objects of
+# imported modules are never garbage, but the collector visits hundreds of thousands of them again and again. Without
+# this a job that imports torch starts 0.3 s later and ends 0.4 s later, of 1.3 s of start-up in all.
 gc.disable()
 
 
@@ -32,6 +34,7 @@ def arguments(description: str, **options: dict) -> argparse.ArgumentParser:
 
 JSON = {"type": json.loads}
 TEXT = {"type": str}
+CLOCK_TOLERANCE_SECONDS = 60  # by which the clocks of a cluster's machines may differ
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
@@ -59,6 +62,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         log_file = logging.FileHandler(options.log, mode="w")
         log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger().addHandler(log_file)
+        check_time_stamps(path for path in vars(options).values() if isinstance(path, Path))
         main(options)
     except KeyboardInterrupt:
         logging.error("interrupted")
@@ -69,6 +73,19 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
         sys.exit(1)
     finally:
         gc.freeze()
+
+
+def check_time_stamps(inputs: Iterable[Path]) -> None:
+    """Raises ValueError if an input is newer than the present, as after a clock was set back.
+
+    Snakemake would reject, and delete, everything that is made from it.
+    """
+    for path in inputs:
+        if path.is_file() and path.stat().st_mtime > time.time() + CLOCK_TOLERANCE_SECONDS:
+            raise ValueError(
+                f"{path}: its time stamp is in the future; once the clock is right, "
+                "find DATA_DIR RESULTS_DIR -newermt now -exec touch {} + corrects such files"
+            )
 
 
 def _exit(number: int, _: Any) -> None:

@@ -40,10 +40,10 @@ def flops_by_module(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]
 
     with _in_evaluation(model), FlopCounterMode(display=False) as counter:
         model(*inputs)
+    counts = {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}
     root = type(model).__name__
-    by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
-    total = by_module.pop("Global")
-    return {name.removeprefix(f"{root}."): count for name, count in by_module.items()} | {"": total}
+    layers = (name for name, _ in model.named_modules() if name)
+    return {"": counts["Global"]} | {name: counts.get(f"{root}.{name}", 0) for name in layers}
 
 
 @torch.no_grad()

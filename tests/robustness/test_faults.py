@@ -1,5 +1,6 @@
 """What goes wrong gives one clear error or a clean recovery, and nothing that was finished is lost."""
 
+import io
 import json
 import os
 import pickle
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -178,8 +180,10 @@ def zeros_in_the_middle(whole: bytes) -> bytes:
 
 
 def a_flipped_bit(whole: bytes) -> bytes:
-    """Such as a disk returns unnoticed."""
-    middle = len(whole) // 2
+    """A bit in the middle of the largest tensor, as a disk may return it unnoticed."""
+    with zipfile.ZipFile(io.BytesIO(whole)) as archive:
+        largest = max(archive.infolist(), key=lambda entry: entry.file_size)
+        middle = whole.index(archive.read(largest)) + largest.file_size // 2
     return whole[:middle] + bytes([whole[middle] ^ 64]) + whole[middle + 1 :]
 
 
@@ -543,7 +547,6 @@ def run_folder(method: str) -> str:
     ("arguments", "goes_on"),
     [
         ([], True),
-        (["--forcerun", "collect", "--until", "train"], True),
         (["--forcerun", "train"], False),
         (["--force"], False),
         (["--forceall", "--allowed-rules", "train"], False),
@@ -569,7 +572,8 @@ def test_after_a_clock_was_set_back_one_command_repairs_the_time_stamps_and_noth
         os.utime(path, (tomorrow, tomorrow))
     refused = house.snakemake(target)
     assert refused.returncode != 0
-    assert "older modification time than input" in " ".join(refused.stdout.split())
+    assert "its time stamp is in the future" in one_error(refused.stdout.splitlines())
+    assert not (house.root / run_folder("sp_in") / "record.json").exists()
     subprocess.run("find data results -newermt now -exec touch {} +", shell=True, check=True, cwd=house.root)
     result = house.snakemake(target)
     assert result.returncode == 0, result.stdout

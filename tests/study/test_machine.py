@@ -99,11 +99,13 @@ STUB = """
 import os, sys, time
 from pathlib import Path
 
+TRAINED = ["model.safetensors", "masks.safetensors", "history.csv", "refreshes.csv", "record.json", "items.parquet"]
+TRAINED += ["predictions.npz", "units.csv", "codes.csv", "metrics.json", "cost.json"]
 MADE = {
     "fetch": ("--manifest", [""]),
     "prepare": ("--index", [""]),
     "warm_up": ("--folder", ["checkpoint.pt", "history.csv", "units.csv"]),
-    "train": ("--folder", ["model.safetensors", "masks.safetensors", "history.csv", "refreshes.csv", "record.json"]),
+    "train": ("--folder", TRAINED),
 }
 option, names = MADE[script := Path(__file__).stem]
 outputs = [Path(sys.argv[sys.argv.index(option) + 1], name) for name in names]

@@ -178,8 +178,11 @@ def test_a_failing_method_leaves_the_others_and_says_how_to_go_on(house, study):
         (algorithms / "magnitude.py")
         .read_text()
         .replace("return [", 'raise ValueError("no masks today")\n        return [')
+        .replace("parameters.magnitude", "parameters.broken")
     )
     (algorithms / "broken.py").write_text(source)
+    parameters = house.root / "bbnet" / "sparsity" / "parameters"
+    shutil.copy(parameters / "magnitude.py", parameters / "broken.py")
     study["methods"]["broken"] = {"algorithm": "broken"}
     house.write_study(study)
 
@@ -202,7 +205,7 @@ def test_a_failing_method_leaves_the_others_and_says_how_to_go_on(house, study):
     assert (grid.drop("broken")["status"] == "done").all()
     assert "1 failed of 4 runs" in (house.root / "results/micro/tables/change-tiny-results.md").read_text()
 
-    (algorithms / "broken.py").write_text((algorithms / "magnitude.py").read_text())
+    (algorithms / "broken.py").write_text(source.replace('raise ValueError("no masks today")', "pass"))
     result = house.snakemake()
     assert result.returncode == 0, result.stdout[-5000:]
     assert not (folder / "error.json").exists()
