@@ -34,7 +34,7 @@ def arguments(description: str, **options: dict) -> argparse.ArgumentParser:
 
 JSON = {"type": json.loads}
 TEXT = {"type": str}
-CLOCK_TOLERANCE_SECONDS = 60  # by which the clocks of a cluster's machines may differ
+CLOCK_TOLERANCE_NS = 60 * 10**9  # by which the clocks of a cluster's machines may differ
 
 
 def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentParser) -> None:
@@ -80,8 +80,9 @@ def check_time_stamps(inputs: Iterable[Path]) -> None:
 
     Snakemake would reject, and delete, everything that is made from it.
     """
+    latest = time.time_ns() + CLOCK_TOLERANCE_NS
     for path in inputs:
-        if path.is_file() and path.stat().st_mtime > time.time() + CLOCK_TOLERANCE_SECONDS:
+        if path.is_file() and path.stat().st_mtime_ns > latest:
             raise ValueError(
                 f"{path}: its time stamp is in the future; once the clock is right, "
                 "find DATA_DIR RESULTS_DIR -newermt now -exec touch {} + corrects such files"

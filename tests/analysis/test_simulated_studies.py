@@ -136,6 +136,7 @@ def test_a_seed_variance_alone_is_covered_as_often_as_said():
     assert share_covered(RATIOS["seeds alone"], 4, MANY) == pytest.approx(0.95, abs=0.017)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arms", ["noise", "seeds"])
 def test_identical_arms_show_no_difference_in_95_of_100_tasks(arms):
     assert share_of_tasks_without_a_significant_contrast(ARMS[arms], 3, FEW) >= least(0.95, FEW)

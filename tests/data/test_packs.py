@@ -662,6 +662,7 @@ def disk(monkeypatch):
     return leave
 
 
+@pytest.mark.thorough
 def test_space_for_download_and_unpacking_is_asked_for_before_anything_is_fetched(
     publish, bring_served, tmp_path, disk
 ):
@@ -696,6 +697,7 @@ def test_files_of_unknown_size_are_counted_when_they_are_there(served, bring_ser
     assert files_below(bring_served()[0]) == {"A/1": "one", "A/2": "two"}
 
 
+@pytest.mark.thorough
 def test_parts_that_nobody_needs_need_no_space(publish, tmp_path, disk):
     publish(
         files={

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from snakemake.exceptions import WorkflowError
+
+from bbnet.study.config import ConfigError
+from bbnet.study.workflow import open_workflow
 
 REPOSITORY = Path(__file__).parents[2]
-ORDER_OF_CHECKS = REPOSITORY / "rules" / "common.smk"
 PARTS = ("Snakefile", "bbnet", "rules", "workflow_scripts", "profiles", "report", "docs")
 KNOBS = {"study": "case", "device": "cpu"}
 
@@ -296,7 +297,7 @@ def written(case: Wrong) -> str:
 
 @pytest.fixture
 def refusal(tmp_path, monkeypatch):
-    """What the workflow says of a study and knobs, by the checks of rules/common.smk in their order; None: accepted."""
+    """What the workflow says of a study and knobs, None if it accepts them."""
     (tmp_path / "studies").mkdir()
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BBNET_GPUS", raising=False)
@@ -304,8 +305,8 @@ def refusal(tmp_path, monkeypatch):
     def say(text: str | bytes, **knobs) -> str | None:
         Path("studies/case.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
         try:
-            exec(compile(ORDER_OF_CHECKS.read_text(), ORDER_OF_CHECKS, "exec"), {"config": KNOBS | knobs})
-        except WorkflowError as error:
+            open_workflow(KNOBS | knobs)
+        except ConfigError as error:
             return str(error)
         finally:
             # Nothing is made, accepted or not.

@@ -80,6 +80,7 @@ def remount(folder: Path, option: str) -> None:
 # Stopped, and called again.
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_is_stopped_again_and_again_ends_as_one_that_is_not(bench, tmp_path, method):
     # In the first epoch of the sparse phase, at its end, in the second, after the freeze, and at the very end.
@@ -563,6 +564,7 @@ def test_snakemake_goes_on_unless_it_is_forced(bench, house, arguments, goes_on)
     assert outcome(folder) == bench.undisturbed("sp_in")
 
 
+@pytest.mark.thorough
 def test_after_a_clock_was_set_back_one_command_repairs_the_time_stamps_and_nothing_is_trained_again(bench, house):
     target = f"{run_folder('sp_in')}/metrics.json"
     tomorrow = time.time() + 86400
@@ -581,6 +583,7 @@ def test_after_a_clock_was_set_back_one_command_repairs_the_time_stamps_and_noth
     assert house.planned(target) == {}
 
 
+@pytest.mark.thorough
 def test_a_second_snakemake_in_a_folder_is_refused_and_the_first_goes_through(bench, house):
     target = f"{run_folder('dense')}/record.json"
     command = [sys.executable, "-m", "snakemake", "--cores", "2", target]
@@ -599,6 +602,7 @@ def test_a_second_snakemake_in_a_folder_is_refused_and_the_first_goes_through(be
     assert outcome(house.root / run_folder("dense")) == bench.undisturbed("dense")
 
 
+@pytest.mark.thorough
 def test_two_copies_that_share_their_data_and_results_leave_them_whole(bench, tmp_path):
     houses = [new_house(tmp_path / name) for name in ("first", "second")]
     shared = [f"data_dir={tmp_path / 'data'}", f"results_dir={tmp_path / 'results'}"]
@@ -638,6 +642,7 @@ class Explodes(ActivationGating):
 """
 
 
+@pytest.mark.thorough
 def test_a_run_that_explodes_stops_no_other(bench, house):
     (house.root / "bbnet/sparsity/algorithms/explodes.py").write_text(EXPLODES)
     parameters = house.root / "bbnet/sparsity/parameters"

@@ -465,6 +465,7 @@ def loop(net, model, forward, optimizer, steps, each=lambda step: None, size=32)
             model.train()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name, size", [*product(MASKING, [32]), *product(LOOKING, [7])])
 def test_a_compiled_model_is_masked_like_an_eager_one(name, size, precise, sparse, compiled, meets_its_budget):
     """As one graph, hooks and all. Batches of 7 are not subsampled; of 32, a compiled forward always sees the same
@@ -490,6 +491,7 @@ def test_a_compiled_model_is_masked_like_an_eager_one(name, size, precise, spars
             assert all(torch.equal(mask, other[slab]) for slab, mask in mine.items()), f"step {step}"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["sp_in", "rigl", "wanda", "topk"])
 def test_a_forward_pass_compiled_before_sees_the_hooks(name, precise, compiled, meets_its_budget, same):
     """A dense warm-up, compiled; then the same compiled model is sparsified. Eager and compiled end alike."""
@@ -541,6 +543,7 @@ def test_slabs_of_a_compiled_model_are_named_as_in_the_model_inside(name, precis
     assert name != "topk" or float(sparsifier.gates.share) == 0.25
 
 
+@pytest.mark.thorough
 def test_gates_act_in_a_compiled_model_at_every_share_of_the_ramp(precise, sparse, compiled):
     model, optimizer, sparsifier = sparse(precise, "topk", "0.25")
     forward = compiled(model, fullgraph=True)
@@ -781,6 +784,7 @@ def ranked_net(precise):
     }
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", RANKED)
 def test_ranks_have_the_same_masks_at_every_refresh(name, ranks_of, ranked_net, same, exact_count):
     first, second = (results[name] for results in ranks_of(ranked_net))

@@ -166,17 +166,20 @@ def train_all(tmp_path):
     return make
 
 
+@pytest.mark.thorough
 def test_the_gpu_resource_counts_slots_and_limits_what_runs_at_once(train_all):
     training = train_all(2, BBNET_GPUS="3", STUB_SECONDS="3")
     assert len(training) == 2 * RUNS
     assert max(training) == 6
 
 
+@pytest.mark.thorough
 def test_a_single_gpu_trains_run_after_run(train_all):
     training = train_all(1, BBNET_GPUS="1", STUB_SECONDS="0.2")
     assert training == [1, 0] * RUNS
 
 
+@pytest.mark.thorough
 def test_without_a_gpu_cores_alone_limit(train_all):
     training = train_all(1, BBNET_GPUS="0", STUB_SECONDS="3")
     assert max(training) > 3

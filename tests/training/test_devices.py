@@ -115,6 +115,7 @@ def longest_idle(events: list[Event], gpu: str, slots: int) -> float:
     return longest
 
 
+@pytest.mark.thorough
 def test_forty_jobs_fill_three_gpus_of_two_slots_and_never_overfill_one(start, journal):
     random.seed(0)
     jobs = [start(seconds=random.uniform(0.3, 0.9)) for _ in range(40)]

@@ -177,6 +177,7 @@ def test_wandb_writes_offline_what_the_history_has(watched_run, warnings, tmp_pa
     assert warnings() == []
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", [None, "online", "offline"])
 def test_without_a_key_wandb_is_offline_and_asks_for_none(in_a_process, tmp_path, mode):
     log = in_a_process("with live.Live('wandb', folder, 'name', {}) as watch: watch(row)", WANDB_MODE=mode)
@@ -216,6 +217,7 @@ def test_a_watched_warm_up_has_the_same_bits(job, tmp_path, kind):
     assert all(torch.equal(beside["model"][name], tensor) for name, tensor in alone["model"].items())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", KINDS)
 def test_neither_import_nor_call_touches_a_global_generator(in_a_process, kind):
     in_a_process(f"""
@@ -292,6 +294,7 @@ with live.Live("wandb", folder, "name", {}) as watch:
     assert len([line for line in log if line.startswith("live: ") and line.endswith("without live logging")]) == 1
 
 
+@pytest.mark.thorough
 def test_a_wandb_server_that_does_not_answer_is_one_warning(in_a_process):
     log = in_a_process(
         "live.WANDB_SECONDS = 2\nwith live.Live('wandb', folder, 'name', {}) as watch: watch(row)",

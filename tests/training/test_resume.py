@@ -56,6 +56,7 @@ def uninterrupted(job, warm_start):
 METHODS = ("dense", "sp_in", "sp_out", "both", "magnitude", "rigl", "wanda", "topk")
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_cut_off_at_every_single_step_in_turn_ends_in_the_same_bits(
     job, warm_start, uninterrupted, tmp_path, method

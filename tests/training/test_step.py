@@ -143,6 +143,7 @@ def test_half_precision_follows_float32_within_three_per_cent(job, name):
     assert half == pytest.approx(full, rel=0.03)
 
 
+@pytest.mark.thorough
 @needs_compiler
 @pytest.mark.parametrize("name", ["change", *(pytest.param(name, marks=pytest.mark.slow) for name in ("asr", "face"))])
 def test_compiled_steps_follow_plain_ones(job, name):

@@ -1,13 +1,16 @@
 """One learning-rate schedule, one data order, one augmentation: methods differ in their masks alone."""
 
+import copy
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from bbnet.tasks.change import task as change
 from bbnet.training.runs import train, warm_up
-from bbnet.training.trainer import make_optimizer
+from bbnet.training.trainer import light_start, make_optimizer
 
 STEPS_PER_EPOCH = 4  # 13 tiles in batches of 3, the incomplete one left out
 EPOCHS = 5
@@ -246,3 +249,39 @@ def test_a_gpu_that_is_not_there_is_refused(prepared, job, monkeypatch):
     config = job().config | {"device": "cuda"}
     with pytest.raises(ValueError, match="device cuda: torch sees no GPU; allowed here: auto, cpu"):
         type(job())(config, prepared.folder, prepared.index)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_the_optimizer_that_starts_faster_computes_what_torchs_does(kind):
+    """Steps, hooks of steps, and states, with gradients that need none of their own."""
+    found = []
+    for optimizer_class in (kind, light_start(kind)):
+        torch.manual_seed(0)
+        layer = torch.nn.Linear(5, 3)
+        optimizer = optimizer_class([{"params": [layer.weight]}, {"params": [layer.bias], "lr": 0.5}], lr=0.1)
+        stepped = []
+        optimizer.register_step_post_hook(lambda *_, stepped=stepped: stepped.append(1))
+        for step in range(4):
+            layer(torch.randn(2, 5)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if step == 1:
+                optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+        assert len(stepped) == 4
+        found.append((layer.weight, layer.bias))
+    for torchs, light in zip(*found, strict=True):
+        assert torch.equal(torchs, light)
+
+
+def test_a_training_step_does_not_import_the_compiler():
+    code = (
+        "import sys, torch\n"
+        "from bbnet.training.trainer import light_start\n"
+        "layer = torch.nn.Linear(2, 2)\n"
+        "optimizer = light_start(torch.optim.AdamW)(layer.parameters(), fused=True)\n"
+        "layer(torch.ones(1, 2)).sum().backward()\n"
+        "optimizer.step(), optimizer.zero_grad(), optimizer.load_state_dict(optimizer.state_dict())\n"
+        "print('torch._dynamo' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

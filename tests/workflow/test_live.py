@@ -13,6 +13,7 @@ RUN = "change/tiny/sp_in/b0.50/s0"
 WARM_UP = "change/tiny/s0"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
 def test_another_way_of_watching_plans_nothing(lived_in, kind):
     assert lived_in.planned("--config", f"live={kind}") == {}
@@ -25,6 +26,7 @@ def test_an_unknown_way_of_watching_is_refused_before_any_job(lived_in):
     assert "Traceback" not in result.stdout
 
 
+@pytest.mark.thorough
 def test_watched_jobs_show_their_history_and_leave_the_same_bytes(house, lived_in):
     results, alone = house.root / "results/micro", lived_in.root / "results/micro"
     targets = [f"results/micro/warm_up/{WARM_UP}/checkpoint.pt", f"results/micro/runs/{RUN}/model.safetensors"]

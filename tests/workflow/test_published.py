@@ -168,6 +168,7 @@ def test_other_addresses_fetch_nothing_anew(downloaded, published):
     path.write_text(before)
 
 
+@pytest.mark.thorough
 def test_a_study_on_them_runs_to_its_scores(downloaded, tmp_path):
     house = downloaded.copy(tmp_path / "house")
     result = house.snakemake("--config", "study=published")

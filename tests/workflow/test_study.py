@@ -151,6 +151,7 @@ def test_a_method_taken_away_trains_nothing(house, study):
     assert house.planned() == AGAIN
 
 
+@pytest.mark.thorough
 def test_the_same_study_elsewhere_on_one_core_gives_the_same_bytes(house, lived_in):
     """Everything but what says when and how long."""
     shutil.rmtree(house.root / "results")
@@ -258,6 +259,7 @@ def test_faces_have_buckets_before_scores_and_a_roc_figure(empty_house, study):
     assert planned == runs | again("face")
 
 
+@pytest.mark.thorough
 def test_weights_to_start_from_are_a_pack_of_their_own(empty_house, study, tmp_path):
     house = empty_house.copy(tmp_path / "house")
     weights = house.root / "resnet101-63fe2227.pth"
@@ -298,6 +300,7 @@ def test_the_reference_that_is_shipped_is_whole():
     assert {path.name for path in summary.iterdir()} >= {"runs.csv", "cells.csv", "items.parquet", "history.parquet"}
 
 
+@pytest.mark.thorough
 def test_snakemakes_own_report_has_captions_and_labels_of_everything(lived_in, tmp_path):
     result = lived_in.snakemake("--report", str(tmp_path / "report.zip"))
     assert result.returncode == 0, result.stdout[-3000:]
@@ -310,6 +313,7 @@ def test_snakemakes_own_report_has_captions_and_labels_of_everything(lived_in, t
     assert "Primary metrics on test against budget" in text
 
 
+@pytest.mark.thorough
 def test_a_run_that_was_damaged_is_named_and_the_rest_goes_on(house):
     damaged = house.root / RUN / "magnitude/b0.50/s0/metrics.json"
     damaged.write_text(damaged.read_text()[:20])

@@ -1,0 +1,139 @@
+"""What the workflow makes of a study: which runs, figures, tables and panels, and what it tells the user."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bbnet.study.config import ConfigError
+from bbnet.study.workflow import WHOLE_STUDY, Workflow, open_workflow
+
+CHANGE = ("change", "small")
+DENSE, SP_IN = "change/small/dense/b1.00/s0", "change/small/sp_in/b0.50/s0"
+SP_OUT, MAGNITUDE = "change/small/sp_out/b0.50/s0", "change/small/magnitude/b0.50/s0"
+ALWAYS = ["balance", "churn", "learning_curves"]
+
+
+@pytest.fixture
+def workflow(base, tmp_path, monkeypatch):
+    """Opens the base study with some knobs, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    Path("studies").mkdir()
+    Path("studies/case.yaml").write_text(yaml.safe_dump(base | {"seeds": [0], "budgets": [0.5]}))
+    Path("config.yaml").write_text("study: case\ndevice: cpu\ndata_dir: data\n")
+    return lambda **knobs: open_workflow({"study": "case", "device": "cpu"} | knobs)
+
+
+@pytest.fixture
+def with_done(workflow):
+    """The same with `cells=done`, of which some runs are done."""
+
+    def make(*done: str) -> Workflow:
+        whole = workflow()
+        for folder in done:
+            run = Path(whole.results, "runs", folder)
+            run.mkdir(parents=True)
+            fingerprint = whole.recipes.run_fingerprint(whole.runs[folder])
+            (run / "record.json").write_text(json.dumps({"fingerprint": fingerprint}))
+            (run / "metrics.json").touch()
+        return workflow(cells="done")
+
+    return make
+
+
+def test_a_whole_study_has_all_its_runs_figures_and_tables(workflow):
+    found = workflow()
+    assert sorted(found.taken) == sorted([DENSE, SP_IN, SP_OUT, MAGNITUDE])
+    assert (found.models, found.tasks, found.results) == ([CHANGE], ["change"], "results/case")
+    panels = ["panels-sp_in-b0.50", "panels-sp_out-b0.50"]
+    assert found.figures == {WHOLE_STUDY: ["coverage"], CHANGE: ["pareto", "contrasts", "claims", *ALWAYS, *panels]}
+    assert found.tables == {WHOLE_STUDY: ["methods"], CHANGE: ["results", "contrasts_table", "costs"]}
+    assert found.shown_in_panels("change") == {"small": [DENSE, SP_IN, SP_OUT]}
+    assert len(found.figure_files) == 3 * 9
+    assert {"figures/coverage.pdf", "figures/change-small-pareto.png"} <= {*found.figure_files}
+    assert "tables/change-small-results.tex" in found.table_files
+
+
+@pytest.mark.parametrize(
+    ("done", "figures"),
+    [
+        ([DENSE], ["pareto", *ALWAYS]),
+        ([SP_IN, MAGNITUDE], ALWAYS),
+        ([DENSE, MAGNITUDE], ["pareto", "contrasts", "claims", *ALWAYS]),
+        ([DENSE, SP_IN], ["pareto", "contrasts", "claims", *ALWAYS, "panels-sp_in-b0.50"]),
+    ],
+)
+def test_only_figures_that_the_runs_taken_allow_are_drawn(with_done, done, figures):
+    found = with_done(*done)
+    assert sorted(found.taken) == sorted(done)
+    assert found.figures[CHANGE] == figures
+
+
+def test_without_any_run_there_is_nothing_to_summarise(workflow):
+    with pytest.raises(ConfigError, match="cells=done: no run of study case in results/case is done"):
+        workflow(cells="done")
+
+
+def test_the_reference_is_taken_whole_or_refused(workflow):
+    with pytest.raises(ConfigError, match="no summary of study case in results/reference/case"):
+        workflow(results_from="reference")
+    summary = Path("results/reference/case/summary")
+    summary.mkdir(parents=True)
+    (summary / "cells.csv").touch()
+    assert len(workflow(results_from="reference", cells="done").taken) == 4
+
+
+def test_outdated_figures_and_tables_are_removed(with_done):
+    found = with_done(DENSE)
+    kept, outdated = Path(found.results, "figures/coverage.png"), Path(found.results, "figures/change-small-claims.png")
+    kept.parent.mkdir(parents=True)
+    for path in (kept, outdated):
+        path.touch()
+    found.remove_outdated()
+    assert (kept.exists(), outdated.exists()) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("forced", "gone"),
+    [
+        (None, {"run", "warm_up"}),
+        (["train"], {"run"}),
+        (["warm_up", "collect"], {"warm_up"}),
+        (["RUN/metrics.json"], {"run"}),
+        (["collect"], set()),
+        ([], set()),
+    ],
+)
+def test_forced_trainings_have_nothing_to_resume_from(workflow, forced, gone):
+    found = workflow()
+    folders = {
+        "run": Path(found.results, "runs", SP_IN),
+        "warm_up": Path(found.results, "warm_up/change/small/s0"),
+        "other": Path(),
+    }
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "state.pt").touch()
+        (folder / "record.json").touch()
+    found.forget_forced(forced and [name.replace("RUN", str(folders["run"])) for name in forced])
+    for file in ("state.pt", "record.json"):
+        assert {name for name, folder in folders.items() if not (folder / file).exists()} == gone
+
+
+def test_a_failure_says_how_many_cells_and_the_command_that_goes_on(workflow):
+    found = workflow(data_dir="elsewhere")
+    assert "the same command resumes it" in found.failure_message({})
+    note = Path(found.results, "runs", SP_IN, "error.json")
+    note.parent.mkdir(parents=True)
+    note.touch()
+    message = found.failure_message({"study": "case", "device": "cpu", "data_dir": "elsewhere", "cells": "all"})
+    assert message.startswith(f"1 of 4 cells failed, for example {SP_IN} ({note} has the error).")
+    assert message.endswith("snakemake figures tables --cores all --config study=case data_dir=elsewhere cells=done")
+
+
+def test_success_says_where_the_results_are(workflow):
+    found = workflow()
+    assert found.success_message() == "Data are in data/."
+    Path(found.results, "figures").mkdir(parents=True)
+    assert "results/case/report.html" in found.success_message()
