@@ -1,10 +1,5 @@
 # The study as one DAG: data -> warm-up -> train and score -> summary -> figures and tables.
 # A study is a file in studies/. The options that a user may change are in config.yaml.
-import os
-import shlex
-import sys
-
-
 configfile: "config.yaml"
 
 
@@ -15,21 +10,7 @@ container: "envs/bbnet.sif"
 include: "rules/common.smk"
 
 
-# Passed to jobs as environment variables, since no result depends on them: changing one does not rerun a job.
-# BBNET_PARENT lets a job end when this process ends.
-JOB_ENVIRONMENT = {
-    "BBNET_LIVE": KNOBS.live,
-    "BBNET_LIVE_DIR": f"{WORKFLOW.results}/live",
-    "BBNET_RESIDENT": KNOBS.resident,
-    "BBNET_GPU_SLOTS": KNOBS.gpu_slots,
-    "BBNET_CHECKPOINT_MINUTES": KNOBS.checkpoint_minutes,
-}
-# Jobs use the Python of this environment, unless they run in a container.
-shell.prefix(
-    '[ -n "${{APPTAINER_CONTAINER:-${{SINGULARITY_CONTAINER:-}}}}" ] || '
-    f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; "
-    f"export BBNET_PARENT=$PPID {' '.join(f'{name}={shlex.quote(str(value))}' for name, value in JOB_ENVIRONMENT.items())}; "
-)
+shell.prefix(WORKFLOW.shell_prefix())
 # The profile limits `gpu` to the number of GPUs of this machine, each of which takes `gpu_slots` jobs.
 if "gpu" in workflow.global_resources:
     workflow.global_resources["gpu"] = workflow.global_resources["gpu"].value * KNOBS.gpu_slots

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bbnet.study.workflow import open_workflow
+
 ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "envs" / "bbnet.def"
 MAKEFILE = (ROOT / "Makefile").read_text()
@@ -75,15 +77,11 @@ def test_the_workflow_uses_the_image_that_the_recipe_says_how_to_build():
 
 
 @pytest.mark.parametrize("variable", ["APPTAINER_CONTAINER", "SINGULARITY_CONTAINER"])
-def test_jobs_in_a_container_take_its_python_and_others_this_one(tmp_path, variable):
-    """The prefix of every job, as Snakemake has it, in a shell that believes to be in a container."""
-    text = (ROOT / "Snakefile").read_text()
-    start = text.index("shell.prefix(")
-    prefix = text[start : text.index("\n)\n", start) + 3]
-    seen = []
-    names = {"shell": type("shell", (), {"prefix": seen.append}), "shlex": __import__("shlex"), "os": __import__("os")}
-    exec(prefix, names | {"sys": sys, "TOLD": {"BBNET_LIVE": "none"}})
-    command = seen[0].format() + "echo $PATH; echo $BBNET_LIVE $BBNET_PARENT"
+def test_jobs_in_a_container_take_its_python_and_others_this_one(tmp_path, monkeypatch, variable):
+    """Runs the prefix of every job in a shell whose environment is that of a container, and in one that is not."""
+    monkeypatch.chdir(ROOT)
+    prefix = open_workflow({"study": "smoke", "data_dir": tmp_path, "results_dir": tmp_path}).shell_prefix()
+    command = prefix.format() + "echo $PATH; echo $BBNET_LIVE $BBNET_PARENT"
     here = str(Path(sys.executable).parent)
     outside, inside = (
         subprocess.run(

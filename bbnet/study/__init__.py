@@ -1,1 +1,1 @@
-"""What is compared: the study's configuration, its grid of runs, and the record of each. Imports no torch."""
+"""The study: its configuration, its grid of runs, and the record of each run. Nothing here imports torch."""

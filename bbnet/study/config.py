@@ -1,4 +1,4 @@
-"""The knobs of config.yaml and the studies of studies/*.yaml: read, validated, refused in one line."""
+"""Reads and validates config.yaml and the studies in studies/*.yaml. Errors are one line."""
 
 import difflib
 import json
@@ -29,18 +29,18 @@ DENSE_BUDGET = "1.00"
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names file, key and what is allowed, in one line."""
+    """An invalid configuration. The message is one line with the file, the key and what is allowed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
 
 
 class Section(BaseModel, extra="forbid", frozen=True):
-    """A part of the configuration: no unknown keys, never changed after reading."""
+    """A part of the configuration. It is immutable, and unknown keys are errors."""
 
 
 def _switch(value: Any) -> Any:
-    """YAML takes on and off for true and false."""
+    """Undoes YAML's reading of on and off as true and false."""
     return {"True": "on", "False": "off"}.get(value, value) if isinstance(value, str) else value
 
 
@@ -48,43 +48,49 @@ Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 
 
 class Knobs(Section):
-    """config.yaml, each of which `--config key=value` may override."""
+    """The options of config.yaml, each of which `--config key=value` overrides."""
 
     study: str = Field("demo", pattern=r"^[a-z][a-z0-9_]*$", description="Name of a file in studies/, without .yaml.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto takes a GPU where there is one.")
-    compile: Switch = Field("auto", description="Training steps by torch.compile; auto: where a run is long enough.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto uses a GPU if there is one.")
+    compile: Switch = Field("auto", description="Compile training steps; auto: if the run is long enough.")
     data_dir: str = Field(
-        "data", min_length=1, pattern=r"^[^{}]+$", description="Where packs are fetched and prepared."
+        "data", min_length=1, pattern=r"^[^{}]+$", description="Folder of downloaded and prepared data."
     )
     results_dir: str = Field(
-        "results", min_length=1, pattern=r"^[^{}]+$", description="Where runs, summary, figures and tables go."
+        "results", min_length=1, pattern=r"^[^{}]+$", description="Folder of runs, summary, figures and tables."
     )
     results_from: Literal["runs", "reference"] = Field(
         "runs", description="reference: figures and tables from the summary shipped in results/reference/."
     )
     cells: Literal["all", "done"] = Field(
-        "all", description="done: summarise the runs that exist, and mark figures and tables incomplete."
+        "all", description="done: summarise the runs that exist and mark figures and tables as incomplete."
     )
-    # Excluded from every dump, since no number depends on them.
+    # No result depends on these options, so they are excluded from every dump and thus from every fingerprint.
     live: Literal["none", "tensorboard", "wandb"] = Field(
-        "none", exclude=True, description="Where histories are mirrored while runs train."
+        "none", exclude=True, description="Where training histories are shown while runs train."
     )
     resident: Switch = Field(
-        "auto", exclude=True, description="Samples lie in the memory of the device; auto: of a GPU, where they fit."
+        "auto",
+        exclude=True,
+        description="Keep samples in the device's memory; auto: on a GPU, if they fit.",
     )
-    gpu_slots: int = Field(1, ge=1, le=64, exclude=True, description="Runs that share a GPU.")
+    gpu_slots: int = Field(1, ge=1, le=64, exclude=True, description="Number of runs that share a GPU.")
     checkpoint_minutes: float = Field(
-        10, gt=0, le=10_000, exclude=True, description="A run that is stopped loses at most so much; or its last epoch."
+        10,
+        gt=0,
+        le=10_000,
+        exclude=True,
+        description="Minutes between saved states within an epoch.",
     )
 
 
 def ceil_to_cents(share: float) -> str:
-    """The smallest budget of two decimals that is at least `share`."""
+    """Returns the smallest budget with two decimals that is at least `share`."""
     return f"{math.ceil(100 * share) / 100:.2f}"
 
 
 def canonical_budget(value: Any) -> str:
-    """A budget with two decimals, as it stands in paths and tables: 0.2 -> "0.20"."""
+    """Returns a budget with two decimals, as used in paths and tables: 0.2 -> "0.20"."""
     try:
         text = str(value).strip()
         exact = Decimal(text if re.fullmatch(r"[-+0-9.eE]+|-?inf", text) else "NaN")
@@ -107,19 +113,19 @@ Label = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_lengt
 
 
 class Sparsity(Section):
-    """What all weight-masking methods of a study share."""
+    """Settings shared by all weight-masking methods of a study."""
 
     rescale: Literal["none", "sqrt", "energy"] = Field(
-        "none", description="How a unit's row answers to a new support; one setting for all methods."
+        "none", description="How the weights of a unit are rescaled when its connections change."
     )
     ramp_end: float = Field(
-        0.40, ge=0, le=0.95, description="Share of the sparse phase at which the budget is reached."
+        0.40, ge=0, le=0.95, description="Share of the sparse phase after which the budget is reached."
     )
-    freeze: float = Field(0.75, gt=0, le=0.95, description="Share of the sparse phase after which masks stay.")
+    freeze: float = Field(0.75, gt=0, le=0.95, description="Share of the sparse phase after which masks are fixed.")
     every: int | None = Field(None, ge=1, description="Optimiser steps between refreshes; 1/40 of the phase if absent.")
 
     def schedule(self) -> dict[str, Any]:
-        """The part that says when masks are refreshed."""
+        """Returns the settings that decide when masks are refreshed."""
         return self.model_dump(exclude={"rescale"})
 
     @model_validator(mode="after")
@@ -130,23 +136,24 @@ class Sparsity(Section):
 
 
 class Study(Section):
-    """One complete study: every method x budget x seed on every model of every task."""
+    """A complete study: every method, budget and seed on every model of every task."""
 
-    description: str = Field("", description="One sentence on what the study is for.")
+    description: str = Field("", description="What the study is for, in one sentence.")
     seeds: list[Annotated[int, Field(ge=0, lt=2**31, strict=True)]] = Field(
-        min_length=1, description="One run per cell and seed."
+        min_length=1, description="Every cell is run once for each seed."
     )
-    budgets: list[Budget] = Field(min_length=1, description="Kept shares of the slabs, at most two decimals.")
-    cpu_threads: int = Field(1, ge=1, le=256, description="Torch's threads on a CPU; another count gives other bits.")
+    budgets: list[Budget] = Field(min_length=1, description="Kept shares of the slabs, with at most two decimals.")
+    cpu_threads: int = Field(1, ge=1, le=256, description="Torch's threads on a CPU; other numbers give other bits.")
     deterministic: bool = Field(
-        False, description="On a GPU, only algorithms of torch that give equal bits each time; slower."
+        False, description="On a GPU, use only deterministic algorithms of torch, which are slower."
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Of activations in training; auto: bfloat16 on a GPU that has it. Scores are in float32."
+        "auto",
+        description="Of activations in training; auto: bfloat16 on a GPU that supports it. Scores use float32.",
     )
     sparsity: Sparsity = Field(default_factory=Sparsity, description=Sparsity.__doc__)
-    methods: dict[Label, method_type()] = Field(description="Label: algorithm and its parameters; one is dense.")
-    tasks: tasks_type() = Field(description="What is learned; at least one task.")
+    methods: dict[Label, method_type()] = Field(description="Algorithm and parameters by label; one of them is dense.")
+    tasks: tasks_type() = Field(description="Settings by task; at least one.")
 
     @field_validator("seeds", "budgets")
     @classmethod
@@ -206,7 +213,7 @@ class Study(Section):
         return self
 
     def budgets_of(self, method: BaseModel) -> list[str]:
-        """Those of the study at which a method runs: dense at 1.00 alone, a pattern N:M at N/M alone."""
+        """Returns the budgets at which a method runs: 1.00 for dense, N/M for a pattern N:M, else all of the study."""
         if method.algorithm == "dense":
             return [DENSE_BUDGET]
         pattern = getattr(method, "pattern", None)
@@ -216,12 +223,12 @@ class Study(Section):
         return [budget for budget in self.budgets if Decimal(budget) * size == kept]
 
     def task_settings(self) -> dict[str, BaseModel]:
-        """Settings of each task of the study, by name."""
+        """Returns the settings of each task of the study, by name."""
         return {name: getattr(self.tasks, name) for name in sorted(self.tasks.model_fields_set)}
 
 
 def read_knobs(config: Mapping[str, Any]) -> Knobs:
-    """The knobs from config.yaml and --config; raises ConfigError."""
+    """Validates the options from config.yaml and --config; raises ConfigError."""
     as_text = {
         str(key): value if value is None or isinstance(value, dict | list) else str(value)
         for key, value in config.items()
@@ -233,7 +240,7 @@ def read_knobs(config: Mapping[str, Any]) -> Knobs:
 
 
 def read_study(name: str, folder: Path) -> Study:
-    """The validated study of `folder/{name}.yaml`; raises ConfigError."""
+    """Reads and validates the study `folder/{name}.yaml`; raises ConfigError."""
     path = folder / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
@@ -245,7 +252,7 @@ def read_study(name: str, folder: Path) -> Study:
             raise ConfigError(f"{path}: must be a map of keys, found {found}")
         for key, value in content.items():
             _check_keys(value, f"{path}: {key}")
-        # As JSON: strict, so that true is no number and "5" no integer, and yet a list is a tuple.
+        # Strict validation of JSON refuses true as a number and "5" as an integer, but accepts a list for a tuple.
         text = json.dumps({str(key): value for key, value in content.items()}, default=str)
     except ConfigError:
         raise
@@ -258,7 +265,7 @@ def read_study(name: str, folder: Path) -> Study:
 
 
 def _check_keys(content: Any, place: str) -> None:
-    """Raises ConfigError for a key that is no text, which JSON would make one."""
+    """Raises ConfigError for a key that is not a string, which JSON would convert to one."""
     below = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
     for key, value in below:
         if isinstance(content, dict) and not isinstance(key, str):
@@ -279,7 +286,7 @@ def check_schedules(study: Study, file: Path) -> None:
 
 
 def check_sources(study: Study, file: Path) -> None:
-    """Raises ConfigError if a pack that should lie on this machine is not there; `file` is the study's."""
+    """Raises ConfigError if data that the study `file` expects at a path of this machine do not exist."""
     for task, settings in study.task_settings().items():
         path = getattr(settings.data, "path", None)
         if path is not None and not Path(path).expanduser().exists():
@@ -292,7 +299,7 @@ def check_sources(study: Study, file: Path) -> None:
 
 
 def check_writable(knob: str, folder: Path) -> None:
-    """Raises ConfigError naming `knob` unless files can be created under `folder`; leaves no trace."""
+    """Raises ConfigError naming `knob` if no files can be created under `folder`; leaves no files behind."""
     existing = folder
     try:
         existing = next(parent for parent in [folder, *folder.absolute().parents] if parent.exists())
@@ -305,7 +312,7 @@ def check_writable(knob: str, folder: Path) -> None:
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """YAML lets the last of two equal keys win; a study must not."""
+    """A YAML loader that refuses duplicate keys, of which YAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -319,13 +326,13 @@ class _UniqueKeyLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-# YAML 1.1 reads 2:4 as 124, a number to the base of 60.
+# YAML 1.1 reads 2:4 as the base-60 number 124.
 _UniqueKeyLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _UniqueKeyLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile("^[-+]?[0-9]+$"), list("-+0123456789"))
-# And takes 1e-3 for text.
+# YAML 1.1 reads 1e-3 as a string.
 _UniqueKeyLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )

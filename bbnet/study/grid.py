@@ -1,4 +1,4 @@
-"""The grid: every run that a study asks for, as one table."""
+"""The grid of all runs of a study."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from bbnet.study.config import Study
 
 @dataclass(frozen=True)
 class Run:
-    """One (task, model, method, budget, seed); `side` is that of its slabs, "none" for a method without."""
+    """A run: (task, model, method, budget, seed). `side` is that of its slabs, "none" for a method without slabs."""
 
     task: str
     model: str
@@ -18,12 +18,12 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Path of the run's folder below `runs/`."""
+        """The run's folder below `runs/`."""
         return f"{self.task}/{self.model}/{self.method}/b{self.budget}/s{self.seed}"
 
 
 def runs(study: Study) -> list[Run]:
-    """Every run of the study; dense has one run per seed, at budget 1.00, a pattern those at its own budget."""
+    """Returns every run of the study. Dense runs once per seed, at budget 1.00; a pattern runs at its own budget."""
     return [
         Run(task, model, label, getattr(method, "side", "none"), budget, seed)
         for task, settings in study.task_settings().items()
@@ -35,7 +35,7 @@ def runs(study: Study) -> list[Run]:
 
 
 def panel_runs(study: Study, task: str, model: str) -> list[Run]:
-    """The runs shown beside dense, case by case: Budgeted Broadcast at every budget, first seed."""
+    """Returns the runs whose test cases are shown beside dense: Budgeted Broadcast at every budget, first seed."""
     return [
         run
         for run in runs(study)
@@ -45,7 +45,7 @@ def panel_runs(study: Study, task: str, model: str) -> list[Run]:
 
 
 def dense_run(study: Study, task: str, model: str, seed: int) -> Run:
-    """The run that others of that seed are compared with."""
+    """Returns the dense run that other runs of the seed are compared with."""
     return next(
         run for run in runs(study) if (run.task, run.model, run.method, run.seed) == (task, model, "dense", seed)
     )

@@ -1,4 +1,4 @@
-"""What the machine is called, and how many GPUs it has; found without torch."""
+"""The name of this machine's processor or GPU and its number of GPUs, found without torch."""
 
 import os
 import platform
@@ -11,15 +11,15 @@ from bbnet.study.config import ConfigError
 
 
 def name_of(device: str) -> str:
-    """The GPU's name for `cuda`, the CPU's and its cores for `cpu`; `auto` takes the first GPU where there is one."""
+    """Returns the name of the GPU for `cuda`, of the CPU for `cpu`, and of the first GPU, if any, for `auto`."""
     gpu = None if device == "cpu" else _gpu()
     return gpu or ("a GPU that is not here" if device == "cuda" else _cpu())
 
 
 def gpu_count() -> int:
-    """GPUs that runs on this machine use at a time: BBNET_GPUS, else those of CUDA_VISIBLE_DEVICES, else all.
+    """Returns the number of GPUs that runs may use: BBNET_GPUS, else those in CUDA_VISIBLE_DEVICES, else all.
 
-    Raises: ConfigError if BBNET_GPUS is no number.
+    Raises: ConfigError if BBNET_GPUS is not a number.
     """
     told = os.environ.get("BBNET_GPUS")
     if told is not None:
@@ -40,7 +40,7 @@ def _gpu() -> str | None:
 
 @cache
 def _gpus() -> list[str]:
-    """Their names."""
+    """Returns the names of the GPUs."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=30)

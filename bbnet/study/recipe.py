@@ -1,7 +1,7 @@
-"""What each job of the workflow is made of: the configuration that it uses, and the code that shapes its result.
+"""The recipe of each job of the workflow: the configuration that it uses and a fingerprint of the code it depends on.
 
-Every recipe is a plain dictionary, written as JSON into the job's `params`; `code` is a fingerprint of the bytes of
-the files that shape the result, so that an edit of them runs the job again, and a clone or a new algorithm does not.
+A recipe is a plain dictionary that becomes a parameter of the Snakemake job, as JSON. `code` is a hash of the files
+that the result depends on. Editing one of them runs the job again; a clone or a new algorithm does not.
 """
 
 from collections.abc import Iterable
@@ -21,18 +21,18 @@ ROOT = PACKAGE.parent
 SCRIPTS = ROOT / "workflow_scripts"
 SPARSITY = PACKAGE / "sparsity"
 PACKS = PACKAGE / "data" / "packs.yaml"
-SHAPES_NOTHING = {"devices.py", "live.py", "resume.py", "step_time.py"}  # of training/
+NO_RESULT_DEPENDS_ON = {"devices.py", "live.py", "resume.py", "step_time.py"}  # files of training/
 
 
 class Recipes:
-    """The recipes of a study's jobs; raises ConfigError if the table of packs does not describe its data."""
+    """The recipes of a study's jobs. Raises ConfigError if the table of packs does not describe the study's data."""
 
     def __init__(self, study: Study, knobs: Knobs) -> None:
         self.study = study
         self.device = knobs.device
         self.compile = knobs.compile
         self.tasks = study.task_settings()
-        # Asked for again and again by the jobs of the DAG.
+        # Cached because every job of the DAG needs these values.
         self.prepared_key = cache(self.prepared_key)
         self.run_fingerprint = cache(self.run_fingerprint)
         self._warm_start = cache(self._warm_start)
@@ -42,7 +42,7 @@ class Recipes:
                 _published(pack)
 
     def packs(self, task: str) -> list[BaseModel]:
-        """The task's data, and the weights that its models start from."""
+        """Returns the packs of the task's data and of the weights that its models start from."""
         weights = (getattr(model, "weights", None) for model in self.tasks[task].models.values())
         return [self.tasks[task].data, *(pack for pack in weights if pack is not None)]
 
@@ -59,11 +59,11 @@ class Recipes:
         return {"task": task, "settings": settings, "raw": raw, "code": _code(files)}
 
     def raw_key(self, task: str, data: BaseModel) -> str:
-        """`{pack}-{key}`, the name of the raw pack's folder."""
+        """Returns the name of the raw pack's folder, `{pack}-{key}`."""
         return f"{data.pack}-{fingerprint(self.fetch(task, data))}"
 
     def prepared_key(self, task: str) -> str:
-        """`{task}-{key}`, the name of the prepared folder."""
+        """Returns the name of the folder of prepared data, `{task}-{key}`."""
         return f"{task}-{fingerprint(self.prepare(task))}"
 
     def warm_up(self, task: str, model: str, seed: int) -> dict[str, Any]:
@@ -100,11 +100,11 @@ class Recipes:
         return fingerprint(self.warm_up(task, model, seed))
 
     def scoring(self, task: str) -> dict[str, Any]:
-        """Settings of the scoring on test, a change of which scores runs again without training them."""
+        """Returns the settings of scoring on test. Changing them scores finished runs again without training them."""
         return self.tasks[task].scoring()
 
     def step_key(self, task: str, model: str) -> str:
-        """Of what a training step's time depends on, the machine apart."""
+        """Returns a key of everything but the machine that the time of a training step depends on."""
         settings = self.tasks[task]
         schedule = {"epochs", "warm_up_epochs", "learning_rate", "rise"}
         step = {
@@ -117,12 +117,12 @@ class Recipes:
         return f"{task}-{fingerprint(step)}"
 
     def run_fingerprint(self, run: Run) -> str:
-        """What the `record.json` of a finished run carries."""
+        """Returns the fingerprint that the `record.json` of the finished run contains."""
         return fingerprint(self.train(run))
 
 
 def _published(data: BaseModel) -> dict[str, Any]:
-    """What a published pack must be, not where it comes from; and which archive stands for it on this machine."""
+    """Returns checksums and counts of a published pack, and size and time of the archive given by `path`, if any."""
     if not hasattr(data, "path"):
         return {}
     pack = _packs().get(data.pack)
@@ -137,13 +137,13 @@ def _published(data: BaseModel) -> dict[str, Any]:
 
 
 def _identity(file: Any) -> Any:
-    """What says which file it is; its size and addresses do not."""
+    """Returns the entries that identify a file, which its size and addresses do not."""
     return {key: file[key] for key in sorted(file) if key not in ("urls", "size")} if isinstance(file, dict) else None
 
 
 @cache
 def _packs() -> dict[str, Any]:
-    """The table of published packs; raises ConfigError if it is none."""
+    """Reads the table of published packs; raises ConfigError if it is not valid."""
     try:
         table = yaml.safe_load(PACKS.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -154,42 +154,42 @@ def _packs() -> dict[str, Any]:
 
 
 def summary_code(script: str) -> str:
-    """Fingerprint of a script of the summary, figures or tables, and of all that these share."""
+    """Returns the fingerprint of a script for the summary, figures or tables, and of the code that these share."""
     folders = [PACKAGE / "analysis", PACKAGE / "plots"]
     return _code([SCRIPTS / f"{script}.py", *(file for folder in folders for file in _python_files(folder))])
 
 
 def page_code() -> str:
-    """Fingerprint of what makes the page of all figures and tables, its template included."""
+    """Returns the fingerprint of the code, template and texts of the page of all figures and tables."""
     texts = [PACKAGE / "analysis" / "page.html.j2", ROOT / "docs" / "deviations.md", *(ROOT / "report").glob("*.rst")]
     return fingerprint({"summary": summary_code("page"), "texts": _code(texts)})
 
 
 def buckets_code(task: str) -> str:
-    """Fingerprint of what makes Head, Mid and Tail of a task."""
+    """Returns the fingerprint of the code that computes Head, Mid and Tail of a task."""
     return _code([SCRIPTS / "buckets.py", PACKAGE / "tasks" / "buckets.py", PACKAGE / "tasks" / task / "buckets.py"])
 
 
 def task_code(script: str, task: str) -> str:
-    """`summary_code`, the task's own folder, and what metrics of several tasks share."""
+    """Returns the fingerprint of `summary_code`, the task's folder and the code that metrics of several tasks share."""
     metrics = [PACKAGE / "tasks" / f"{name}.py" for name in ("buckets", "ratios")]
     own = _code([*metrics, *_python_files(PACKAGE / "tasks" / task)])
     return fingerprint({"summary": summary_code(script), "task": own})
 
 
 def _data_code(task: str) -> list[Path]:
-    """The task's module or package `data`."""
+    """Returns the files of the task's module or package `data` and of the code that all tasks' data share."""
     folder = PACKAGE / "tasks" / task
     shared = [PACKAGE / "data" / "store.py", PACKAGE / "data" / "images.py"]
     return [*folder.glob("data.py"), *folder.glob("data/*.py"), *shared]
 
 
 def _training_code(script: str, task: str, algorithm: str) -> str:
-    """Fingerprint of a script that trains or scores, and of all that shapes its result."""
+    """Returns the fingerprint of a training script and of all code that its result depends on."""
     core = [*SPARSITY.glob("*.py"), *(SPARSITY / folder / "__init__.py" for folder in ("algorithms", "parameters"))]
     shared = [*(PACKAGE / "tasks").glob("*.py"), PACKAGE / "data" / "store.py"]
     folders = [PACKAGE / "training", PACKAGE / "tasks" / task]
-    files = [file for folder in folders for file in _python_files(folder) if file.name not in SHAPES_NOTHING]
+    files = [file for folder in folders for file in _python_files(folder) if file.name not in NO_RESULT_DEPENDS_ON]
     own = [path for folder in ("algorithms", "parameters") for path in SPARSITY.glob(f"{folder}/{algorithm}.py")]
     return _code([SCRIPTS / f"{script}.py", *core, *shared, *files, *own])
 

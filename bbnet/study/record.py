@@ -1,4 +1,4 @@
-"""Where a number comes from: what a record holds, fingerprints of configuration and code, the machine that made it."""
+"""The record of a run: its schema, fingerprints of configuration and code, and the description of the machine."""
 
 import hashlib
 import importlib.metadata
@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, StringConstraints, ValidationError
 logger = logging.getLogger(__name__)
 FINGERPRINT = r"^[0-9a-f]{16}$"
 SHA256 = r"^[0-9a-f]{64}$"
-# The files of a run that its record vouches for.
+# The files of a run whose hashes are in its record.
 TRAINED = ("model.safetensors", "masks.safetensors", "history.csv", "refreshes.csv")
 VERSIONS_OF = ("bbnet", "torch", "torchvision", "torchaudio", "numpy", "scipy", "snakemake")
 
@@ -30,11 +30,11 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class Part(BaseModel, extra="forbid", frozen=True, strict=True):
-    """A part of a record: no unknown keys, no value of another type."""
+    """A part of a record. Unknown keys and values of another type are errors."""
 
 
 class SlabRecord(Part):
-    """What a slab kept: of `units` x `fan` connections, `connections`."""
+    """A slab that kept `connections` of its `units` x `fan` connections."""
 
     side: Literal["in", "out"]
     units: Count
@@ -44,14 +44,14 @@ class SlabRecord(Part):
 
 
 class Flops(Part):
-    """Of one sample."""
+    """FLOPs of one sample."""
 
     dense: Count
     sparse: Count
 
 
 class Cost(Part):
-    """Kept shares of the slabs together and of all weights, the number of weights, FLOPs."""
+    """The kept shares of all slabs and of all weights, the number of weights, and the FLOPs."""
 
     density: Density
     net_density: Density
@@ -60,7 +60,7 @@ class Cost(Part):
 
 
 class Environment(Part):
-    """Versions and machine."""
+    """Versions of software, and the machine."""
 
     python: str
     versions: dict[str, str]
@@ -69,13 +69,13 @@ class Environment(Part):
 
 
 class Record(Part):
-    """`record.json`: everything that decided a run's numbers, and what it kept. The schema that it is checked against.
+    """The schema of `record.json`: everything that the results of a run depend on, and what it kept.
 
-    `config` is all that the run was made of (`bbnet.study.recipe`): settings, the key of the prepared data, the
-    fingerprint of the warm start, that of the code; `fingerprint` is its own. `inputs` and `files` are SHA-256 hashes
-    of what the run read and wrote. `precision` is that of the activations in training, `compiled` whether steps were.
-    `seconds` is the time that all parts of an interrupted training took; from `environment` on a record may differ
-    between equal runs.
+    `config` is the run's recipe (`bbnet.study.recipe`): settings, the key of the prepared data and the fingerprints of
+    the warm start and the code. `fingerprint` is the hash of `config`. `inputs` and `files` are SHA-256 hashes of the
+    files that the run read and wrote. `precision` is that of the activations in training, and `compiled` says whether
+    steps were compiled. `seconds` is the total time of the training, including earlier parts if it was interrupted.
+    The entries from `environment` on may differ between equal runs.
     """
 
     run: dict[str, str | int]
@@ -99,7 +99,7 @@ class Record(Part):
 
 
 def read_record(path: Path) -> Record:
-    """Raises ValueError naming the file and the first key that is not as the schema says."""
+    """Reads and validates a record; raises ValueError naming the file and the first key that is not valid."""
     try:
         return Record.model_validate_json(path.read_bytes())
     except ValidationError as error:
@@ -113,7 +113,7 @@ def sha256_of(path: Path) -> str:
 
 
 def check_files(folder: Path, record: Record) -> None:
-    """Raises ValueError naming the first file of a run that its record does not vouch for."""
+    """Raises ValueError naming the first file of a run whose hash is not that in its record."""
     for name in TRAINED:
         if sha256_of(folder / name) != record.files.get(name):
             raise ValueError(f"{folder / name}: is not the file that the run wrote, by its record.json")
@@ -137,12 +137,12 @@ def canonical_json(value: Any) -> str:
 
 
 def fingerprint(config: Mapping[str, Any]) -> str:
-    """16 hexadecimal digits that change with any value of `config`."""
+    """Returns a hash of `config`, 16 hexadecimal digits."""
     return hashlib.sha256(canonical_json(config).encode()).hexdigest()[:16]
 
 
 def code_fingerprint(root: Path, files: Iterable[Path]) -> str:
-    """16 hexadecimal digits that change with the bytes or the place of any of the files."""
+    """Returns a hash of the contents and paths of the files, 16 hexadecimal digits."""
     return _hash_files(root, tuple(sorted(set(files))))
 
 
@@ -157,7 +157,7 @@ def _hash_files(root: Path, files: tuple[Path, ...]) -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Versions and machine."""
+    """Versions of software, and the machine."""
     return {
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in VERSIONS_OF},
@@ -167,9 +167,9 @@ def environment() -> dict[str, Any]:
 
 
 def peak_memory_mib() -> float:
-    """Peak resident memory of this process.
+    """Returns the peak resident memory of this process.
 
-    Linux counts in `getrusage` what the process was forked from, such as Snakemake; so it is read elsewhere there.
+    On Linux it is read from /proc, because `getrusage` includes the process that this one was forked from.
     """
     status = Path("/proc/self/status")
     own = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
@@ -177,7 +177,7 @@ def peak_memory_mib() -> float:
 
 
 def run_status(folder: Path, wanted: str) -> tuple[str, str]:
-    """`done`, `failed`, `stale` or `missing`, and why, of a run's folder from which fingerprint `wanted` is asked."""
+    """Returns whether the run with the fingerprint `wanted` is done, failed, stale or missing in `folder`, and why."""
     record, error = folder / "record.json", folder / "error.json"
     try:
         failure = json.loads(error.read_text()) if error.is_file() else None
@@ -187,7 +187,7 @@ def run_status(folder: Path, wanted: str) -> tuple[str, str]:
             return "missing", "not trained"
         found = json.loads(record.read_text())["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as unreadable:
-        return "failed", f"record.json or error.json is not what a run writes ({unreadable}); removed, it is made again"
+        return "failed", f"record.json or error.json is not valid ({unreadable}); remove it to run the cell again"
     if found != wanted:
         return "stale", f"its record has fingerprint {found}, asked for is {wanted}"
     if not (folder / "metrics.json").is_file():

@@ -1,5 +1,8 @@
 """The study as the workflow sees it: checked configuration, runs, and the names of everything that the rules make."""
 
+import os
+import shlex
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -138,6 +141,27 @@ class Workflow:
             "learning_curves",
             *(f"panels-{run.method}-b{run.budget}" for run in panels),
         ]
+
+    def shell_prefix(self) -> str:
+        """Returns what is put before the shell command of every job, with braces doubled as Snakemake expects.
+
+        Jobs use the Python of this environment, unless they run in a container. Options that no result depends on are
+        passed as environment variables, so that changing one does not rerun a job. BBNET_PARENT is the process id of
+        Snakemake, with which a job ends.
+        """
+        environment = {
+            "BBNET_LIVE": self.knobs.live,
+            "BBNET_LIVE_DIR": f"{self.results}/live",
+            "BBNET_RESIDENT": self.knobs.resident,
+            "BBNET_GPU_SLOTS": self.knobs.gpu_slots,
+            "BBNET_CHECKPOINT_MINUTES": self.knobs.checkpoint_minutes,
+        }
+        assignments = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in environment.items())
+        return (
+            '[ -n "${{APPTAINER_CONTAINER:-${{SINGULARITY_CONTAINER:-}}}}" ] || '
+            f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; "
+            f"export BBNET_PARENT=$PPID {assignments}; "
+        )
 
     def remove_outdated(self) -> None:
         """Removes figures and tables of an earlier call that cannot be made from the runs taken now."""

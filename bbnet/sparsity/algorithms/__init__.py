@@ -184,8 +184,8 @@ def make(name: str, **parameters) -> Algorithm:
     undeclared = kind.model_fields.keys() ^ parameters_of(name).model_fields.keys()
     if undeclared:
         raise ValueError(
-            f"algorithms/{name}.py: {', '.join(sorted(undeclared))}: the parameters must be those of the class Parameters in "
-            f"sparsity/parameters/{name}.py, or side and pattern where there is no such file"
+            f"algorithms/{name}.py: {', '.join(sorted(undeclared))}: the parameters must be those that "
+            f"sparsity/parameters/{name}.py declares, or side and pattern where there is no such file"
         )
     try:
         return kind(**parameters)
