@@ -1,1 +1,1 @@
-"""What it means: the summary of a study's runs, and its statistics. Reads files; knows no task and imports no torch."""
+"""Computes the summary of a study's runs and its statistics. It depends on no task and imports no torch."""

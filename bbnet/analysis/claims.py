@@ -1,4 +1,4 @@
-"""What the paper asserts of units, slab by slab: the balance of on-rate and degree, entropy, correlation, rank."""
+"""Tests what the paper claims of units, slab by slab: balance of on-rate and degree, entropy, correlation, rank."""
 
 import numpy as np
 import pandas as pd
@@ -7,8 +7,8 @@ from bbnet.analysis.collect import KEYS
 
 SLAB = ["slab", "slab_side"]
 WARM_START = ["task", "model", "seed", *SLAB, "unit"]
-NO_SPREAD = 1e-9  # a sum of squares that is rounding
-CLIP = 1e-3  # of on-rates, as where degrees are allocated
+NO_SPREAD = 1e-9  # sums of squares below this are rounding errors
+CLIP = 1e-3  # of on-rates, as in the allocation of degrees
 MEASURES = {
     "binary_entropy": "entropy of a unit (bits)",
     "code_entropy": "entropy of codes (bits per unit)",
@@ -18,17 +18,17 @@ MEASURES = {
 
 
 def selectivity(on_rates: pd.Series) -> pd.Series:
-    """log((1 - a) / a), a clipped to [1e-3, 1 - 1e-3]."""
+    """Returns log((1 - a) / a), with a clipped to [1e-3, 1 - 1e-3]."""
     rates = on_rates.clip(CLIP, 1 - CLIP)
     return np.log((1 - rates) / rates)
 
 
 def slabs_table(codes: pd.DataFrame, units: pd.DataFrame) -> pd.DataFrame:
-    """One row per run and slab: `codes_table`, and how well its units lie on the balance line.
+    """Returns one row per run and slab: `codes_table`, and how well its units fit the balance line.
 
-    The line is selectivity = slope * degree + intercept, by least squares over the units that are not silent: `slope`
-    and `r2` with the run's own on-rates, `slope_before` and `r2_before` with those of the warm start and the same
-    degrees. They are NaN where all degrees or all selectivities are equal, as where a slab is dense.
+    The line is selectivity = slope * degree + intercept, by least squares over the units that are not silent. `slope`
+    and `r2` use the on-rates of the run, `slope_before` and `r2_before` those of the warm start with the same degrees.
+    They are NaN if all degrees or all selectivities are equal, as in a dense slab.
     """
     of_runs = with_warm_start(units)
     heard = of_runs[~of_runs["silent"].astype(bool)]
@@ -43,13 +43,13 @@ def slabs_table(codes: pd.DataFrame, units: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_warm_start(units: pd.DataFrame) -> pd.DataFrame:
-    """The units of runs, each with `on_rate_before`, that of the warm start."""
+    """Returns the units of runs with an additional column `on_rate_before`, that of the warm start."""
     before = units[units["phase"] == "warm_up"][[*WARM_START, "on_rate"]]
     return units[units["phase"] == "run"].merge(before, on=WARM_START, how="left", suffixes=("", "_before"))
 
 
 def _fit(units: pd.DataFrame, y: pd.Series, suffix: str) -> pd.DataFrame:
-    """Slope and R^2 of `y` on the degree, of each run and slab."""
+    """Returns slope and R^2 of the regression of `y` on the degree for each run and slab."""
     units, y = units[y.notna()], y.dropna()
     keys = [units[name] for name in [*KEYS, *SLAB]]
     x, y = (
@@ -64,9 +64,10 @@ def _fit(units: pd.DataFrame, y: pd.Series, suffix: str) -> pd.DataFrame:
 
 
 def claims_table(slabs: pd.DataFrame) -> pd.DataFrame:
-    """Tidy: run keys, `measure`, `value` and `dense`, the same of the dense run of that seed on the same slabs.
+    """Returns a tidy table: run keys, `measure`, `value`, and `dense`, the value of the dense run of the same seed.
 
-    Of a run: the mean over its slabs by their number of units. R^2 of the balance line is among them; dense has none.
+    A run's value is the mean over its slabs, weighted by their number of units; that of dense is over the same slabs.
+    R^2 of the balance line has no value for dense.
     """
     names = [*MEASURES, "r2", "r2_before"]
     weighted = slabs.melt([*KEYS, *SLAB, "units"], names, "measure", "value").dropna(subset="value")

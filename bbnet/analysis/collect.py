@@ -1,4 +1,4 @@
-"""From the folders of runs to the tidy tables of the summary."""
+"""Collects the folders of runs into the tidy tables of the summary."""
 
 import json
 import math
@@ -27,13 +27,13 @@ Metrics = Callable[[Mapping[str, np.ndarray]], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class Cell:
-    """One run asked for, and what became of it.
+    """A run of the study and its status.
 
     Args:
         keys: its `KEYS`.
-        folder: of its files.
-        status: `done`, `failed`, `stale` or `missing`; `why` says more.
-        taken: whether its numbers enter the summary.
+        folder: the run's folder.
+        status: `done`, `failed`, `stale` or `missing`, with details in `why`.
+        taken: whether the run is part of the summary.
     """
 
     keys: dict[str, Any]
@@ -45,7 +45,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run that is taken left, read and checked."""
+    """The files of a run that is part of the summary, read and checked."""
 
     keys: dict[str, Any]
     record: dict[str, Any]
@@ -61,11 +61,11 @@ class Run:
 def read_runs(
     cells: Sequence[Cell], metrics: Mapping[str, Metrics], selection: Mapping[str, str]
 ) -> tuple[list[Cell], list[Run]]:
-    """The runs taken, and the cells anew: one whose files are not what a run leaves has failed, and says why.
+    """Reads the runs that are taken; returns them and the cells, where a run with invalid files has the status failed.
 
     Args:
-        metrics: by task, of items; a metric may be NaN only where they make it so.
-        selection: by task, the metric that may not be NaN at all.
+        metrics: functions of items, by task. A metric may be NaN only if they return NaN.
+        selection: by task, the metric that must not be NaN.
     """
     found, runs = [], []
     for cell in cells:
@@ -80,7 +80,7 @@ def read_runs(
 
 
 def _read_run(cell: Cell, metrics: Metrics, selection: str) -> Run:
-    """Raises ValueError naming the file that is not whole, belongs to another run or holds a number that is none."""
+    """Raises ValueError naming a file that is truncated, belongs to another run or contains an invalid number."""
     folder = cell.folder
     record, cost, values = (_read(folder / f"{name}.json", _read_json) for name in ("record", "cost", "metrics"))
     if record.get("run") != cell.keys:
@@ -99,7 +99,7 @@ def _read_run(cell: Cell, metrics: Metrics, selection: str) -> Run:
 def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(path)
-    except (OSError, ValueError) as error:  # of json, pandas and pyarrow
+    except (OSError, ValueError) as error:  # raised by json, pandas and pyarrow
         raise ValueError(f"{path.name}: cannot be read ({' '.join(str(error).split())})") from None
 
 
@@ -122,19 +122,19 @@ def _is_number(value: Any) -> bool:
 
 
 def grid_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Every cell asked for, with `status` and `why`."""
+    """Returns one row per run of the study, with `status` and `why`."""
     return pd.DataFrame([cell.keys | {"status": cell.status, "why": cell.why} for cell in cells])
 
 
 def runs_table(runs: Sequence[Run], relative_metrics: Mapping[str, Callable] = MappingProxyType({})) -> pd.DataFrame:
-    """Tidy: run keys, metric, value; the task's metrics on test, those relative to dense, then `COST_METRICS`.
+    """Returns run keys, metric and value: the metrics on test, those relative to dense, then `COST_METRICS`.
 
-    `flops` are those of one sample; `churn` is that of `steady_churn`; `units_at_smallest` (degree k_min or less) and
+    `flops` are those of one sample; `churn` is `steady_churn`; `units_at_smallest` (degree k_min or less) and
     `silent_units` (on dev) are shares of the units of all slabs.
 
     Args:
-        relative_metrics: by task, of the items of a run and of the dense run of the same seed; where that run is not
-            taken there are none.
+        relative_metrics: by task, functions of the items of a run and of the dense run of the same seed. They have no
+            value if that run is not taken.
     """
     dense = {_comparable(run): run for run in runs if run.keys["method"] == "dense"}
     rows = []
@@ -155,9 +155,10 @@ def runs_table(runs: Sequence[Run], relative_metrics: Mapping[str, Callable] = M
 
 
 def steady_churn(refreshes: pd.DataFrame) -> float:
-    """Share of the connections that a refresh changes once the budget is reached: pruned and regrown over old and new.
+    """Returns the share of connections changed by a refresh at the budget: pruned and regrown over old and new.
 
-    Over all refreshes at the last budget but the first, which still comes down to it; 0 without any.
+    It is computed over all refreshes at the final budget except the first, which still reduces the density; 0 without
+    any.
     """
     at_budget = refreshes[refreshes["budget"] == refreshes["budget"].iloc[-1]] if len(refreshes) else refreshes
     steady = at_budget[at_budget["step"] > at_budget["step"].min()]
@@ -172,22 +173,22 @@ def _comparable(run: Run) -> tuple[str, str, int]:
 
 
 def items_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run and item: run keys and the task's sufficient statistics."""
+    """Returns one row per run and item: run keys and the task's sufficient statistics."""
     return _join([(run.keys, run.items) for run in runs])
 
 
 def history_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run and epoch; `selected` marks the one whose weights were scored."""
+    """Returns one row per run and epoch. `selected` marks the epoch whose weights were scored."""
     return _join([(run.keys, run.history) for run in runs])
 
 
 def refreshes_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run, refresh and slab: step, budget, connections, those pruned and regrown."""
+    """Returns one row per run, refresh and slab: step, budget, connections, and those pruned and regrown."""
     return _join([(run.keys, run.refreshes.rename(columns={"budget": "budget_then"})) for run in runs])
 
 
 def units_table(runs: Sequence[Run], warm_ups: Sequence[tuple[dict[str, Any], Path]]) -> pd.DataFrame:
-    """One row per slab and unit, of every run (`phase` run) and every warm start (`phase` warm_up)."""
+    """Returns one row per slab and unit of every run (`phase` run) and every warm start (`phase` warm_up)."""
     found = [({"phase": "run"} | run.keys, _side_of_slab(run.units)) for run in runs]
     for keys, folder in warm_ups:
         if (folder / "units.csv").is_file():
@@ -196,7 +197,7 @@ def units_table(runs: Sequence[Run], warm_ups: Sequence[tuple[dict[str, Any], Pa
 
 
 def codes_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row per run and slab: what its units say together, `bbnet.training.codes.MEASURES`."""
+    """Returns one row per run and slab with the joint measures of its units, `bbnet.training.codes.MEASURES`."""
     return _join([(run.keys, _side_of_slab(run.codes)) for run in runs])
 
 
@@ -205,7 +206,7 @@ def _side_of_slab(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def timing_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Wall time, memory, machine and date of each training: the only table that may differ between equal studies."""
+    """Returns time, memory, machine and date of each training, the only table that may differ between equal studies."""
     measured = ("began", "seconds", "peak_memory_mib", "device")
     rows = [
         run.keys | {key: run.record[key] for key in measured} | {"host": run.record["environment"]["host"]}
@@ -215,7 +216,7 @@ def timing_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _join(parts: Sequence[tuple[dict[str, Any], pd.DataFrame]], names: Sequence[str] = KEYS) -> pd.DataFrame:
-    """The rows of all parts, behind the values of `names` that each part has in common."""
+    """Concatenates all parts, each with its values of the columns `names` in front."""
     if not parts:
         return pd.DataFrame(columns=list(names))
     lengths = [len(frame) for _, frame in parts]

@@ -1,4 +1,4 @@
-"""Methods against dense and against each other: paired by seed and test item."""
+"""Compares methods with dense and with each other, paired by seed and test item."""
 
 from collections.abc import Iterator, Mapping
 from itertools import product
@@ -20,13 +20,15 @@ COLUMNS = [
 
 
 def pairs(cells: list[tuple], methods: Mapping[str, Mapping[str, Any]], slabs: Mapping[tuple, Any]) -> Iterator[tuple]:
-    """Pairs of cells that are compared: each method with dense, and Budgeted Broadcast with each other method on the
-    same slabs at the same budget; two variants of Budgeted Broadcast once.
+    """Returns the pairs of cells to compare.
+
+    Each method is compared with dense, and Budgeted Broadcast with every other method on the same slabs at the same
+    budget. Each pair of variants of Budgeted Broadcast is compared once.
 
     Args:
         cells: by `CELL_KEYS`.
-        methods: the study's, with their parameters.
-        slabs: of each cell, what its slabs are.
+        methods: those of the study, with their parameters.
+        slabs: for each cell, a description of its slabs.
     """
     published = [label for label, method in methods.items() if PUBLISHED.items() <= method.items()]
     for cell in cells:
@@ -50,14 +52,15 @@ def contrasts_table(
     compared: Iterator[tuple],
     metrics: Mapping[str, Mapping[str, tuple[str, Literal["higher", "lower"]]]],
 ) -> pd.DataFrame:
-    """One row per pair and metric; `effect` is the mean over common seeds of method minus reference, in its unit.
+    """Returns one row per pair and metric; `effect` is the mean over common seeds of method minus reference.
 
-    `low` and `high` are the 95 % interval of `half_width` on the differences; `p` belongs to it, `p_holm` is adjusted
-    over all contrasts of the task (Holm 1979). With one seed both speak of the test items alone, as `variation` says.
-    `differences` are those of the single seeds. `verdict` is better or worse where p_holm is below 5 %, else none.
+    `low` and `high` are the 95 % interval by `half_width` of the differences. `p` is the corresponding p-value, and
+    `p_holm` is adjusted over all contrasts of the task (Holm 1979). With one seed both describe the test items alone,
+    as `variation` says. `differences` are those of the single seeds. `verdict` is better or worse if p_holm is below 5
+    %, else none.
 
     Args:
-        metrics: by task, those contrasted, with unit and better direction.
+        metrics: by task, the metrics to compare, with unit and better direction.
     Raises: ValueError if two cells were scored on different items.
     """
     values = {keys: cell.set_index("seed")["value"] for keys, cell in runs.groupby([*CELL_KEYS, "metric"])}
@@ -80,7 +83,7 @@ def contrasts_table(
 def _contrast(
     cell: tuple, reference: tuple, metric: str, values: Mapping[tuple, pd.Series], resampled: Mapping[tuple, Resampled]
 ) -> dict[str, Any] | None:
-    """None where the two have no seed in common with a number."""
+    """Returns None if the two cells have no common seed with a value."""
     own, other = resampled[cell], resampled[reference]
     if not np.array_equal(own.items, other.items):
         raise ValueError(f"{'/'.join(cell)} and {'/'.join(reference)} were scored on different items")
@@ -107,7 +110,7 @@ def _contrast(
 
 
 def p_value(differences: np.ndarray, variance: float) -> float:
-    """Two-sided, of the mean of `differences` [seeds] being 0, by the distribution of `half_width`."""
+    """Returns the two-sided p-value of the mean of `differences` [seeds] being 0, consistent with `half_width`."""
     seeds, effect = len(differences), abs(float(np.mean(differences)))
     spread = 0.0 if seeds == 1 else np.var(differences, ddof=1) / seeds
     error = np.sqrt(spread + variance)
@@ -118,7 +121,7 @@ def p_value(differences: np.ndarray, variance: float) -> float:
 
 
 def holm(p: pd.Series) -> pd.Series:
-    """Adjusted p-values: the running maximum of (m - i) p_(i), i from 0, at most 1."""
+    """Returns adjusted p-values: the running maximum of (m - i) p_(i), with i from 0, at most 1."""
     order = np.argsort(p.to_numpy(), kind="stable")
     factors = len(p) - np.arange(len(p))
     adjusted = np.maximum.accumulate(p.to_numpy()[order] * factors).clip(max=1)
@@ -126,7 +129,7 @@ def holm(p: pd.Series) -> pd.Series:
 
 
 def slabs_of(units: pd.DataFrame) -> dict[tuple, frozenset]:
-    """Of each cell its slabs: names and numbers of connections.
+    """Returns the slabs of each cell: names and numbers of connections.
 
     Args:
         units: `collect.units_table`.

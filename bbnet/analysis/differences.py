@@ -1,7 +1,8 @@
-"""How far one summary is from another, and what of that is out of tolerance.
+"""Compares two summaries and decides which differences are out of tolerance.
 
-Counts and costs must be equal: the runs of the grid and their status, the seeds behind each number, density, net
-density and FLOPs. Scores may differ by chance: by so many standard deviations of a difference of two means over seeds.
+Counts and costs must be equal: the runs of the grid and their status, the seeds of each number, density, net density
+and FLOPs. Scores may differ by chance, by up to a number of standard deviations of a difference of two means over
+seeds.
 """
 
 from collections.abc import Callable
@@ -12,20 +13,20 @@ import pandas as pd
 
 from bbnet.analysis.collect import COST_METRICS, KEYS
 
-CELL_KEYS = KEYS[:-1]  # those of `statistics`, which would import scipy
+CELL_KEYS = KEYS[:-1]  # as in `statistics`, which would import scipy
 EXACT_METRICS = ("density", "net_density", "flops")
-RUNS = "runs"  # stands in the place of a metric for the grid
+RUNS = "runs"  # used in place of a metric for rows about the grid
 OK, OUT, NOT_COMPARABLE = "ok", "out", "not comparable"
 COLUMNS = ["task", "cell", "seed", "metric", "unit", "tolerance", "difference", "sigmas", "verdict", "why"]
-FEW = 3  # metrics that are named also where they are all there are
+FEW = 3  # up to so many metrics are always listed by name
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The tables of one `summary/` that are compared.
+    """The tables of a `summary/` that are compared.
 
     Args:
-        name: by which verdicts call it.
+        name: how verdicts refer to it.
         grid: `KEYS` and `status`, one row per run.
         runs: `KEYS`, `metric` and `value`.
         cells: `CELL_KEYS`, `metric`, `unit`, `mean`, `sd` and `n_seeds`.
@@ -38,14 +39,14 @@ class Summary:
 
 
 def compare(new: Summary, reference: Summary, limit: float) -> pd.DataFrame:
-    """Everything compared, as rows of `COLUMNS`, task by task.
+    """Returns all comparisons as rows of `COLUMNS`, task by task.
 
-    `difference` is new - reference in the metric's unit, `sigmas` its size in standard deviations; both are NaN where
-    there is no such number. `cell` is model/method/side/budget, `seed` a text, empty where rows are not of single runs.
-    `verdict` is `ok`, `out` or `not comparable`; `why` says more of the last two.
+    `difference` is new - reference in the metric's unit, and `sigmas` its size in standard deviations; both are NaN if
+    undefined. `cell` is model/method/side/budget. `seed` is a text, empty for rows that are not about single runs.
+    `verdict` is `ok`, `out` or `not comparable`, with details of the last two in `why`.
 
     Args:
-        limit: how many standard deviations a score may be off.
+        limit: tolerance of scores in standard deviations.
     """
     parts = [
         compare_runs(new, reference),
@@ -58,14 +59,14 @@ def compare(new: Summary, reference: Summary, limit: float) -> pd.DataFrame:
 
 
 def compare_runs(new: Summary, reference: Summary) -> pd.DataFrame:
-    """One row per cell of either grid: it must have the same seeds, each with the same status."""
+    """Returns one row per cell of either grid. Both must have the same seeds, each with the same status."""
     both = _Pairs(new, reference, CELL_KEYS, lambda summary: _seeds_by_status(summary.grid))
     equal = both["seeds_new"] == both["seeds_reference"]
     return both.rows([(equal, OK)], both.values("seeds", str), metric=RUNS, tolerance="exact")
 
 
 def _seeds_by_status(grid: pd.DataFrame) -> pd.DataFrame:
-    """`CELL_KEYS` and `seeds`, as in `0 2 done, 1 failed`."""
+    """Returns `CELL_KEYS` and `seeds`, such as `0 2 done, 1 failed`."""
     rows = []
     for keys, cell in grid.sort_values("seed", kind="stable").groupby(CELL_KEYS, sort=False):
         seeds = cell["seed"].astype(str).groupby(cell["status"]).agg(" ".join)
@@ -75,7 +76,7 @@ def _seeds_by_status(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_costs(new: Summary, reference: Summary) -> pd.DataFrame:
-    """One row per run and metric of `EXACT_METRICS`: it must have the same number."""
+    """Returns one row per run and metric of `EXACT_METRICS`, whose values must be equal."""
     both = _Pairs(
         new, reference, [*KEYS, "metric"], lambda summary: summary.runs[summary.runs["metric"].isin(EXACT_METRICS)]
     )
@@ -91,9 +92,9 @@ def compare_costs(new: Summary, reference: Summary) -> pd.DataFrame:
 
 
 def pooled_sigmas(cells: pd.DataFrame) -> pd.Series:
-    """By task and metric: the root of the mean over cells of the squared sd over seeds, each weighing n_seeds - 1.
+    """Returns the pooled standard deviation over seeds by task and metric; cells are weighted by n_seeds - 1.
 
-    NaN where no cell has two seeds.
+    It is NaN if no cell has two seeds.
     """
     freedom = (cells["n_seeds"] - 1).where(cells["sd"].notna(), 0)
     keys = [cells["task"], cells["metric"]]
@@ -102,10 +103,10 @@ def pooled_sigmas(cells: pd.DataFrame) -> pd.Series:
 
 
 def compare_scores(new: Summary, reference: Summary, limit: float) -> pd.DataFrame:
-    """One row per cell and metric of either, but for `EXACT_METRICS`.
+    """Returns one row per cell and metric of either summary, except `EXACT_METRICS`.
 
-    Means may differ by limit * sigma * sqrt(1 / n_new + 1 / n_reference), with sigma as `pooled_sigmas` has it of the
-    reference. Where sigma is 0 they must be equal up to rounding; where it is unknown, unequal ones are not comparable.
+    Means may differ by limit * sigma * sqrt(1 / n_new + 1 / n_reference), with sigma from `pooled_sigmas` of the
+    reference. If sigma is 0 they must be equal up to rounding; if it is unknown, unequal means are not comparable.
     """
     both = _Pairs(new, reference, [*CELL_KEYS, "metric"], lambda summary: _scores(summary.cells))
     sigma = both.table.join(pooled_sigmas(reference.cells), on=["task", "metric"])["sigma"]
@@ -135,7 +136,7 @@ def compare_scores(new: Summary, reference: Summary, limit: float) -> pd.DataFra
 
 
 def compare_seed_counts(new: Summary, reference: Summary) -> pd.DataFrame:
-    """One row per cell and metric that both have, of unequal numbers of seeds."""
+    """Returns one row per cell and metric that both summaries have with different numbers of seeds."""
     both = _Pairs(new, reference, [*CELL_KEYS, "metric"], lambda summary: summary.cells)
     rows = both.rows([], "n_seeds " + both.values("n_seeds", "{:.0f}".format), tolerance="exact")
     return rows[(both["_merge"] == "both") & (both["n_seeds_new"] != both["n_seeds_reference"])]
@@ -158,8 +159,9 @@ def _tolerance(sigma: float, limit: float) -> str:
 
 
 class _Pairs:
-    """Rows of equal keys of two summaries side by side, columns `{name}_new` and `{name}_reference`, in the
-    reference's order; `_merge` says which has a row.
+    """Rows of two summaries with equal keys, with columns `{name}_new` and `{name}_reference`.
+
+    They are in the reference's order; `_merge` says which summary has the row.
     """
 
     def __init__(
@@ -181,15 +183,16 @@ class _Pairs:
         return self[f"{column}_new"].isna() & self[f"{column}_reference"].isna()
 
     def values(self, column: str, shown: Callable) -> pd.Series:
-        """Both values, as a text."""
+        """Returns both values as text."""
         name, other = self.names
         pairs = zip(self[f"{column}_new"], self[f"{column}_reference"], strict=True)
         texts = [f"{shown(mine)} in {name}, {shown(theirs)} in {other}" for mine, theirs in pairs]
         return pd.Series(texts, self.table.index, dtype=object)
 
     def rows(self, judged: list[tuple[pd.Series, str]], why: pd.Series, **columns: pd.Series | str) -> pd.DataFrame:
-        """`COLUMNS`: a row that one summary lacks is out; of others the first that holds of `judged` is the verdict,
-        and out if none does.
+        """Returns rows of `COLUMNS`. A row that one summary lacks is out.
+
+        The verdict of the others is that of the first condition of `judged` that holds, and out if none does.
         """
         name, other = self.names
         texts = {"both": "", "right_only": f"only in {name}", "left_only": f"only in {other}"}
@@ -203,8 +206,10 @@ class _Pairs:
 
 
 def by_metric(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """One row per task and metric of `compare`: `cells` compared, their `tolerance`, the largest deviation, as `sigmas`
-    and as `difference` in `unit`s, and the cell `where` it is, empty if there is none; `verdict` counts cells not ok.
+    """Returns one row per task and metric of `compare`, with the largest deviation.
+
+    Columns: `cells` compared, their `tolerance`, the largest deviation as `sigmas` and as `difference` in `unit`s, the
+    cell `where` it occurs (empty if there is none), and `verdict`, which counts the cells that are not ok.
     """
     rows = []
     for (task, metric), group in comparisons.groupby(["task", "metric"], sort=False):
@@ -227,8 +232,9 @@ def _counts(comparisons: pd.DataFrame) -> str:
 
 
 def not_ok(comparisons: pd.DataFrame) -> pd.DataFrame:
-    """What `compare` found out or not comparable: `task`, `cell`, and the `seeds` and `metrics` of which the same is to
-    be said, `verdict` and `why`.
+    """Returns the rows of `compare` that are out or not comparable, grouped.
+
+    Columns: `task`, `cell`, the `seeds` and `metrics` with the same verdict, `verdict` and `why`.
     """
     metrics_of = comparisons.groupby(["task", "cell"])["metric"].agg(set)
     keys = ["task", "cell", "verdict", "why"]

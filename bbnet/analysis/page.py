@@ -1,4 +1,4 @@
-"""A study's results as one page that needs no network."""
+"""Renders the results of a study as one HTML page that needs no network."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,11 @@ FIGURES = ("pareto", "contrasts", "by_bucket", "roc", "claims", "balance", "chur
 
 
 def render(results: Path, captions: Path, deviations: Path) -> str:
-    """The page as HTML.
+    """Returns the page as HTML.
 
     Args:
-        results: a study's folder of `summary`, `figures` and `tables`.
-        captions: folder of `{figure}.rst`.
+        results: the study's folder with `summary`, `figures` and `tables`.
+        captions: folder with `{figure}.rst`.
         deviations: a page in Markdown.
     """
     summary = Summary(results / "summary")
@@ -59,7 +59,7 @@ def _section(results: Path, study: Mapping[str, Any], task: str, model: str, cap
 
 
 def findings(contrasts: pd.DataFrame) -> str:
-    """How many contrasts are significant, and which."""
+    """Returns a sentence on how many contrasts are significant, and which."""
     if not len(contrasts):
         return "There is nothing to compare with."
     told = contrasts[contrasts["verdict"] != "none"]
@@ -75,7 +75,7 @@ def findings(contrasts: pd.DataFrame) -> str:
 
 
 def _figures(folder: Path, start: str, kinds: Sequence[str], captions: Path) -> list[dict[str, str]]:
-    """Those whose names begin with `start` and a kind, kind by kind."""
+    """Returns the figures whose names begin with `start` and a kind, ordered by kind."""
     return [
         {
             "caption": f"{path.stem}: {(captions / f'{kind}.rst').read_text().strip()}",

@@ -1,4 +1,4 @@
-"""Mean, sd and interval of every cell, with items crossed with seeds: all seeds are scored on the same test set."""
+"""Computes mean, sd and interval of every cell. Items are crossed with seeds: all seeds share one test set."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +18,9 @@ Metrics = Callable[..., Mapping[str, np.ndarray]]
 
 
 def half_width(seed_values: np.ndarray, item_variance: float) -> float:
-    """Half of the 95 % interval of a mean over seeds: t(S-1) * sqrt(s2_seed / S + v_item).
+    """Returns the half-width of the 95 % interval of a mean over seeds: t(S-1) * sqrt(s2_seed / S + v_item).
 
-    With one seed nothing is known of seeds: the interval is that of the items, normal.
+    With one seed the variance over seeds is unknown, and the interval is the normal one of the items alone.
 
     Args:
         seed_values: [seeds].
@@ -36,13 +36,15 @@ def half_width(seed_values: np.ndarray, item_variance: float) -> float:
 def bootstrap(
     items: Mapping[str, np.ndarray], metrics: Metrics, dense: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:
-    """Each metric [seeds, replicates] when the test items are drawn anew, the same ones for every seed.
+    """Returns each metric [seeds, replicates] for bootstrap samples of the test items, the same for every seed.
 
-    Equal numbers of items are drawn equally in every call: the replicates of two cells with the same items are paired.
+    Every call draws the same samples for the same number of items, so the replicates of two cells with the same items
+    are paired.
 
     Args:
         items: sufficient statistics, [seeds, items], the same items in the same order for every seed.
-        metrics: the task's metrics of items and weights; with `dense`, items like these, of items, `dense` and weights.
+        metrics: the task's metrics, a function of items and weights, or of items, `dense` and weights.
+        dense: items of the dense runs, in the same form.
     """
     count = next(iter(items.values())).shape[-1]
     generator = np.random.default_rng(0)
@@ -58,9 +60,9 @@ def bootstrap(
 
 
 def item_variance(draws: np.ndarray) -> float:
-    """Variance of the mean over seeds due to the choice of the test items, of `draws` [seeds, replicates].
+    """Returns the variance of the mean over seeds due to the choice of test items, from `draws` [seeds, replicates].
 
-    Replicates in which it is NaN, as the error rate of words that were not drawn, are left out.
+    Replicates with NaN, such as the error rate of words that were not drawn, are left out.
     """
     means = draws.mean(axis=0)
     defined = means[~np.isnan(means)]
@@ -69,13 +71,13 @@ def item_variance(draws: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Resampled:
-    """A cell under other draws of the test items.
+    """A cell evaluated on bootstrap samples of the test items.
 
     Args:
-        seeds: those it was run with.
-        items: what names its items, in the order in which they are drawn.
-        variances: of each metric's mean over seeds.
-        draws: [seeds, replicates], of the metrics that are contrasted.
+        seeds: the cell's seeds.
+        items: names of its items, in the order in which they are drawn.
+        variances: variance of each metric's mean over seeds.
+        draws: [seeds, replicates] of the metrics to compare.
     """
 
     seeds: list[int]
@@ -91,14 +93,14 @@ def resample_cells(
     contrasted: Mapping[str, Sequence[str]] = MappingProxyType({}),
     apply: Callable[..., Iterable] = map,
 ) -> dict[tuple, Resampled]:
-    """By `CELL_KEYS`.
+    """Returns the bootstrap of every cell, by `CELL_KEYS`.
 
     Args:
         items: `collect.items_table`.
         metrics: by task.
-        relative_metrics: those that compare with the dense runs of the same seeds, of the tasks that have such.
+        relative_metrics: by task, where it has such, the metrics relative to the dense runs of the same seeds.
         contrasted: by task, the metrics whose draws are kept.
-        apply: `map`, or that of a pool: cells do not depend on each other.
+        apply: `map`, or the `map` of a pool of processes.
     """
     items_of = dict(iter(items.groupby(CELL_KEYS, sort=False)))
     tasks = [keys[0] for keys in items_of]
@@ -135,10 +137,10 @@ def _resampled(
 def cells_table(
     runs: pd.DataFrame, resampled: Mapping[tuple, Resampled], units: Mapping[str, Mapping[str, str]]
 ) -> pd.DataFrame:
-    """One row per cell and metric: mean, sd, n_seeds, and the bounds `low` and `high` of the 95 % interval of the mean.
+    """Returns one row per cell and metric: mean, sd, n_seeds, and the 95 % interval of the mean, `low` and `high`.
 
     Args:
-        runs: `collect.runs_table`; metrics without items (costs) have item variance 0.
+        runs: `collect.runs_table`. Metrics without items (costs) have item variance 0.
         units: unit of each metric, by task.
     """
     rows = []
@@ -162,12 +164,11 @@ def cells_table(
 
 
 def curves_table(items: pd.DataFrame, curve: Metrics) -> pd.DataFrame:
-    """One row per cell and point of a curve: mean, n_seeds, `seeds`, the values of each, and `low` and `high` of the
-    95 % interval at that point.
+    """Returns one row per cell and point of a curve: mean, n_seeds, `seeds` (values of each), `low` and `high`.
 
     Args:
         items: `collect.items_table` of one task and model.
-        curve: of items and weights, values by point, as the task's metrics are by name.
+        curve: function of items and weights that returns values by point, as the task's metrics do by name.
     """
     rows = []
     for keys, cell in items.groupby(CELL_KEYS, sort=False):
@@ -186,7 +187,7 @@ def curves_table(items: pd.DataFrame, curve: Metrics) -> pd.DataFrame:
 
 
 def _paired_items(items: pd.DataFrame) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Of one cell, all columns but texts as [seeds, items], and the texts, which name items; a column may hold arrays.
+    """Returns the columns of a cell as [seeds, items], except texts, and the texts, which name the items.
 
     Raises: ValueError if the seeds were scored on different items.
     """

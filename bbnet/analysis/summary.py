@@ -1,4 +1,4 @@
-"""The tables of a summary, read when they are asked for."""
+"""Reads the tables of a summary when they are used."""
 
 import json
 from functools import cache
@@ -9,15 +9,15 @@ import pandas as pd
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """A table of the summary: budgets are text, and only what is empty is missing, whatever methods are called."""
+    """Reads a table of the summary. Budgets are text, and only empty fields are missing, whatever the labels."""
     return pd.read_csv(path, dtype={"budget": str}, keep_default_na=False, na_values=[""])
 
 
 class Summary:
-    """A summary's folder, seen by one task and model, or whole where these are absent.
+    """The folder of a summary, restricted to one task and model if they are given.
 
     Args:
-        folder: of the summary.
+        folder: the folder `summary`.
     """
 
     def __init__(self, folder: Path, task: str | None = None, model: str | None = None) -> None:
@@ -27,7 +27,7 @@ class Summary:
         self.read = cache(self._read)
 
     def _read(self, name: str) -> pd.DataFrame:
-        """The table `{name}.csv` or `{name}.parquet`; raises FileNotFoundError."""
+        """Reads `{name}.csv` or `{name}.parquet`; raises FileNotFoundError."""
         path = self.folder / f"{name}.csv"
         table = read_csv(path) if path.exists() else pd.read_parquet(path.with_suffix(".parquet"))
         if self.task is None:
@@ -36,5 +36,5 @@ class Summary:
 
     @property
     def study(self) -> dict[str, Any]:
-        """The study as it was resolved."""
+        """The resolved study."""
         return json.loads((self.folder / "study.json").read_text())

@@ -1,4 +1,4 @@
-"""Tables of a paper: from the summary to rows that a reader compares."""
+"""Makes the tables of a paper from the summary."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ DASH = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """`data` unrounded, `shown` as text to read, `bold` the places (row, heading) of it that stand out."""
+    """A table: `data` unrounded, `shown` as formatted text, and `bold`, the (row, heading) pairs to highlight."""
 
     data: pd.DataFrame
     shown: pd.DataFrame
@@ -33,7 +33,7 @@ class Table:
 
 
 def results(summary: Summary, task: ModuleType) -> Table:
-    """Every method and budget: costs and the shown metrics; the best of a budget is bold where its contrasts say so."""
+    """Shows costs and metrics of every method and budget. The best of a budget is bold if its contrasts support it."""
     metrics = {name: metric.unit for name, metric in task.METRICS.items() if metric.shown}
     data = results_table(summary.read("cells"), metrics)
     shown = shown_table(data, metrics)
@@ -50,7 +50,7 @@ def results(summary: Summary, task: ModuleType) -> Table:
 
 
 def contrasts_table(summary: Summary, task: ModuleType) -> Table:
-    """Every contrast with its interval and adjusted p."""
+    """Shows every contrast with its interval and adjusted p-value."""
     data = summary.read("contrasts").drop(columns=["task", "model"])
     shown = data[["budget", "method", "reference", "metric", "n_seeds", "variation"]].astype(str)
     shown["difference"] = [
@@ -69,7 +69,7 @@ def contrasts_table(summary: Summary, task: ModuleType) -> Table:
 
 
 def costs(summary: Summary, task: ModuleType) -> Table:
-    """Density, FLOPs, time and memory of every method and budget."""
+    """Shows density, FLOPs, time and memory of every method and budget."""
     cells = summary.read("cells").pivot_table(index=CELL, columns="metric", values="mean", sort=False)
     timing = summary.read("timing").groupby(CELL, sort=False)[["seconds", "peak_memory_mib"]].mean()
     data = cells[["density", "net_density", "flops"]].join(timing)
@@ -91,7 +91,7 @@ def costs(summary: Summary, task: ModuleType) -> Table:
 
 
 def methods(summary: Summary, task: None) -> Table:
-    """Every parameter of every method of the study."""
+    """Shows every parameter of every method of the study."""
     study = summary.study
     rows = [
         {
@@ -109,12 +109,12 @@ def methods(summary: Summary, task: None) -> Table:
 
 
 def supported_best(table: pd.DataFrame, contrasts: pd.DataFrame, better: Mapping[str, str]) -> set[tuple[int, str]]:
-    """Row and metric of each budget's best sparse method that is contrasted with every other of its side, and wins.
+    """Returns row and metric of each budget's best sparse method, if it wins all contrasts with others of its side.
 
     Args:
         table: `results_table`.
         contrasts: `contrasts.csv` of the same task and model.
-        better: which direction is, by metric.
+        better: by metric, which direction is better.
     """
     found = set()
     sparse = table[table["method"] != "dense"]
@@ -136,12 +136,12 @@ def supported_best(table: pd.DataFrame, contrasts: pd.DataFrame, better: Mapping
 
 
 def results_table(cells: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
-    """One row per method and budget: seeds, costs, and of each metric `mean` and the interval `low`, `high`, unrounded.
+    """Returns one row per method and budget: seeds, costs, and `mean`, `low` and `high` of each metric, unrounded.
 
     Args:
         cells: `statistics.cells_table` of one task and model.
-        metrics: names and units, in the order of the columns; NaN where a cell has none, as dense of what is relative
-            to dense.
+        metrics: names and units, in the order of the columns. NaN where a cell has no value, such as dense for metrics
+            that are relative to dense.
     """
     rows = []
     for (method, side, budget), cell in cells.groupby(["method", "side", "budget"], sort=False):
@@ -156,7 +156,7 @@ def results_table(cells: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFra
 
 
 def shown_table(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
-    """`results_table` as text to read: `mean [low, high]` with the unit in the heading."""
+    """Formats `results_table` as text: `mean [low, high]`, with the unit in the heading."""
     shown = table[["method", "side", "budget", "seeds"]].astype(str)
     for name, heading in COSTS.items():
         shown[heading] = [f"{value / 1e6:.4g}" if name == "flops" else f"{value:.3f}" for value in table[name]]
@@ -170,7 +170,7 @@ def shown_table(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame
 
 
 def incomplete_note(grid: pd.DataFrame) -> str:
-    """What a figure or table says of runs that are failed, missing or stale; empty if all are done."""
+    """Returns the note on failed, missing or stale runs for figures and tables; empty if all are done."""
     counts = grid["status"].value_counts().drop("done", errors="ignore").sort_index()
     kinds = ", ".join(f"{count} {status}" for status, count in counts.items())
     return f"incomplete: {kinds} of {len(grid)} runs" if kinds else ""
@@ -181,7 +181,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A table environment with booktabs rules."""
+    """Returns a LaTeX table environment with booktabs rules."""
     escaped = Table(table.data, table.shown.map(_escape), table.caption, table.bold)
     shown = _mark_bold(escaped, r"\textbf{", "}").rename(columns=_escape)
     text = shown.style.hide(axis="index").to_latex(

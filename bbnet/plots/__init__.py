@@ -1,1 +1,1 @@
-"""How it looks: one file per figure, one shared style. Reads the summary only."""
+"""Draws the figures, one module per figure, from the summary only."""

@@ -1,4 +1,4 @@
-"""The balance line: selectivity against degree, with the on-rates of the warm start and with a run's own."""
+"""The balance line: selectivity against degree, with the on-rates of the warm start and of the run."""
 
 from types import ModuleType
 
@@ -18,14 +18,15 @@ ROWS = {"on_rate_before": "warm start", "on_rate": "after training"}
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """The figure of a task and model, and its data."""
+    """Returns the figure of a task and model, and its data."""
     return plot_balance(summary.read("slabs"), with_warm_start(summary.read("units")))
 
 
 def plot_balance(slabs: pd.DataFrame, units: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """A column of axes per method whose degrees differ, at the smallest budget and first seed at which they do; above
-    with the on-rates of the warm start, below with the run's own. Points are units that are not silent, lines the fits
-    of single slabs. Returns the units, too.
+    """Draws one column of axes per method with unequal degrees; returns the figure and the units shown.
+
+    The smallest budget and the first seed with unequal degrees are shown, with the on-rates of the warm start above and
+    those of the run below. Points are units that are not silent, lines are the fits of single slabs.
 
     Args:
         slabs: `slabs.csv` of one task and model.

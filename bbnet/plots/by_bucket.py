@@ -1,4 +1,4 @@
-"""A metric relative to dense by bucket, such as Head, Mid and Tail: who gains and who loses on what is rare."""
+"""A metric relative to dense by bucket, such as Head, Mid and Tail."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -28,7 +28,7 @@ DENSE_LINE = {"color": DENSE_COLOUR, "linewidth": 1.2, "linestyle": "--", "label
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """The figure of a task and model, and its data."""
+    """Returns the figure of a task and model, and its data."""
     cells, runs, items = (summary.read(name) for name in ("cells", "runs", "items"))
     _, of_one_run = next(iter(items.groupby(KEYS, sort=False)))
     names = [metric for of_buckets in task.BY_BUCKET.values() for metric in of_buckets.values()]
@@ -48,17 +48,17 @@ def plot_by_bucket(
     better: Literal["higher", "lower"],
     counted: str,
 ) -> Figure:
-    """One column of axes per budget, one row per test set: in each bucket the methods side by side, dense at 0.
+    """Draws one column of axes per budget and one row per test set: all methods in each bucket, with dense at 0.
 
-    With at least 3 seeds the mean and its 95 % interval; below, single seeds as small points beside the mean.
+    With at least 3 seeds the mean and its 95 % interval are shown; below, the mean and single seeds as small points.
 
     Args:
         cells: `cells.csv` of one task and model.
         runs: `runs.csv` of the same.
-        metrics: by test set and bucket, the metric relative to dense; all of one unit.
-        sizes: likewise, how many of `counted`, such as words, the test set has in the bucket.
-        name: what the metrics have in common, such as ΔWER.
-        better: which direction is.
+        metrics: by test set and bucket, the metric relative to dense; all have the same unit.
+        sizes: by test set and bucket, the number of `counted`, such as words.
+        name: the common name of the metrics, such as ΔWER.
+        better: which direction is better.
     """
     relative = cells[cells["metric"].isin([metric for row in metrics.values() for metric in row.values()])]
     budgets = sorted(set(relative["budget"]))
@@ -93,7 +93,7 @@ def plot_by_bucket(
 
 
 def _draw_buckets(axis: Axes, sizes: Mapping[str, int], counted: str) -> None:
-    """Names and sizes of the buckets below the axis, and lines between them."""
+    """Labels the buckets with names and sizes below the axis, and draws lines between them."""
     places = range(len(sizes))
     axis.set_xticks(places, [f"{bucket}\n{size:,} {counted}" for bucket, size in sizes.items()])
     axis.set_xlim(-0.5, len(sizes) - 0.5)

@@ -1,4 +1,4 @@
-"""Mask churn: which share of the connections each refresh changes."""
+"""Mask churn: the share of connections that each refresh changes."""
 
 from types import ModuleType
 
@@ -14,24 +14,24 @@ WIDTH_OF_BUDGET, WIDTH_OF_REST, HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 3.4, 2.2, 3.4, 
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """The figure of a task and model, and its data."""
+    """Returns the figure of a task and model, and its data."""
     churn = churn_table(summary.read("refreshes"))
     return plot_churn(churn, list(summary.read("cells")["method"])), churn
 
 
 def churn_table(refreshes: pd.DataFrame) -> pd.DataFrame:
-    """One row per run and refresh: connections pruned and regrown over those before and after, of all slabs."""
+    """Returns one row per run and refresh: connections pruned and regrown over those before and after, of all slabs."""
     sums = refreshes.groupby([*KEYS, "step"], sort=False)[["connections", "pruned", "regrown"]].sum().reset_index()
     both = 2 * sums["connections"] + sums["pruned"] - sums["regrown"]
     return sums.assign(churn=(sums["pruned"] + sums["regrown"]) / both)
 
 
 def plot_churn(churn: pd.DataFrame, methods: list[str]) -> Figure:
-    """One axis per budget: every seed of every method.
+    """Draws one axis per budget with every seed of every method.
 
     Args:
         churn: `churn_table` of one task and model.
-        methods: all of them, which decide the colours.
+        methods: all methods, which determine the colours.
     """
     colours = method_colours(methods)
     budgets = sorted(set(churn["budget"]))

@@ -24,20 +24,20 @@ DENSE = {"color": DENSE_COLOUR, "marker": "_", "markersize": 9, "linestyle": "no
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """The figure of a task and model, and its data."""
+    """Returns the figure of a task and model, and its data."""
     claims = summary.read("claims")
     claims = claims[claims["measure"].isin(MEASURES)]
     return plot_claims(claims, list(summary.read("cells")["method"])), claims
 
 
 def plot_claims(claims: pd.DataFrame, methods: list[str]) -> Figure:
-    """One axis per measure: at each budget the methods side by side, each beside dense on the slabs of its side.
+    """Draws one axis per measure: at each budget all methods, each beside dense on the slabs of its side.
 
-    With at least 3 seeds the mean and its 95 % interval over seeds; below, single seeds as small points.
+    With at least 3 seeds the mean and its 95 % interval over seeds are shown; below, single seeds as small points.
 
     Args:
         claims: `claims.csv` of one task and model.
-        methods: all of them, which decide the colours.
+        methods: all methods, which determine the colours.
     """
     colours = method_colours(methods)
     shown = list(dict.fromkeys(zip(claims["method"], claims["side"], strict=True)))

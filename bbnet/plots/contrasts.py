@@ -1,4 +1,4 @@
-"""Forest plot: each method minus dense and minus the others on its slabs, with intervals."""
+"""Forest plot: each method minus dense and minus the other methods on its slabs, with intervals."""
 
 from types import ModuleType
 
@@ -15,19 +15,19 @@ KEYS = ["budget", "method", "side", "reference", "reference_side"]
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """The figure of a task and model, and its data."""
+    """Returns the figure of a task and model, and its data."""
     contrasts, cells = summary.read("contrasts"), summary.read("cells")
     better = {metric: task.METRICS[metric].better for metric in task.PRIMARY}
     return plot_contrasts(contrasts, better, list(cells["method"])), contrasts
 
 
 def plot_contrasts(contrasts: pd.DataFrame, better: dict[str, str], methods: list[str]) -> Figure:
-    """A column of axes per metric, a row per contrast, from the smallest budget on; filled where Holm's p is below 5 %.
+    """Draws one column of axes per metric and one row per contrast, by budget; filled if Holm's p is below 5 %.
 
     Args:
         contrasts: `contrasts.csv` of one task and model.
-        better: which direction is, by metric; those shown.
-        methods: all of them, which decide the colours.
+        better: by metric, which direction is better; the metrics to show.
+        methods: all methods, which determine the colours.
     """
     rows = list(dict.fromkeys(contrasts.sort_values("budget", kind="stable")[KEYS].itertuples(index=False, name=None)))
     colours = method_colours(methods)
@@ -57,7 +57,7 @@ def plot_contrasts(contrasts: pd.DataFrame, better: dict[str, str], methods: lis
 
 
 def _draw_contrast(axis: Axes, place: int, contrast: pd.Series, colour: str, marker: str) -> None:
-    """Below 3 seeds the single ones stand beside the mean, and the interval in the table."""
+    """Draws one contrast. Below 3 seeds single seeds are shown beside the mean, and the interval only in the table."""
     if contrast["n_seeds"] >= SEEDS_FOR_INTERVALS:
         axis.plot([contrast["low"], contrast["high"]], [place] * 2, color=colour, linewidth=1.2)
     else:

@@ -13,13 +13,13 @@ COLOURS = ListedColormap(["#d9d9d9", "#fdd49e", "#c7e9c0"])
 
 
 def draw(summary: Summary, task: None) -> tuple[Figure, pd.DataFrame]:
-    """The figure of the whole study, and its data."""
+    """Returns the figure of the whole study, and its data."""
     counts = coverage_table(summary.read("grid"))
     return plot_coverage(counts), counts
 
 
 def coverage_table(grid: pd.DataFrame) -> pd.DataFrame:
-    """One row per task, model, method and budget: how many runs were asked for, and how many are of each status."""
+    """Returns one row per task, model, method and budget: the number of runs, and the number of each status."""
     keys = ["task", "model", "method", "side", "budget"]
     counts = grid.groupby([*keys, "status"], sort=False).size().unstack(fill_value=0)
     for status in ("done", "failed", "stale", "missing"):
@@ -30,7 +30,7 @@ def coverage_table(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_coverage(counts: pd.DataFrame) -> Figure:
-    """A row per task, model and method, a column per budget; in each cell runs done of runs asked for, and others."""
+    """Draws a row per task, model and method, and a column per budget; cells show runs done of all runs, and others."""
     rows = list(dict.fromkeys(zip(counts["task"], counts["model"], counts["method"], strict=True)))
     budgets = sorted(set(counts["budget"]))
     shades = [[float("nan")] * len(budgets) for _ in rows]

@@ -1,4 +1,4 @@
-"""Learning curves: the selection metric on dev and the density, epoch by epoch."""
+"""Learning curves: the selection metric on dev and the density after each epoch."""
 
 from types import ModuleType
 
@@ -14,7 +14,7 @@ PHASES = {"warm_up": ("end of warm-up", ":"), "sparse": ("masks frozen from here
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """The figure of a task and model, and its data."""
+    """Returns the figure of a task and model, and its data."""
     history, shown = summary.read("history"), f"dev_{task.SELECTION}"
     columns = [*KEYS, "epoch", "phase", "step", "density", shown, "selected"]
     unit = task.METRICS[task.SELECTION].unit
@@ -22,11 +22,11 @@ def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
 
 
 def plot_learning_curves(history: pd.DataFrame, metric: str, unit: str) -> Figure:
-    """One column per budget: every seed of every method, dense in grey; the ends of the phases are marked.
+    """Draws one column per budget with every seed of every method and dense in grey; the ends of phases are marked.
 
     Args:
         history: `history.parquet` of one task and model.
-        metric: of dev, as a column `dev_{metric}`, in `unit`.
+        metric: name of the metric, whose values on dev are in the column `dev_{metric}`, in `unit`.
     """
     dense = history[history["method"] == "dense"]
     budgets = sorted(set(history["budget"]) - set(dense["budget"])) or sorted(set(dense["budget"]))

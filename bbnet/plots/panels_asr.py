@@ -1,4 +1,4 @@
-"""Panels of speech recognition: reference and hypotheses word below word, best, median and worst case."""
+"""Panels of speech recognition: reference and hypotheses aligned word by word; best, median and worst case."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ SAMPLES = {"substituted": "WORD", "deleted": "––––", "inserted": "+WORD"
 
 @dataclass(frozen=True)
 class Word:
-    """What is written at one place of a line; `kind` is one of STYLES."""
+    """A word at a position of a line; `kind` is one of STYLES."""
 
     text: str
     kind: str = "equal"
@@ -51,7 +51,7 @@ NOTHING = Word("")
 
 
 def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budget: str) -> Figure:
-    """Best, median and worst case by errors of dense minus errors of the method; long utterances go on below.
+    """Shows the best, median and worst case by errors of dense minus errors of the method; long utterances are wrapped.
 
     Args:
         panels: `summary/panels/asr.npz`.
@@ -80,9 +80,9 @@ def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budge
 
 
 def align(reference: str, hypotheses: Sequence[str]) -> list[Column]:
-    """Columns of words that belong together, by the fewest edits between the reference and each hypothesis.
+    """Returns columns of corresponding words, by the fewest edits between the reference and each hypothesis.
 
-    Words that are inserted at the same place of the reference share columns.
+    Words inserted at the same position of the reference share columns.
     """
     words = reference.split()
     found = [_align_one(reference, hypothesis) for hypothesis in hypotheses]
@@ -96,7 +96,7 @@ def align(reference: str, hypotheses: Sequence[str]) -> list[Column]:
 
 
 def _align_one(reference: str, hypothesis: str) -> tuple[list[Word], list[list[Word]]]:
-    """What stands for each word of the reference, and what is inserted before each and at the end."""
+    """Returns what corresponds to each word of the reference, and what is inserted before each and at the end."""
     output = jiwer.process_words(reference, hypothesis)
     (words,), (heard,), (chunks,) = output.references, output.hypotheses, output.alignments
     aligned = [Word("–" * len(word), "deleted") for word in words]
@@ -112,7 +112,7 @@ def _align_one(reference: str, hypothesis: str) -> tuple[list[Word], list[list[W
 
 
 def wrap(columns: Sequence[Column], room: float) -> Iterator[list[Column]]:
-    """Blocks of columns, each at most `room` characters wide with the gap behind every column."""
+    """Splits columns into blocks of at most `room` characters, including the gap behind every column."""
     block: list[Column] = []
     for column in columns:
         if block and sum(map(_width, [*block, column])) > room:
@@ -153,7 +153,7 @@ def _write_legend(axis: Axes, about: str, line: float) -> None:
 
 
 def _write(axis: Axes, text: str, character: float, line: float, **style: Any) -> None:
-    """Text at a place counted in characters and lines from the upper left corner of the axes."""
+    """Writes text at a position counted in characters and lines from the upper left corner of the axes."""
     place = (character * CHARACTER_POINTS, -(line + 0.7) * LINE_POINTS)
     corner = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": place, "textcoords": "offset points"}
     axis.annotate(text, **corner, **{"family": FONT, "fontsize": FONT_SIZE, "va": "center_baseline"} | style)

@@ -27,21 +27,18 @@ AXES = {
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """The figure of a task and model, and its data."""
+    """Returns the figure of a task and model, and its data."""
     cells = summary.read("cells")
     shown = cells["metric"].isin([*task.PRIMARY, *AXES])
     return plot_pareto(cells, summary.read("runs"), task.PRIMARY), cells[shown]
 
 
 def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str]) -> Figure:
-    """Mean of each metric over seeds for every method and budget, a row of axes per metric there is; dense is a band.
+    """Draws the mean of each metric over seeds for every method and budget, a row of axes per metric; dense is a band.
 
-    Points are labelled by budget, unless there are too many methods: then the costs alone tell budgets apart.
-
-    A method that keeps all weights has no place on the axis of net density.
-
-    With at least 3 seeds bars and band are the 95 % interval; below, single seeds are drawn as small points and thin
-    lines beside the mean.
+    Points are labelled by budget, unless there are too many methods. A method that keeps all weights is not shown on
+    the axis of net density. With at least 3 seeds bars and band are the 95 % interval; below, single seeds are drawn as
+    small points and thin lines beside the mean.
 
     Args:
         cells: `cells.csv` of one task and model.
@@ -93,7 +90,7 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str])
 
 
 def _shown(values: pd.DataFrame, metric: str, cost: str) -> pd.Series:
-    """The means that have a place on an axis of `cost`."""
+    """Returns the means that can be shown on an axis of `cost`."""
     sparse = values.drop("dense")
     if cost == "net_density":
         sparse = sparse[sparse.groupby(level="method")["net_density"].transform("min") < 1]
@@ -110,7 +107,7 @@ def _draw_dense(axis: Axes, dense: pd.Series, singles: pd.Series) -> None:
 
 
 def _dodge(axis: Axes, methods: list[str], method: str) -> Transform:
-    """Data coordinates shifted by a few points, so that methods of equal cost stand side by side."""
+    """Returns data coordinates shifted by a few points, so that methods of equal cost are side by side."""
     points = min(DODGE_POINTS, WIDEST_DODGE_POINTS / len(methods)) * (methods.index(method) - len(methods) / 2)
     return axis.transData + ScaledTranslation(points / 72, 0, axis.figure.dpi_scale_trans)
 
@@ -150,7 +147,7 @@ def _draw_method(
 
 
 def _label_points(axis: Axes, x: pd.Series, y: pd.Series, colours: dict[str, str]) -> None:
-    """Writes each point's budget to its right, pushed up where the label below would be hit."""
+    """Writes each point's budget to its right, shifted up where it would overlap the label below."""
     taken: list[tuple[float, float]] = []
     for key in y.sort_values().index:
         method, _, budget = key

@@ -1,4 +1,4 @@
-"""ROC curves of pairs: the share of genuine pairs accepted against the share of impostors."""
+"""ROC curves of pairs: true accept rate against false accept rate."""
 
 from types import ModuleType
 
@@ -15,13 +15,13 @@ WIDTH_OF_BUDGET, WIDTH_OF_REST, HEIGHT = 3.4, 2.2, 3.6
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """The figure of a task and model, and its data."""
+    """Returns the figure of a task and model, and its data."""
     curves = curves_table(summary.read("items"), task.roc_points)
     return plot_roc(curves), curves.drop(columns="seeds")
 
 
 def plot_roc(curves: pd.DataFrame) -> Figure:
-    """One axis per budget: the mean over seeds of each method's true accept rate at every false accept rate, and dense.
+    """Draws one axis per budget: the mean over seeds of each method's true accept rate at every false accept rate.
 
     With at least 3 seeds a band shows the 95 % interval at each point; below, single seeds are thin lines.
 

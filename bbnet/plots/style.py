@@ -1,4 +1,4 @@
-"""The look that all figures share: colour = method, marker and line = side; fit for grey and for the colour-blind."""
+"""The style of all figures: colour = method, marker and line = side; readable in grey and by the colour-blind."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -42,9 +42,9 @@ def use_style() -> None:
 
 
 def method_colours(methods: Sequence[str]) -> dict[str, str]:
-    """A colour per method, dense in grey; depends on the order of `methods` alone.
+    """Returns a colour per method, with dense in grey. It depends only on the order of `methods`.
 
-    Labels that differ in the side at their end alone, as sp_in and sp_out, share a colour: marker and line tell them.
+    Labels that differ only in the side at their end, such as sp_in and sp_out, share a colour; marker and line differ.
     """
     families = {method: SIDE_SUFFIX.sub("", method) for method in methods if method != "dense"}
     names = list(dict.fromkeys(families.values()))
@@ -58,7 +58,7 @@ def method_label(method: str, side: str) -> str:
 
 
 def seeds_title(n_seeds: pd.Series, remark: str = "") -> str:
-    """The legend's title: what is drawn of the seeds, and how many there are at least."""
+    """Returns the title of a legend, which says how seeds are drawn and how many there are at least."""
     if not len(n_seeds):
         return "nothing to show"
     fewest = n_seeds.min()
@@ -67,18 +67,18 @@ def seeds_title(n_seeds: pd.Series, remark: str = "") -> str:
 
 
 def note(figure: Figure, text: str) -> None:
-    """A remark above the figure, such as that cells are missing; nothing for an empty text."""
+    """Writes a remark above the figure, such as that cells are missing; nothing for an empty text."""
     if text:
         figure.suptitle(text, color="firebrick", fontsize="medium")
 
 
 def save(figure: Figure, data: pd.DataFrame, paths: Sequence[Path]) -> None:
-    """Writes the figure under each path, in the format of its suffix, and what it shows as .csv.
+    """Writes the figure under each path, in the format of its suffix, and its data as .csv.
 
-    Figures have no dates: equal figures are equal files.
+    Figures contain no dates, so that equal figures are equal files.
     """
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # else it is laid out anew for each format
+    figure.set_layout_engine("none")  # otherwise the layout is computed again for each format
     for path in paths:
         if path.suffix == ".csv":
             data.to_csv(path, index=False)
@@ -95,7 +95,7 @@ def draw_cell(
     colour: str,
     marker: str,
 ) -> None:
-    """A cell's mean with its 95 % interval, or below 3 seeds with the single seeds as small points."""
+    """Draws a cell's mean with its 95 % interval, or below 3 seeds with the single seeds as small points."""
     if cell["n_seeds"] >= SEEDS_FOR_INTERVALS:
         axis.plot([x] * 2, [cell["low"], cell["high"]], color=colour, linewidth=1.0)
     else:
@@ -104,12 +104,12 @@ def draw_cell(
 
 
 def side_by_side(count: int) -> np.ndarray:
-    """Where `count` methods stand beside the middle of a place; places are 1 apart."""
+    """Returns the offsets of `count` methods around a position; positions are 1 apart."""
     return (np.arange(count) - (count - 1) / 2) * min(DODGE, WIDEST_DODGE / count)
 
 
 def method_handles(methods: Sequence[tuple[str, str]], colours: Mapping[str, str]) -> list[plt.Line2D]:
-    """Markers of methods and sides for a legend."""
+    """Returns legend markers of methods and sides."""
     return [
         plt.Line2D(
             [],

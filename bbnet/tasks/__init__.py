@@ -1,1 +1,1 @@
-"""What is learned. A task is a folder: `settings` (no torch), `data`, `model`, `metrics` (no torch) and `task`."""
+"""The tasks. A task is a folder with `settings` and `metrics` (without torch), `data`, `model` and `task`."""

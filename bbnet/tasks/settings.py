@@ -1,4 +1,4 @@
-"""Settings that every task has. Imports no torch: the DAG is parsed with these."""
+"""Settings that every task has. Imports no torch, because they are needed to parse the DAG."""
 
 from typing import Annotated, Literal, NamedTuple
 
@@ -13,34 +13,32 @@ class Section(BaseModel, extra="forbid", frozen=True):
 
 
 class Estimate(NamedTuple):
-    """What a study's data amount to, before they are there."""
+    """Estimated size of a study's data, before they are prepared."""
 
     steps_per_epoch: int
     prepared_bytes: int
 
 
 class PublishedPack(Section):
-    """A pack of bbnet/data/packs.yaml, downloaded unless it is on this machine already."""
+    """A pack of bbnet/data/packs.yaml. It is downloaded unless `path` names a copy on this machine."""
 
     path: str | None = Field(
-        None, min_length=1, description="A folder, read in place, or an archive; absent: it is downloaded."
+        None, min_length=1, description="A folder, read in place, or an archive; downloaded if absent."
     )
-    complete: bool = Field(
-        True, description="It must be whole, by the published counts; false takes any pack of this layout."
-    )
+    complete: bool = Field(True, description="Require the published counts; false accepts any pack in this layout.")
 
 
 class Training(Section):
-    """One learning-rate schedule spans the dense warm-up and the sparse phase: linear rise, then cosine to zero."""
+    """Settings of the training. The learning rate rises linearly and falls along a cosine to zero, over both phases."""
 
     epochs: int = Field(ge=2, le=10_000, description="Passes over the training data, warm-up included.")
     warm_up_epochs: int = Field(ge=1, description="The dense first phase, shared by all methods of a seed.")
     optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with momentum 0.9.")
-    learning_rate: float = Field(gt=0, le=10, description="At the top of the schedule.")
+    learning_rate: float = Field(gt=0, le=10, description="The largest of the schedule.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="As the optimiser defines it; not on biases and norms.")
     betas: tuple[Share, Share] = Field((0.9, 0.999), description="Of adamw.")
     clip_norm: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Gradients are scaled to at most this norm; absent: not."
+        None, gt=0, allow_inf_nan=False, description="Gradients are scaled down to at most this norm; not if absent."
     )
     rise: float = Field(0.05, ge=0, le=0.5, description="Share of all steps over which the learning rate rises.")
 
@@ -57,6 +55,6 @@ class Training(Section):
 
 
 class FixedBatchTraining(Training):
-    """Batches of equally many samples."""
+    """Training with batches of equally many samples."""
 
     batch_size: int = Field(ge=2, le=65_536, description="Samples per step; an incomplete last batch is left out.")

@@ -1,4 +1,4 @@
-"""From speech to tokens: greedy or by beam search, in batches, with cached keys and values."""
+"""Decodes speech to tokens, greedily or by beam search, in batches and with cached keys and values."""
 
 import torch
 from torch import Tensor
@@ -7,17 +7,17 @@ from bbnet.tasks.asr.data.tokens import EOS, PAD
 from bbnet.tasks.asr.model import Cache, Memory, SpeechTransformer
 from bbnet.tasks.asr.settings import Decoding
 
-STEPS_BETWEEN_LOOKS = 4  # at what is still being written, for which a GPU is waited for
+STEPS_BETWEEN_CHECKS = 4  # of which utterances are finished; each check synchronises with the GPU
 
 
 @torch.no_grad()
 def transcribe(
     model: SpeechTransformer, features: Tensor, frames: Tensor, limits: Tensor, how: Decoding
 ) -> list[list[int]]:
-    """Tokens of each utterance, without `EOS`, at most `limits` [batch].
+    """Returns the tokens of each utterance without `EOS`, at most `limits` [batch].
 
     Args:
-        features: [batch, time, 80]; `frames` [batch] of them are each utterance's own.
+        features: [batch, time, 80], of which `frames` [batch] belong to each utterance.
     """
     memory = model.encode(features, frames)
     if how.beam == 1:
@@ -27,9 +27,9 @@ def transcribe(
 
 @torch.no_grad()
 def greedy(model: SpeechTransformer, memory: Memory, limits: Tensor) -> list[list[int]]:
-    """The likeliest token at each step, until `EOS`, which is left out, or `limits` [batch] tokens.
+    """Takes the most likely token at each step, until `EOS` or `limits` [batch] tokens.
 
-    Utterances that have ended leave the batch.
+    Finished utterances are removed from the batch.
     """
     longest, device = int(limits.max()), limits.device
     caches = [Cache() for _ in model.decoder]
@@ -42,7 +42,7 @@ def greedy(model: SpeechTransformer, memory: Memory, limits: Tensor) -> list[lis
         token = logits.argmax(1)
         written[open_, step + 1] = token
         lengths[open_] = torch.where(token == EOS, lengths[open_].clamp(max=step), lengths[open_])
-        if (step + 1) % STEPS_BETWEEN_LOOKS == 0:
+        if (step + 1) % STEPS_BETWEEN_CHECKS == 0:
             (goes_on,) = torch.nonzero(lengths[open_] > step + 1, as_tuple=True)
             if not len(goes_on):
                 break
@@ -58,16 +58,16 @@ def greedy(model: SpeechTransformer, memory: Memory, limits: Tensor) -> list[lis
 def beam_search(
     model: SpeechTransformer, memory: Memory, limits: Tensor, beam: int, length_normalisation: float
 ) -> list[list[int]]:
-    """The hypothesis of the largest log-probability / length ** `length_normalisation`, `EOS` counted in the length.
+    """Returns the hypothesis with the largest log-probability / length ** `length_normalisation`, counting `EOS`.
 
-    At each step every live hypothesis may end; of those that go on the `beam` likeliest live. One that reaches its
-    limit ends there as it is.
+    At each step every hypothesis may end, and the `beam` most likely continuations are kept. A hypothesis that reaches
+    its limit ends there.
     """
     batch, device, longest = len(limits), limits.device, int(limits.max())
     memory = Memory(*(part.repeat_interleave(beam, dim=0) for part in memory))
     caches = [Cache() for _ in model.decoder]
     rows = torch.arange(batch, device=device)[:, None]
-    # All hypotheses of an utterance start alike: all but one are impossible.
+    # All hypotheses of an utterance are equal at first, so all but one are excluded.
     live = torch.full((batch, beam), -torch.inf, device=device)
     live[:, 0] = 0.0
     written = torch.full((batch, beam, longest + 1), EOS, device=device)
@@ -101,7 +101,7 @@ def beam_search(
         full = limits == step + 1
         keep_best((live / norm).masked_fill(~full[:, None], -torch.inf), step + 1)
         live = live.masked_fill(~(limits > step + 1)[:, None], -torch.inf)
-        # A score only falls, and divided by the largest length it is as good as it can become.
+        # Scores only decrease, so dividing by the largest length gives an upper bound.
         if bool((best >= live.amax(1) / limits**length_normalisation).all()):
             break
     return [row[:length] for row, length in zip(best_tokens.tolist(), best_lengths.tolist(), strict=True)]

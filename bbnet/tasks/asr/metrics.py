@@ -1,4 +1,4 @@
-"""Metrics of speech recognition from per-utterance error counts. Imports no torch: `compare` resamples with it."""
+"""Metrics of speech recognition from error counts per utterance. Imports no torch, since `compare` uses it."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from bbnet.tasks.task import Items, Metric
 SELECTION = "wer"
 PRIMARY = ("wer",)
 COUNTED = "words"
-OTHER = "_other"  # suffix of metrics on test-other; those without are on test-clean
+OTHER = "_other"  # suffix of metrics on test-other; metrics without it are on test-clean
 
 _SHOWN = {name: Metric("%", "lower") for name in ("wer", "cer")}
 _SHOWN |= {"werr": Metric("%", "higher")} | {f"dwer_{bucket}": Metric("points", "lower") for bucket in BUCKETS}
@@ -27,13 +27,13 @@ BY_BUCKET = {
 
 
 def metrics(items: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Rates of the whole corpus in %, of test-clean (or dev) and, with the suffix `_other`, of test-other.
+    """Returns rates of the whole corpus in %, for test-clean (or dev) and, with the suffix `_other`, for test-other.
 
     `wer` = 100 (S + D + I) / N over words, `cer` the same over characters; `wer_{bucket}` = 100 (S + D) / N of the
-    bucket's reference words; `insertion_rate` = 100 I / N. NaN where N is 0.
+    bucket's reference words; `insertion_rate` = 100 I / N. NaN if N is 0.
 
     Args:
-        items: counts as `scoring.count_errors` has them, and `other` (1 of test-other), [..., utterances].
+        items: counts of `scoring.count_errors`, and `other` (1 for test-other), [..., utterances].
         weights: [..., utterances], how often each utterance counts; broadcast against the counts.
     Returns: arrays of the broadcast shape without its last axis.
     """
@@ -47,7 +47,7 @@ def metrics(items: Items, weights: np.ndarray | None = None) -> dict[str, np.nda
 
 
 def relative_metrics(items: Items, dense: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Metrics beside the dense run of the same seed, `dense` being its items.
+    """Returns metrics relative to the dense run of the same seed, whose items are `dense`.
 
     `werr` = 100 (WER_dense - WER) / WER_dense in %, `dwer_{bucket}` = WER_bucket - WER_bucket of dense in points.
     """
@@ -64,7 +64,7 @@ def relative_metrics(items: Items, dense: Items, weights: np.ndarray | None = No
 
 
 def bucket_sizes(items: Items) -> dict[str, dict[str, int]]:
-    """How many words of the references each bucket has, by test set; of one run's items."""
+    """Returns the number of reference words of each bucket by test set, from one run's items."""
     return {
         test_set: {bucket: int(items[f"{bucket}_words"][items["other"] == other].sum()) for bucket in BUCKETS}
         for other, test_set in enumerate(BY_BUCKET)

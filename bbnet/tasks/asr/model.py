@@ -20,26 +20,26 @@ class Output(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What the decoder reads: `states` [batch, positions, width], `valid` bool [batch, 1, 1, positions]."""
+    """The encoder's output: `states` [batch, positions, width], `valid` bool [batch, 1, 1, positions]."""
 
     states: Tensor
     valid: Tensor
 
 
 class Cache:
-    """Keys and values [batch, heads, time, head width] of a decoder layer: of its own past, and of the memory."""
+    """Keys and values [batch, heads, time, head width] of a decoder layer, for its own past and for the memory."""
 
     def __init__(self) -> None:
         self.own: tuple[Tensor, Tensor] | None = None
         self.memory: tuple[Tensor, Tensor] | None = None
 
     def select(self, rows: Tensor) -> None:
-        """Keeps these rows of the own past; those of the memory stay."""
+        """Keeps these rows of the layer's own past; those of the memory do not change."""
         keys, values = self.own
         self.own = (keys[rows], values[rows])
 
     def keep(self, rows: Tensor) -> None:
-        """Keeps these rows, the others are done with."""
+        """Keeps only these rows."""
         self.select(rows)
         keys, values = self.memory
         self.memory = (keys[rows], values[rows])
@@ -78,7 +78,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Its hidden units are those of the slabs."""
+    """A feed-forward layer. Its hidden units are the units of the slabs."""
 
     def __init__(self, settings: Transformer) -> None:
         super().__init__()
@@ -137,10 +137,10 @@ class DecoderLayer(nn.Module):
 
 
 class SpeechTransformer(nn.Module):
-    """Writes tokens from log-mel features.
+    """Predicts tokens from log-mel features.
 
     Args:
-        vocabulary: number of tokens, the padding (CTC's blank) and the end of the sequence among them.
+        vocabulary: number of tokens, including the padding (the blank of CTC) and the end of the sequence.
     """
 
     def __init__(self, settings: Transformer, vocabulary: int) -> None:
@@ -161,7 +161,7 @@ class SpeechTransformer(nn.Module):
         self.ctc_head = nn.Linear(width, vocabulary) if settings.ctc_weight > 0 else None
 
     def forward(self, features: Tensor, frames: Tensor, tokens: Tensor) -> Output:
-        """Features [batch, time, 80] of so many `frames` [batch], and decoder inputs [batch, length]."""
+        """Takes features [batch, time, 80] with `frames` [batch], and decoder inputs [batch, length]."""
         memory = self.encode(features, frames)
         logits = self.decode(tokens, memory)
         return Output(logits, None if self.ctc_head is None else self.ctc_head(memory.states))
@@ -178,9 +178,9 @@ class SpeechTransformer(nn.Module):
         return Memory(self.encoder_norm(states), valid)
 
     def decode(self, tokens: Tensor, memory: Memory, caches: list[Cache] | None = None) -> Tensor:
-        """Logits [batch, length, vocabulary] of what follows each of `tokens` [batch, length].
+        """Returns the logits [batch, length, vocabulary] of what follows each of `tokens` [batch, length].
 
-        With caches, one per layer, `tokens` are those behind the ones that the caches hold.
+        With caches, one per layer, `tokens` are those that follow the cached ones.
         """
         past = 0 if caches is None or caches[0].own is None else caches[0].own[0].shape[2]
         embedded = self.embedding(tokens)
@@ -191,7 +191,7 @@ class SpeechTransformer(nn.Module):
 
 
 def sinusoids(first: int, count: int, like: Tensor) -> Tensor:
-    """Positions [count, width] from `first` on (Vaswani et al. 2017, section 3.5), sines before cosines."""
+    """Returns positions [count, width] from `first` on (Vaswani et al. 2017, section 3.5), sines before cosines."""
     width = like.shape[-1]
     place = torch.arange(first, first + count, device=like.device, dtype=torch.float32)[:, None]
     rates = torch.exp(torch.arange(width // 2, device=like.device) * (-2 * math.log(10_000) / width))
@@ -200,10 +200,10 @@ def sinusoids(first: int, count: int, like: Tensor) -> Tensor:
 
 
 def slabs(model: SpeechTransformer, which: str, side: str) -> list[Slab]:
-    """The feed-forward layers, of the decoder (`paper`) or of both (`wide`).
+    """Returns the feed-forward layers of the decoder (`paper`) or of both encoder and decoder (`wide`).
 
-    Units are the hidden ones: on side `in` they keep some of what they read, on side `out` some of whom they tell; on
-    side `both` the first layer is masked by `in`, the second by `out`.
+    The units are the hidden ones. On side `in` their inputs are masked, on side `out` their outputs; on side `both` the
+    first layer is masked by `in`, the second by `out`.
     """
     stacks = {"decoder": model.decoder} | ({"encoder": model.encoder} if which == "wide" else {})
     layers = [f"{stack}.{number}.ffn" for stack in sorted(stacks, reverse=True) for number in range(len(stacks[stack]))]

@@ -1,4 +1,4 @@
-"""Utterances to look at: where a method gains and loses most beside dense, and its median. Imports no torch."""
+"""Selects utterances on which a method gains and loses most against dense, and the median. Imports no torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-TEST_SETS = ("test-clean", "test-other")  # by `other` of the items
+TEST_SETS = ("test-clean", "test-other")  # indexed by `other` of the items
 ERRORS = ("substitutions", "deletions", "insertions")
 
 
 def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Best, median and worst test utterance by gain = errors of `dense` minus errors of `other`, in words.
+    """Returns best, median and worst test utterance by gain = errors of `dense` minus errors of `other`, in words.
 
-    Utterances without an error of either have nothing to show and are left out, unless all are such.
+    Utterances that both recognise without error are left out, unless there are no others.
 
     Args:
-        dense, other: items, `substitutions`, `deletions`, `insertions` [utterances], the same utterances in the same
+        dense, other: items, `substitutions`, `deletions`, `insertions` [utterances], of the same utterances in the same
             order.
     """
     of_dense, of_other = (sum(np.asarray(items[name]) for name in ERRORS) for items in (dense, other))
@@ -27,7 +27,7 @@ def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> 
 
 
 def describe(dense: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """What is written beside a case; its items of both runs."""
+    """Returns the numbers that are printed beside a case, from its items of both runs."""
     return {
         "utterance": str(dense["utterance"]),
         "test_set": TEST_SETS[int(dense["other"])],
@@ -40,11 +40,11 @@ def describe(dense: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, An
 def case(
     prepared: Path, index: Mapping[str, Any], utterance: int, predictions: Mapping[str, Mapping[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
-    """Texts of one test utterance, 0-d string arrays: `reference`, and what each of `predictions` wrote.
+    """Returns the texts of one test utterance, 0-d string arrays: `reference`, and the hypothesis of each run.
 
     Args:
-        prepared: folder of the prepared arrays; `index` is theirs.
-        predictions: by name, as `evaluate` packed them.
+        prepared: folder of the prepared arrays, with their `index`.
+        predictions: by name, as packed by `evaluate`.
     """
     texts = {"reference": index["splits"]["test"]["texts"][utterance]}
     texts |= {name: packed["hypothesis"][utterance] for name, packed in predictions.items()}

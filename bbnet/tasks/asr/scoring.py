@@ -11,12 +11,12 @@ BUCKETS = ("head", "mid", "tail", "oov")
 def count_errors(
     references: Sequence[str], hypotheses: Sequence[str], buckets: Mapping[str, str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Counts per utterance, int64 [utterances], of normalised texts aligned with the fewest edits.
+    """Returns counts per utterance, int64 [utterances], of normalised texts aligned with the fewest edits.
 
-    `words`, `substitutions`, `deletions`, `insertions`; `characters`, `character_errors`. With `buckets` (word ->
-    head, mid or tail) also, of each and of `oov`, the words that the training text has not: `{bucket}_words`,
-    `{bucket}_substitutions`, `{bucket}_deletions`, charged to the bucket of the reference word. Insertions belong to
-    no word of the reference and so to no bucket.
+    `words`, `substitutions`, `deletions`, `insertions`; `characters`, `character_errors`. With `buckets` (word -> head,
+    mid or tail) also `{bucket}_words`, `{bucket}_substitutions` and `{bucket}_deletions` of each bucket and of `oov`,
+    the words that do not occur in the training text, attributed to the bucket of the reference word. Insertions belong
+    to no word of the reference and so to no bucket.
     """
     words = jiwer.process_words(list(references), list(hypotheses))
     characters = jiwer.process_characters(list(references), list(hypotheses))

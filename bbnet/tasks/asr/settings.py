@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 LEXICON_SIZE = 273  # of bbnet/data/synthetic/spoken_words.py, which the study must not import
 SECONDS_PER_SPOKEN_WORD = 0.27  # of the embedded pack, measured
-FILLED_SHARE = 0.93  # of a batch, whose longest utterance is up to 1.15 times its shortest
+FILLED_SHARE = 0.93  # share of a batch that is not padding
 BYTES_PER_SECOND = 100 * 80 * 4  # of features
 
 
@@ -52,7 +52,7 @@ TrainingPart = Literal["train-clean-100", "train-clean-360", "train-other-500"]
 
 
 class LibriSpeech(PublishedPack):
-    """LibriSpeech, or any corpus of its layout: {part}/{speaker}/{chapter}/*.flac and *.trans.txt."""
+    """LibriSpeech, or any corpus in its layout: {part}/{speaker}/{chapter}/*.flac and *.trans.txt."""
 
     pack: Literal["librispeech"]
     train: list[TrainingPart] = Field(
@@ -60,7 +60,7 @@ class LibriSpeech(PublishedPack):
     )
 
     def files(self) -> list[str]:
-        """The archives of the pack that are needed."""
+        """Returns the archives of the pack that are needed."""
         return [f"{part}.tar.gz" for part in (*self.train, "dev-clean", "test-clean", "test-other")]
 
     @field_validator("train")
@@ -81,7 +81,7 @@ class Characters(Section):
 
 
 class SentencePiece(Section):
-    """Pieces of words, trained on the training text."""
+    """Subwords, trained on the training text."""
 
     kind: Literal["unigram", "bpe"]
     size: int = Field(ge=32, le=100_000, description="Tokens of the vocabulary.")
@@ -93,7 +93,7 @@ Rule = Literal["refuse", "skip"]
 
 
 class Faults(Section):
-    """What happens to an utterance that cannot be used: `refuse` stops with its name, `skip` leaves it out, counted."""
+    """What is done with unusable utterances: `refuse` raises an error, `skip` leaves them out and counts them."""
 
     undecodable: Rule = Field("refuse", description="Its audio cannot be decoded.")
     unpaired: Rule = Field("refuse", description="Audio without a transcript, or a transcript without audio.")
@@ -108,7 +108,7 @@ class Faults(Section):
 
 
 class Transformer(Section):
-    """A pre-LN encoder-decoder Transformer with joint CTC and attention, behind two convolutions (time / 4)."""
+    """A pre-LN encoder-decoder Transformer with joint CTC and attention, after two convolutions (time / 4)."""
 
     width: int = Field(ge=8, le=4096, description="d_model; 384 in the released notebook.")
     hidden: int = Field(ge=8, le=65_536, description="Units of each feed-forward layer; 1536 in the notebook.")
@@ -129,7 +129,7 @@ class Transformer(Section):
 
 
 class Decoding(Section):
-    """How test is decoded; dev, which selects weights epoch by epoch, is decoded greedily."""
+    """How test is decoded. Dev, which selects weights after every epoch, is decoded greedily."""
 
     beam: int = Field(1, ge=1, le=64, description="Hypotheses kept; 1 is greedy.")
     length_normalisation: float = Field(
@@ -138,7 +138,7 @@ class Decoding(Section):
 
 
 class SpecAugment(Section):
-    """Masks over features (Park et al. 2019), drawn over each utterance's own length; what they cover is 0."""
+    """Masks over features (Park et al. 2019), drawn over each utterance's own length. Masked features are 0."""
 
     frequency_masks: int = Field(0, ge=0, le=40, description="4 in the notebook.")
     frequency_width: int = Field(4, ge=1, le=80, description="Bins: widths are drawn from 0 to below this.")
@@ -148,7 +148,7 @@ class SpecAugment(Section):
 
 
 class SpeechTraining(Training):
-    """Batches by duration, of utterances of like length."""
+    """Training with batches by duration, of utterances of similar length."""
 
     batch_seconds: float = Field(ge=1, le=100_000, description="Audio per step, padding included.")
     spec_augment: SpecAugment = Field(default_factory=SpecAugment, description=SpecAugment.__doc__)
@@ -166,11 +166,11 @@ class Settings(Section):
     decoding: Decoding = Field(default_factory=Decoding, description=Decoding.__doc__)
 
     def steps_per_epoch(self) -> int | None:
-        """Not known before the durations are."""
+        """Returns None, because the number depends on the durations of the utterances."""
         return None
 
     def estimate(self, pack: "Pack | None") -> Estimate:
-        """About, by hours of speech; batches are not quite full."""
+        """Returns an estimate from the hours of speech; batches are not quite full."""
         if isinstance(self.data, SpokenWords):
             per_utterance = SECONDS_PER_SPOKEN_WORD * (self.data.shortest + self.data.longest) / 2
             seconds = self.data.train * per_utterance
@@ -182,9 +182,9 @@ class Settings(Section):
         return Estimate(max(1, steps), round(BYTES_PER_SECOND * (seconds + others)))
 
     def scoring(self) -> dict[str, Any]:
-        """The settings that scoring on test alone uses, by key."""
+        """Returns the settings that only the scoring on test uses."""
         return {"decoding": self.decoding.model_dump()}
 
     def fans(self) -> dict[str, set[int]]:
-        """Fans of the slabs of each model, on either side."""
+        """Returns the fans of the slabs of each model, on either side."""
         return {label: {model.width} for label, model in self.models.items()}

@@ -43,9 +43,9 @@ __all__ = [
     "valid_positions",
 ]
 
-CHARACTERS_PER_SECOND = 14  # of read English, spaces included
+CHARACTERS_PER_SECOND = 14  # of read English, including spaces
 CHARACTERS_PER_PIECE = 4
-SHORTEST_FRAMES = 7  # that the convolutions take
+SHORTEST_FRAMES = 7  # accepted by the convolutions
 
 
 def open_split(prepared: Path, index: Mapping[str, Any], split: str) -> Utterances:
@@ -57,7 +57,7 @@ def build_model(settings: ModelSettings, index: Mapping[str, Any], device: torch
 
 
 def example_inputs(index: Mapping[str, Any], device: torch.device) -> tuple[Tensor, ...]:
-    """An utterance of mean length."""
+    """Returns an utterance of mean length."""
     frames, tokens = index["mean_frames"], index["mean_tokens"]
     return (
         torch.zeros(1, frames, BINS, device=device),

@@ -1,4 +1,4 @@
-"""Change detection data: a pack in LEVIR-CD's layout, and its tiles as arrays."""
+"""The data of change detection: a pack in LEVIR-CD's layout, cut into tiles."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ EVALUATION_PIXELS = 2**16
 
 
 def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) -> dict[str, Any]:
-    """Renders the embedded pack or unpacks LEVIR-CD into `target`, or takes the folder named; checks what is there.
+    """Renders the embedded pack or unpacks LEVIR-CD into `target`, or uses the given folder, and checks it.
 
-    Returns the manifest: the image names of each split, and what `bring` adds.
-    Raises: ValueError naming a split, folder or file that is missing, or what cannot be fetched.
+    Returns the manifest: the image names of each split, and the entries of `bring`.
+    Raises: ValueError naming a missing split, folder or file, or what cannot be downloaded.
     """
     pack = TypeAdapter(Data).validate_python(data)
     if isinstance(pack, AerialScenes):
@@ -42,7 +42,8 @@ def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) ->
 
 
 def _render(pack: AerialScenes, target: Path) -> None:
-    from bbnet.data.synthetic.aerial_scenes import write_scene_pairs  # late: no training job renders
+    # Imported late, since training jobs need no generator.
+    from bbnet.data.synthetic.aerial_scenes import write_scene_pairs
 
     pairs = {split: getattr(pack, split) for split in SPLITS}
     write_scene_pairs(target, seed=pack.seed, size=pack.size, pairs=pairs, unchanged=pack.unchanged)
@@ -79,8 +80,8 @@ def _pair_names(root: Path, split: str) -> list[str]:
 def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
     """Cuts into tiles: uint8 `{split}_images.npy` [tiles, 2, 3, tile, tile], `{split}_labels.npy` [tiles, tile, tile].
 
-    Returns the index: per split the image names and the first tile of each, and the mean and sd of the training pixels.
-    Raises: ValueError naming a pair of unequal size, a size that is no multiple of the tile, or a label not binary.
+    Returns the index: per split the image names and the first tile of each, and mean and sd of the training pixels.
+    Raises: ValueError naming a pair of unequal size, a size that is not a multiple of the tile, or a label not binary.
     """
     root, tile = Path(manifest["root"]), settings["tile"]
     index: dict[str, Any] = {"tile": tile, "splits": {}}
@@ -130,7 +131,7 @@ def _shown(size: tuple[int, int]) -> str:
 
 
 def _read_pair(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Uint8 [2, 3, height, width] of both dates and uint8 [height, width] of 0 and 1."""
+    """Returns uint8 [2, 3, height, width] of both dates and uint8 [height, width] of 0 and 1."""
     pair = np.stack([np.asarray(decode(folder / part / name, "RGB")).transpose(2, 0, 1) for part in ("A", "B")])
     path = folder / "label" / name
     label = np.asarray(decode(path, "L"))
@@ -144,7 +145,7 @@ def _read_pair(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _cut(image: np.ndarray, tile: int) -> np.ndarray:
-    """[..., height, width] as tiles [tiles, ..., tile, tile], row by row."""
+    """Cuts [..., height, width] into tiles [tiles, ..., tile, tile], row by row."""
     *lead, height, width = image.shape
     grid = image.reshape(*lead, height // tile, tile, width // tile, tile)
     grid = np.moveaxis(grid, (-4, -2), (0, 1))
@@ -184,5 +185,5 @@ class Tiles:
         return batches.shuffled_batches(len(self), training, generator)
 
     def in_order(self) -> list[Tensor]:
-        """Every tile once, in batches for evaluation."""
+        """Returns every tile once, in batches for evaluation."""
         return list(torch.arange(len(self)).split(max(1, EVALUATION_PIXELS // self.labels.shape[-1] ** 2)))

@@ -1,4 +1,4 @@
-"""Metrics of change detection from per-image pixel counts. Imports no torch: `compare` resamples with it."""
+"""Metrics of change detection from pixel counts per image. Imports no torch, since `compare` resamples with it."""
 
 import numpy as np
 
@@ -10,10 +10,10 @@ METRICS = {name: Metric("share", "higher") for name in ("f1", "iou", "precision"
 
 
 def metrics(items: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Metrics of the changed class, shares of 1.
+    """Returns metrics of the changed class, shares of 1.
 
-    `f1`, `iou`, `precision` and `recall` come from the pixel counts of the whole data set. `image_f1` and `image_iou`
-    are means over images, where an image without changed and without predicted pixels counts 1: it is right.
+    `f1`, `iou`, `precision` and `recall` are computed from the pixel counts of the whole data set. `image_f1` and
+    `image_iou` are means over images, where an image without changed and without predicted pixels counts 1.
 
     Args:
         items: `tp`, `fp`, `fn`, [..., images].
@@ -35,6 +35,6 @@ def metrics(items: Items, weights: np.ndarray | None = None) -> dict[str, np.nda
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
-    """part / whole, and 1 where the whole is 0: nothing to find, nothing found."""
+    """Returns part / whole, and 1 where the whole is 0, since there is nothing to find and nothing was found."""
     whole = np.asarray(whole)
     return np.where(whole == 0, 1.0, part / np.where(whole == 0, 1, whole))

@@ -1,4 +1,4 @@
-"""FC-Siam-conc (Daudt et al. 2018): one encoder for both dates, skips of both joined in the decoder."""
+"""FC-Siam-conc (Daudt et al. 2018): one encoder for both dates, whose skips are concatenated in the decoder."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from bbnet.sparsity.slab import Slab
 
 
 class Block(nn.Module):
-    """Twice a 3x3 convolution, batch norm, ReLU."""
+    """Two 3x3 convolutions, each followed by batch norm and ReLU."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Block(nn.Module):
 
 
 class Level(nn.Module):
-    """A decoder level: maps are doubled in size and joined with the skips of both dates."""
+    """A decoder level: doubles the size of the maps and concatenates the skips of both dates."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -72,11 +72,11 @@ class FCSiamConc(nn.Module):
 
 
 def slabs(model: FCSiamConc, which: str, side: str) -> list[Slab]:
-    """The 3x3 convolutions that may be sparsified.
+    """Returns the 3x3 convolutions that may be sparsified.
 
-    `paper`: those of the encoder's blocks, the first on side `in` (its own channels keep some inputs), the second on
-    side `out` (the first's channels keep some audience). `wide`: on side `in` and `out` every 3x3 convolution but,
-    on side `out`, the one that reads pixels. On side `both` the first convolutions by `in`, the second by `out`.
+    `paper`: those of the encoder's blocks, the first on side `in` (the inputs of its channels are masked), the second
+    on side `out` (the outputs of the first's channels are masked). `wide`: every 3x3 convolution on side `in`, and on
+    side `out` all but the one that reads pixels. On side `both` the first convolutions by `in`, the second by `out`.
     """
     blocks = {f"encoder.{depth}": _encoder_inputs(depth) for depth in range(len(model.encoder))}
     if which == "wide":
@@ -97,5 +97,5 @@ def slabs(model: FCSiamConc, which: str, side: str) -> list[Slab]:
 
 
 def _encoder_inputs(depth: int) -> tuple[str, ...]:
-    """The units that an encoder block reads: pooled channels of the level above, none at the top."""
+    """Returns the units that an encoder block reads: pooled channels of the previous level, none at the top."""
     return (f"encoder.{depth - 1}.norm2",) if depth else ()

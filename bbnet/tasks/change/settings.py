@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class AerialScenes(Section):
     """The embedded pack: rendered aerial scene pairs in LEVIR-CD's layout."""
 
-    pack: Literal["aerial_scenes"] = Field(description="Rendered here, nothing is fetched.")
+    pack: Literal["aerial_scenes"] = Field(description="Rendered here, nothing is downloaded.")
     seed: int = Field(0, ge=0, lt=2**31, description="Of the generator; not a seed of the study.")
     size: int = Field(ge=32, le=1024, description="Height and width of a scene in pixels.")
     train: int = Field(ge=1, le=100_000, description="Scene pairs.")
@@ -23,7 +23,7 @@ class AerialScenes(Section):
 
 
 class LevirCD(PublishedPack):
-    """LEVIR-CD, or any pack of its layout: {train,val,test}/{A,B,label}/name."""
+    """LEVIR-CD, or any pack in its layout: {train,val,test}/{A,B,label}/name."""
 
     pack: Literal["levir_cd"]
 
@@ -42,18 +42,18 @@ class FCSiamConc(Section):
 class Settings(Section):
     """Change detection between two aerial images."""
 
-    data: Data = Field(description="Where pairs come from.")
+    data: Data = Field(description="Source of the image pairs.")
     tile: int = Field(ge=16, le=4096, description="Images are cut into tiles of this height and width.")
     slabs: Literal["paper", "wide"] = Field("wide", description="First convolutions of the encoder, or all 3x3 ones.")
-    models: dict[ModelLabel, FCSiamConc] = Field(min_length=1, description="Label: its widths.")
+    models: dict[ModelLabel, FCSiamConc] = Field(min_length=1, description="Widths of each model, by label.")
     training: FixedBatchTraining
 
     def steps_per_epoch(self) -> int | None:
-        """Optimiser steps of an epoch, where they are known before the data are prepared."""
+        """Returns the optimiser steps of an epoch if they are known before the data are prepared."""
         return self.estimate(None).steps_per_epoch if isinstance(self.data, AerialScenes) else None
 
     def estimate(self, pack: "Pack | None") -> Estimate:
-        """Of the embedded pack exactly, of a published one by its counts."""
+        """Returns the exact size of the embedded pack, or that of a published one by its counts."""
         if isinstance(self.data, AerialScenes):
             size, pairs = self.data.size, {split: getattr(self.data, split) for split in ("train", "val", "test")}
         else:
@@ -62,11 +62,11 @@ class Settings(Section):
         return Estimate(tiles // self.training.batch_size, 7 * size**2 * sum(pairs.values()))
 
     def scoring(self) -> dict[str, Any]:
-        """The settings that scoring on test alone uses, by key: none."""
+        """Returns the settings that only the scoring on test uses: none."""
         return {}
 
     def fans(self) -> dict[str, set[int]]:
-        """Fans of the slabs of each model, on either side."""
+        """Returns the fans of the slabs of each model, on either side."""
         joined = 3 if self.slabs == "wide" else 1
         return {
             label: {factor * width for width in model.widths for factor in (1, joined)}

@@ -51,8 +51,10 @@ def build_model(settings: ModelSettings, index: Mapping[str, Any], device: torch
 
 
 def layout(tile: int, device: torch.device) -> torch.memory_format:
-    """In which convolutions are faster. The weight gradients of large maps take a CPU without AVX-512 up to four times
-    as long in channels-last (oneDNN)."""
+    """Returns the faster memory layout for convolutions.
+
+    The weight gradients of large maps take a CPU without AVX-512 up to four times as long in channels-last (oneDNN).
+    """
     by_plane = device.type == "cpu" and tile >= TILES_BY_PLANE
     return torch.contiguous_format if by_plane else torch.channels_last
 
@@ -69,7 +71,7 @@ def random_batch(settings: Settings, pack: Pack | None, device: torch.device) ->
 
 
 def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator) -> Batch:
-    """Each pair may be mirrored, turned by quarters, and have its dates swapped."""
+    """Mirrors each pair, turns it by quarters and swaps its dates at random."""
     images, labels = batch.images, batch.labels
     coins = torch.rand(4, len(labels), generator=generator, device=labels.device) < 0.5
     mirror, flip, transpose, swap = (coin.reshape(-1, 1, 1) for coin in coins)
@@ -85,12 +87,12 @@ def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator
 
 
 def valid_positions(batch: Batch) -> dict[str, Tensor]:
-    """All are."""
+    """All positions are valid."""
     return {}
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Binary cross-entropy plus Dice loss, the latter over the whole batch."""
+    """Returns binary cross-entropy plus Dice loss, the latter over the whole batch."""
     logits = model(batch.images.float()).float()
     labels = batch.labels.float()
     shares = logits.sigmoid()
@@ -100,9 +102,9 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Tiles, device: torch.device) -> tuple[Items, Items]:
-    """Pixel counts per image (`image`, `tp`, `fp`, `fn`, `tn`), and predictions `changed`, packed bits [tiles, bytes].
+    """Returns pixel counts per image (`image`, `tp`, `fp`, `fn`, `tn`), and `changed`, packed bits [tiles, bytes].
 
-    A pixel is predicted changed where its share is at least 1/2.
+    A pixel is predicted changed if its probability is at least 1/2.
     """
     counts, packed = [], []
     for indices in split.in_order():

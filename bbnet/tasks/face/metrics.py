@@ -1,4 +1,4 @@
-"""Metrics of faces from per-image rows. Imports no torch: `compare` resamples with it."""
+"""Metrics of faces from rows per image. Imports no torch, since `compare` resamples with it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,16 +25,16 @@ ROC_LEVELS = tuple(np.geomspace(1e-3, 1, 61).tolist())
 
 
 def metrics(items: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Shares of 1; NaN where there is nothing to count.
+    """Returns shares of 1; NaN if there is nothing to count.
 
-    Of the classification's images `top1` and `top5`, and `top1_{bucket}` over the images of Head, Mid and Tail
-    identities. Of the probes, where there are such: `identification`, the share answered rightly with the identity of
-    the nearest image of the gallery or, below the threshold chosen on dev, with nobody; `identification_floor`, that of
-    always answering nobody; and over all pairs of a probe and an image of the gallery `auroc`, `eer`, `tar_at_far_*`
-    and, with a threshold chosen on dev, `verification_accuracy`, genuine and impostor pairs weighing the same.
+    For the images of the classification: `top1` and `top5`, and `top1_{bucket}` over the images of Head, Mid and Tail
+    identities. For the probes: `identification`, the share answered correctly with the identity of the nearest image of
+    the gallery or, below the threshold chosen on dev, with nobody; `identification_floor`, that of always answering
+    nobody. Over all pairs of a probe and an image of the gallery: `auroc`, `eer`, `tar_at_far_*` and, with a threshold
+    chosen on dev, `verification_accuracy`, in which genuine and impostor pairs have equal weight.
 
     Args:
-        items: as `task.evaluate` has them, [..., images]; which of them are probes is the same throughout.
+        items: as returned by `task.evaluate`, [..., images]; the same rows are probes throughout.
         weights: [..., images], how often each image counts; broadcast against the items.
     Returns: arrays of the broadcast shape without its last axis.
     """
@@ -52,19 +52,19 @@ def metrics(items: Items, weights: np.ndarray | None = None) -> dict[str, np.nda
 
 
 def relative_metrics(items: Items, dense: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """`dtop1_{bucket}`: top-1 of the bucket's images minus that of dense, of the same seed."""
+    """Returns `dtop1_{bucket}`: top-1 of the bucket's images minus that of the dense run of the same seed."""
     weights = np.ones(np.shape(items["rank"])[-1]) if weights is None else weights
     own, theirs = _by_bucket(items, weights), _by_bucket(dense, weights)
     return {f"d{name}": own[name] - theirs[name] for name in own}
 
 
 def bucket_sizes(items: Items) -> dict[str, dict[str, int]]:
-    """How many images of the test set each bucket has; of one run's items."""
+    """Returns the number of test images of each bucket, from one run's items."""
     return {"test": {bucket: int((items["bucket"] == number).sum()) for number, bucket in enumerate(BUCKETS)}}
 
 
 def pairs(items: Items) -> tuple[np.ndarray, np.ndarray]:
-    """Scores float64 [probes, gallery] of one run's probes with every image of the gallery, and which are genuine."""
+    """Returns the scores, float64 [probes, gallery], of one run's probes with the gallery, and which are genuine."""
     scores = np.stack(list(items["scores"])).astype(float)
     first, count = (np.asarray(items[name])[:, None] for name in ("own_first", "own_count"))
     image = np.arange(scores.shape[1])
@@ -77,12 +77,12 @@ def _by_bucket(items: Items, weights: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def roc_points(items: Items, weights: np.ndarray) -> dict[float, np.ndarray]:
-    """TAR by `ROC_LEVELS` of FAR; items and weights broadcast as those of `metrics`."""
+    """Returns TAR by `ROC_LEVELS` of FAR; items and weights broadcast as in `metrics`."""
     return _of_pairs(items, weights, _roc_points)
 
 
 def _of_pairs(items: Items, weights: np.ndarray, measure: Callable[..., dict]) -> dict[Any, np.ndarray]:
-    """What `measure` finds in each run's pairs, of items and weights that broadcast against each other."""
+    """Applies `measure` to each run's pairs; items and weights broadcast against each other."""
     scores = np.asarray(items["scores"])
     weights = weights[(None,) * (scores.ndim - weights.ndim)]
     if scores.ndim > 1:
@@ -118,6 +118,6 @@ def _roc_points(scores: np.ndarray, genuine: np.ndarray, weights: np.ndarray, th
 
 
 def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted mean over the last axis, NaN where all weights are 0."""
+    """Returns the weighted mean over the last axis, NaN where all weights are 0."""
     counted = np.broadcast_to(weights, np.broadcast_shapes(values.shape, weights.shape))
     return ratio((values * weights).sum(-1), counted.sum(-1))

@@ -1,4 +1,4 @@
-"""ResNets of bottlenecks (He et al. 2016) with a classifier on their pooled features, and their slabs."""
+"""Bottleneck ResNets (He et al. 2016) with a classifier on their pooled features, and their slabs."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ IMAGENET_MEAN, IMAGENET_SD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Bottleneck(nn.Module):
-    """A 1x1 convolution that reduces, a 3x3, a 1x1 that expands; named and wired as torchvision's."""
+    """A 1x1 reduce, a 3x3 and a 1x1 expand convolution, with the names and structure of torchvision's."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Bottleneck(nn.Module):
 
 
 class SmallResNet(nn.Module):
-    """Bottlenecks for small images: a 3x3 convolution of stride 2 in front, stages after the first halve again."""
+    """A bottleneck ResNet for small images: a 3x3 convolution of stride 2; stages after the first halve the size."""
 
     def __init__(self, stages: list[tuple[int, int]]) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class SmallResNet(nn.Module):
         _initialise(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [batch, 3, height, width] -> pooled features [batch, features]."""
+        """Maps images [batch, 3, height, width] to pooled features [batch, features]."""
         maps = self.relu(self.bn1(self.conv1(images)))
         for stage in self.stages:
             maps = self.get_submodule(stage)(maps)
@@ -66,14 +66,14 @@ class SmallResNet(nn.Module):
 
 
 def _initialise(network: nn.Module) -> None:
-    """As torchvision's: He et al. 2015 by fan out."""
+    """Initialises weights as torchvision does: He et al. 2015 by fan out."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 class CosineHead(nn.Module):
-    """ArcFace (Deng et al. 2019): logits are s cos(angle to each class), with m added to the angle of the true one."""
+    """ArcFace (Deng et al. 2019): logits are s cos(angle to each class), with m added to that of the true class."""
 
     def __init__(self, features: int, classes: int, scale: float, margin: float) -> None:
         super().__init__()
@@ -82,15 +82,15 @@ class CosineHead(nn.Module):
         self.scale, self.margin = scale, margin
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Features [batch, features] -> logits [batch, classes]; the margin where `labels` [batch] are given."""
-        # In float32: the angle of two near vectors hangs on the last digits of their cosine.
+        """Maps features [batch, features] to logits [batch, classes], with the margin if `labels` [batch] are given."""
+        # In float32, because the angle of two close vectors depends on the last digits of their cosine.
         with torch.autocast(features.device.type, enabled=False):
             cosines = functional.linear(functional.normalize(features.float()), functional.normalize(self.weight))
         if labels is None:
             return self.scale * cosines
         own = functional.one_hot(labels, cosines.shape[1]).bool()
         angles = torch.acos(cosines.clamp(-1 + 1e-7, 1 - 1e-7))
-        # Beyond pi the cosine would rise again.
+        # The cosine increases again for angles above pi.
         return self.scale * torch.where(own, torch.cos((angles + self.margin).clamp(max=torch.pi)), cosines)
 
 
@@ -108,7 +108,7 @@ class FaceNetwork(nn.Module):
             self.backbone: nn.Module = SmallResNet(settings.stages())
             features = self.backbone.features
         else:
-            from torchvision.models import resnet101  # late: importing it takes seconds
+            from torchvision.models import resnet101  # imported late, since it takes seconds
 
             self.backbone = resnet101()
             features = self.backbone.fc.in_features
@@ -119,23 +119,23 @@ class FaceNetwork(nn.Module):
             self.head = CosineHead(features, classes, settings.arcface_scale, settings.arcface_margin)
 
     def features(self, images: Tensor) -> Tensor:
-        """Images [batch, 3, height, width] of pixels 0 to 255 -> pooled features [batch, features]."""
+        """Maps images [batch, 3, height, width] of pixels 0 to 255 to pooled features [batch, features]."""
         return self.backbone((images - self.mean) / self.sd)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images [batch, 3, height, width] of pixels 0 to 255 -> logits [batch, classes].
+        """Maps images [batch, 3, height, width] of pixels 0 to 255 to logits [batch, classes].
 
         Args:
-            labels: [batch], of an ArcFace head: where its margin is.
+            labels: [batch], the classes to which an ArcFace head applies its margin.
         """
         features = self.features(images)
         return self.head(features) if labels is None else self.head(features, labels)
 
 
 def load_pretrained(model: FaceNetwork, path: Path) -> None:
-    """Starts the backbone from a state of torchvision's ResNet-101; its classifier of 1,000 classes is left out.
+    """Loads a state of torchvision's ResNet-101 into the backbone; its classifier of 1,000 classes is left out.
 
-    Raises: ValueError naming a file that holds none.
+    Raises: ValueError naming a file that contains none.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -146,12 +146,12 @@ def load_pretrained(model: FaceNetwork, path: Path) -> None:
 
 
 def slabs(model: FaceNetwork, which: str, side: str) -> list[Slab]:
-    """The 1x1 convolutions that may be sparsified; both sides have the same ones.
+    """Returns the 1x1 convolutions that may be sparsified; both sides have the same ones.
 
-    `paper`: the reduce convolution of every bottleneck. `wide`: the expand convolutions and those of the shortcuts as
-    well. By `in` a convolution's own channels are the units, which own its rows; those of an expand or shortcut
-    convolution are the bottleneck's outputs. By `out` the channels it reads are. On side `both` those of every second
-    bottleneck, from the first on, are by `in`, the others by `out`.
+    `paper`: the reduce convolution of every bottleneck. `wide`: also the expand convolutions and those of the
+    shortcuts. On side `in` the units are a convolution's own channels, which own its rows; those of an expand or
+    shortcut convolution are the bottleneck's outputs. On side `out` the units are the channels it reads. On side `both`
+    every second bottleneck, beginning with the first, is masked by `in`, the others by `out`.
     """
     chosen = []
     before = "backbone.bn1"

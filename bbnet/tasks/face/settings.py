@@ -37,7 +37,7 @@ class RenderedFaces(Section):
 
 
 class FacePack(PublishedPack):
-    """The face pack, or any of its layout: *classification/ and *verification/."""
+    """The face pack, or any pack in its layout: *classification/ and *verification/."""
 
     pack: Literal["faces"]
 
@@ -48,7 +48,7 @@ Rule = Literal["refuse", "skip"]
 
 
 class Faults(Section):
-    """What happens to what cannot be used: `refuse` stops with its name, `skip` leaves it out, counted."""
+    """What is done with unusable files: `refuse` raises an error, `skip` leaves them out and counts them."""
 
     undecodable: Rule = Field("refuse", description="An image that cannot be decoded.")
     empty_identity: Rule = Field("refuse", description="An identity's folder without images.")
@@ -66,7 +66,7 @@ class Weights(Section):
 
 
 class ResNet(Section):
-    """A residual network of bottlenecks: torchvision's ResNet-101, or a small one for small images."""
+    """A bottleneck ResNet: torchvision's ResNet-101, or a small one for small images."""
 
     architecture: Literal["resnet101", "small"] = Field(
         description="small: a 3x3 convolution of stride 2 in front, no pooling, a stage per width."
@@ -101,13 +101,13 @@ class ResNet(Section):
         return self
 
     def stages(self) -> list[tuple[int, int]]:
-        """Width and number of bottlenecks of each stage."""
+        """Returns width and number of bottlenecks of each stage."""
         sizes = RESNET101 if self.widths is None else {"widths": self.widths, "blocks": self.blocks}
         return list(zip(sizes["widths"], sizes["blocks"], strict=True))
 
 
 class Augmentation(Section):
-    """Random variants of training images; 0.5 mirrored, the rest drawn evenly within these bounds."""
+    """Random variants of training images: mirrored with probability 0.5, the rest uniform within these bounds."""
 
     rotation: float = Field(10.0, ge=0, le=180, description="Degrees to either side; what is uncovered is black.")
     brightness: float = Field(0.2, ge=0, lt=1, description="Factor 1 ± this.")
@@ -117,7 +117,7 @@ class Augmentation(Section):
 
 
 class FaceTraining(FixedBatchTraining):
-    """Batches of equally many images."""
+    """Training with batches of equally many images."""
 
     augmentation: Augmentation = Field(default_factory=Augmentation, description=Augmentation.__doc__)
 
@@ -137,7 +137,7 @@ class Settings(Section):
     training: FaceTraining
 
     def estimate(self, pack: "Pack | None") -> Estimate:
-        """Of the embedded pack exactly, of a published one by its counts."""
+        """Returns the exact size of the embedded pack, or that of a published one by its counts."""
         data = self.data
         if isinstance(data, RenderedFaces):
             verification = data.gallery * (data.gallery_images + 2 * data.probes) + 2 * data.strangers
@@ -148,15 +148,15 @@ class Settings(Section):
         return Estimate(train // self.training.batch_size, 3 * self.size**2 * (train + others))
 
     def steps_per_epoch(self) -> int | None:
-        """Optimiser steps of an epoch, where they are known before the data are prepared."""
+        """Returns the optimiser steps of an epoch if they are known before the data are prepared."""
         return self.estimate(None).steps_per_epoch if isinstance(self.data, RenderedFaces) else None
 
     def scoring(self) -> dict[str, Any]:
-        """The settings that scoring on test alone uses, by key: none."""
+        """Returns the settings that only the scoring on test uses: none."""
         return {}
 
     def fans(self) -> dict[str, set[int]]:
-        """Fans of the slabs of each model, on either side."""
+        """Returns the fans of the slabs of each model, on either side."""
         found = {}
         for label, model in self.models.items():
             fans, inputs = set(), model.stages()[0][0]

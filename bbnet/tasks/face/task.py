@@ -69,12 +69,12 @@ def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator
 
 
 def valid_positions(batch: Batch) -> dict[str, Tensor]:
-    """All are."""
+    """All positions are valid."""
     return {}
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy with label smoothing; with ArcFace's margin in training."""
+    """Returns the cross-entropy with label smoothing, in training with ArcFace's margin."""
     margin_of = batch.labels if model.settings.head == "arcface" and model.training else None
     logits = model(batch.images.float(), margin_of)
     return functional.cross_entropy(logits, batch.labels, label_smoothing=model.settings.label_smoothing)
@@ -82,14 +82,15 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Faces, device: torch.device) -> tuple[Items, Items]:
-    """One row per image of the classification, on test also per probe, and predictions `identity` and `answer`.
+    """Returns one row per image of the classification and, on test, per probe; and the predictions.
 
-    Columns: `image`; `probe`, 0 or 1; of the classification `rank`, how many identities come before the right one, and
-    `bucket`, 0 to 2 for Head, Mid and Tail; of probes `identified`, whether the answer is right, `scores`, the cosines
+    Columns: `image`; `probe`, 0 or 1; for the classification `rank`, the number of identities before the right one, and
+    `bucket`, 0 to 2 for Head, Mid and Tail; for probes `identified`, whether the answer is right, `scores`, the cosines
     with every image of the gallery, `own_first` and `own_count`, which of them are of the probe's identity, and
-    `pair_threshold`, chosen on dev. Where a column does not apply it holds -1, 0 or nothing.
+    `pair_threshold`, chosen on dev. Columns that do not apply contain -1, 0 or nothing.
 
-    `identity` int32 [images] is the label predicted, `answer` int32 [probes] that of the gallery, -1 for nobody.
+    The predictions are `identity` int32 [images], the predicted label, and `answer` int32 [probes], that of the gallery
+    or -1 for nobody.
     """
     ranks, predicted = [], []
     for indices in split.in_order():
@@ -97,7 +98,7 @@ def evaluate(model: nn.Module, split: Faces, device: torch.device) -> tuple[Item
         logits = model(batch.images.float())
         own = logits.gather(1, batch.labels[:, None])
         before = torch.arange(logits.shape[1], device=device) < batch.labels[:, None]
-        # Not "larger than its own": a logit that is no number is no hit.
+        # Written with a negation, so that a NaN among the logits does not count as a hit.
         ranks.append((~(logits < own) & ((logits != own) | before)).sum(1).cpu())
         predicted.append(logits.argmax(1).cpu())
     images = len(split)
@@ -115,7 +116,7 @@ def evaluate(model: nn.Module, split: Faces, device: torch.device) -> tuple[Item
 
 
 def _identify(model: nn.Module, split: FacesToScore, device: torch.device) -> tuple[dict[str, Any], np.ndarray]:
-    """Rows of the probes of test, thresholds chosen on those of dev; and the answers."""
+    """Returns the rows of the test probes, with thresholds chosen on those of dev, and the answers."""
     gallery, of_image = _embedded(model, split.known, device), split.known.labels.numpy()
     scores = {
         name: (_embedded(model, probes, device) @ gallery.T).cpu().numpy() for name, probes in split.probes.items()
@@ -144,7 +145,7 @@ def _identify(model: nn.Module, split: FacesToScore, device: torch.device) -> tu
 
 
 def _embedded(model: nn.Module, faces: Faces, device: torch.device) -> Tensor:
-    """Features of unit length, float32 [images, features], on the device."""
+    """Returns features of unit length, float32 [images, features], on the device."""
     found = [torch.zeros(0, model.head.weight.shape[1], device=device)]
     for indices in faces.in_order():
         images = faces.batch(indices, device).images.float()
@@ -153,7 +154,7 @@ def _embedded(model: nn.Module, faces: Faces, device: torch.device) -> Tensor:
 
 
 def _nearest(scores: np.ndarray, of_image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Label and score of each probe's nearest image of the gallery; nobody at -inf in an empty one."""
+    """Returns label and score of each probe's nearest image of the gallery; nobody at -inf in an empty gallery."""
     if not scores.shape[1]:
         return np.full(len(scores), -1), np.full(len(scores), -np.inf)
     place = scores.argmax(1)
@@ -161,7 +162,7 @@ def _nearest(scores: np.ndarray, of_image: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _below(items: Mapping[str, np.ndarray], of_probes: Mapping[str, Any]) -> dict[str, Any]:
-    """One table of both."""
+    """Concatenates the rows of images and probes into one table."""
     images, probes = len(items["image"]), len(of_probes["image"])
     joined: dict[str, Any] = {name: np.concatenate([values, of_probes[name]]) for name, values in items.items()}
     for name in ("identified", "own_first", "own_count", "pair_threshold"):

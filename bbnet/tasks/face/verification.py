@@ -1,6 +1,6 @@
 """Pairs of a probe and an image of the gallery: are they of one person? Imports no torch.
 
-A score is a cosine similarity; a pair is accepted where it is at least a threshold. FAR is the accepted share of the
+A score is a cosine similarity, and a pair is accepted if it is at least a threshold. FAR is the accepted share of the
 impostor pairs, TAR that of the genuine ones.
 """
 
@@ -12,10 +12,10 @@ ROUNDING = 1e-12
 
 
 def roc(scores: np.ndarray, genuine: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """FAR and TAR at the corners of the curve: thresholds at and just above every distinct score of a genuine pair.
+    """Returns FAR and TAR at the corners of the curve: thresholds at and just above every distinct genuine score.
 
-    From accepting none, (0, 0), to accepting all, (1, 1); between two corners lies a straight line, also where genuine
-    and impostor pairs have equal scores.
+    The curve runs from accepting none, (0, 0), to accepting all, (1, 1). It is straight between two corners, also where
+    genuine and impostor pairs have equal scores.
 
     Args:
         scores: [pairs].
@@ -38,12 +38,12 @@ def roc(scores: np.ndarray, genuine: np.ndarray, weights: np.ndarray | None = No
 
 
 def auroc(far: np.ndarray, tar: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve [..., points]: pairs of a genuine and an impostor in order, ties half."""
+    """Returns the area under the ROC curve [..., points]; ties between genuine and impostor pairs count half."""
     return (np.diff(far) * (tar[..., 1:] + tar[..., :-1])).sum(-1) / 2
 
 
 def equal_error_rate(far: np.ndarray, tar: np.ndarray) -> np.ndarray:
-    """FAR where it equals 1 - TAR, on the curve [..., points] with straight lines between its points."""
+    """Returns the FAR where it equals 1 - TAR, on the curve [..., points] with straight lines between its points."""
     excess = far + tar - 1
     after = np.argmax(excess >= 0, axis=-1)[..., None].clip(min=1)
 
@@ -56,7 +56,7 @@ def equal_error_rate(far: np.ndarray, tar: np.ndarray) -> np.ndarray:
 
 
 def tar_at_far(far: np.ndarray, tar: np.ndarray, levels: float | np.ndarray) -> np.ndarray:
-    """The largest TAR of all thresholds whose FAR is at most each of `levels`: [...] or [..., levels]."""
+    """Returns the largest TAR of all thresholds with FAR of at most each of `levels`: [...] or [..., levels]."""
     lead, points = far.shape[:-1], far.shape[-1]
     last = [np.searchsorted(row, np.asarray(levels) + ROUNDING, side="right") - 1 for row in far.reshape(-1, points)]
     rows = np.arange(len(last)).reshape(-1, *(1,) * np.ndim(levels))
@@ -68,7 +68,7 @@ def tar_at_far(far: np.ndarray, tar: np.ndarray, levels: float | np.ndarray) -> 
 def balanced_accuracy(
     scores: np.ndarray, genuine: np.ndarray, threshold: float, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """(TAR + 1 - FAR) / 2 at a threshold: genuine and impostor pairs together weigh the same; as `roc` otherwise."""
+    """Returns (TAR + 1 - FAR) / 2 at a threshold: genuine and impostor pairs have equal weight; otherwise as `roc`."""
     weights = np.ones(len(scores)) if weights is None else weights
     right = (scores >= threshold) == genuine
     rates = [ratio((weights * (right & kind)).sum(-1), (weights * kind).sum(-1)) for kind in (genuine, ~genuine)]
@@ -76,12 +76,12 @@ def balanced_accuracy(
 
 
 def best_pair_threshold(scores: np.ndarray, genuine: np.ndarray) -> float:
-    """The threshold of largest balanced accuracy, half way to the next lower score; the lowest of equals."""
+    """Returns the threshold of largest balanced accuracy, halfway to the next lower score; the lowest of equals."""
     return _best_threshold(scores, genuine / max(genuine.sum(), 1), ~genuine / max((~genuine).sum(), 1))
 
 
 def best_identification_threshold(nearest: np.ndarray, right: np.ndarray, stranger: np.ndarray) -> float:
-    """The threshold at which most probes are answered rightly: their nearest image's identity, or below it `nobody`.
+    """Returns the threshold with most right answers: the nearest image's identity, or `nobody` below it.
 
     Args:
         nearest: [probes], score of the nearest image of the gallery, -inf for an empty one.
@@ -92,7 +92,7 @@ def best_identification_threshold(nearest: np.ndarray, right: np.ndarray, strang
 
 
 def _best_threshold(scores: np.ndarray, gain_above: np.ndarray, gain_below: np.ndarray) -> float:
-    """Maximises the gain of what is at least, and what is below a threshold half way between neighbouring scores."""
+    """Maximises the gain of scores at or above, and below, a threshold halfway between neighbouring scores."""
     values, groups = np.unique(scores, return_inverse=True)
     if not len(values):
         return np.inf

@@ -1,1 +1,1 @@
-"""From a corpus in LibriSpeech's layout to batches: one room per step."""
+"""Turns a corpus in LibriSpeech's layout into batches."""

@@ -1,4 +1,4 @@
-"""Batches by duration, of utterances of like length, so that padding is small and shapes are few."""
+"""Batches by duration, of utterances of similar length, so that there is little padding and there are few shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from bbnet.tasks.asr.data.features import FRAMES_PER_SECOND, positions
 from bbnet.tasks.asr.data.tokens import EOS, PAD, load_tokeniser
 from bbnet.tasks.asr.settings import Decoding, SpecAugment, SpeechTraining
 
-CLASS_RATIO = 1.15  # of the longest to the shortest utterance of a class: at most this much is padding
+CLASS_RATIO = 1.15  # largest ratio of lengths within a class, which bounds the padding
 EVALUATION_FRAMES = 20_000
 
 
@@ -24,7 +24,7 @@ EVALUATION_FRAMES = 20_000
 class Batch(batches.Batch):
     """`features` float32 [batch, time, 80], `frames` int64 [batch], `tokens` int64 [batch, length], `counts` [batch].
 
-    Beyond an utterance's frames features are 0, beyond its tokens there is `PAD`.
+    Features beyond an utterance's frames are 0, and tokens beyond its own are `PAD`.
     """
 
     features: Tensor
@@ -33,16 +33,16 @@ class Batch(batches.Batch):
     counts: Tensor
 
     def decoder_inputs(self) -> Tensor:
-        """Tokens behind `EOS`, [batch, 1 + length]."""
+        """Returns `EOS` followed by the tokens, [batch, 1 + length]."""
         return torch.nn.functional.pad(self.tokens, (1, 0), value=EOS)
 
     def labels(self) -> Tensor:
-        """Tokens and then `EOS`, [batch, 1 + length]."""
+        """Returns the tokens followed by `EOS`, [batch, 1 + length]."""
         padded = torch.nn.functional.pad(self.tokens, (0, 1), value=PAD)
         return padded.scatter(1, self.counts[:, None], EOS)
 
     def valid(self) -> dict[str, Tensor]:
-        """Which positions of the encoder and of the decoder are no padding."""
+        """Returns the positions of the encoder and of the decoder that are not padding."""
         encoder = torch.arange(positions(self.features.shape[1]), device=self.frames.device)
         decoder = torch.arange(self.tokens.shape[1] + 1, device=self.frames.device)
         return {
@@ -55,12 +55,12 @@ class Utterances:
     """One split of the prepared data.
 
     Attributes:
-        keys, texts: of each utterance.
+        keys, texts: key and text of each utterance.
         other: int8 [utterances], 1 for those of the second test set.
-        frames, counts: int64 [utterances], on the CPU; how many features and tokens each has.
-        longest: tokens of the longest reference.
-        buckets: Head, Mid and Tail of the training text's words, where the index has them.
-        decoding: as the index says, else greedy.
+        frames, counts: int64 [utterances], on the CPU: number of frames and of tokens.
+        longest: number of tokens of the longest reference.
+        buckets: Head, Mid and Tail of the training text's words, if the index has them.
+        decoding: as in the index, else greedy.
     """
 
     ARRAYS = ("features", "tokens", "starts", "token_starts")
@@ -73,7 +73,7 @@ class Utterances:
         self.tokens, self.token_starts = _part(prepared / "tokens.npy", prepared / "token_starts.npy", these)
         self.frames = self.starts.diff()
         self.counts = self.token_starts.diff()
-        # Batches of a class have one shape, so that few are allocated, planned and compiled for.
+        # All batches of a class have one shape, so that few shapes are allocated, planned and compiled for.
         self._class_of = (self.frames.double().log() / np.log(CLASS_RATIO)).floor()
         self._class_shapes = {
             value: (int(self.frames[members].max()), max(1, int(self.counts[members].max())))
@@ -102,10 +102,10 @@ class Utterances:
         return sum(-(-len(members) // size) for members, size in self._classes(training))
 
     def batches(self, training: SpeechTraining, generator: torch.Generator) -> list[Tensor]:
-        """Every utterance once, in a random order of random batches within classes of like length.
+        """Returns every utterance once, in a random order of random batches within classes of similar length.
 
-        No batch is longer than `batch_seconds`, padding included, unless a single utterance is. Their number and
-        sizes are the same in every epoch.
+        No batch is longer than `batch_seconds` with its padding, unless a single utterance is. The number and the sizes
+        of batches are the same in every epoch.
         """
         batches = []
         for members, size in self._classes(training):
@@ -114,11 +114,11 @@ class Utterances:
         return [batches[place] for place in torch.randperm(len(batches), generator=generator)]
 
     def in_order(self) -> list[Tensor]:
-        """Every utterance once, by length, in batches for evaluation."""
+        """Returns every utterance once, sorted by length, in batches for evaluation."""
         by_length = torch.argsort(self.frames, stable=True)
         batches, first = [], 0
         while first < len(by_length):
-            # The longest is the last: grow until its padding fills the batch.
+            # Utterances are sorted by length, so the last one determines the padding of the batch.
             last = first + 1
             while last < len(by_length) and (last + 1 - first) * int(self.frames[by_length[last]]) <= EVALUATION_FRAMES:
                 last += 1
@@ -127,7 +127,7 @@ class Utterances:
         return batches
 
     def _classes(self, training: SpeechTraining) -> list[tuple[Tensor, int]]:
-        """Utterances of like length, and how many of them make a batch."""
+        """Returns groups of utterances of similar length, and the batch size of each."""
         budget = training.batch_seconds * FRAMES_PER_SECOND
         return [
             (members, max(1, int(budget // self._class_shapes[value][0]))) for value, members in self._members().items()
@@ -137,31 +137,31 @@ class Utterances:
         return {value: torch.nonzero(self._class_of == value).flatten() for value in self._class_of.unique().tolist()}
 
     def _shape(self, indices: Tensor) -> tuple[int, int]:
-        """Frames and tokens that the longest utterances of the classes of a batch have."""
+        """Returns frames and tokens of the longest utterances in the classes of a batch."""
         shapes = [self._class_shapes[value] for value in self._class_of[indices].unique().tolist()]
         return max(time for time, _ in shapes), max(length for _, length in shapes)
 
 
 def _part(values: Path, starts: Path, utterances: slice) -> tuple[Tensor, Tensor]:
-    """The rows of some utterances, mapped, and where each of these begins among them."""
+    """Returns the memory-mapped rows of some utterances, and where each utterance begins among them."""
     places = np.load(starts)[utterances]
     return torch.from_numpy(open_array(values)[places[0] : places[-1]]), torch.from_numpy(places - places[0])
 
 
 def _padded(values: Tensor, starts: Tensor, rows: Tensor, length: int, padding: float) -> tuple[Tensor, Tensor]:
-    """Stretches of `values` that begin at `starts`, those of `rows`, as [batch, length, ...]; and their lengths."""
+    """Returns stretches of `values` from `starts` as [batch, length, ...], and their lengths."""
     first = starts[rows]
     counts = starts[rows + 1] - first
     within = torch.arange(length, device=values.device)
     inside = within < counts[:, None]
-    if not len(values):  # no utterance has any
+    if not len(values):  # no utterance has any tokens
         return values.new_full(inside.shape, padding), counts
     padded = values[torch.where(inside, first[:, None] + within, 0)]
     return padded.masked_fill_(~inside.reshape(*inside.shape, *(1,) * (values.dim() - 1)), padding), counts
 
 
 def spec_augment(batch: Batch, settings: SpecAugment, generator: torch.Generator) -> Batch:
-    """Frequency and time masks, of each utterance its own, over its true length; masked features are 0."""
+    """Applies frequency and time masks, drawn for each utterance over its own length. Masked features are 0."""
     bins = batch.features.shape[2]
     most = batch.frames * settings.time_share / max(1, settings.time_masks)
     time = _masks(batch.frames, settings.time_masks, settings.time_width, most, batch.features.shape[1], generator)
@@ -172,7 +172,7 @@ def spec_augment(batch: Batch, settings: SpecAugment, generator: torch.Generator
 
 
 def _masks(lengths: Tensor, count: int, width: int, most: Tensor, places: int, generator: torch.Generator) -> Tensor:
-    """Bool [batch, places]: `count` stretches, each of a width below `width` and at most `most`, inside `lengths`."""
+    """Returns bool [batch, places]: `count` stretches narrower than `width` and at most `most`, within `lengths`."""
     draws = torch.rand(2, len(lengths), count, 1, generator=generator, device=lengths.device)
     widths = torch.minimum((draws[0] * width).floor(), most.floor()[:, None, None])
     starts = (draws[1] * (lengths[:, None, None] - widths + 1)).floor()

@@ -16,7 +16,7 @@ SPLITS = {"train": ("train-clean-100",), "val": ("dev-clean",), "test": ("test-c
 
 @dataclass(frozen=True)
 class Utterance:
-    """`key` is speaker-chapter-number, `audio` its file, `text` its transcript."""
+    """An utterance: `key` is speaker-chapter-number, `audio` its file, `text` its transcript."""
 
     key: str
     audio: Path
@@ -24,10 +24,10 @@ class Utterance:
 
 
 def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) -> dict[str, Any]:
-    """Speaks the embedded pack or unpacks LibriSpeech into `target`, or takes the folder named; checks what is there.
+    """Generates the embedded pack or unpacks LibriSpeech into `target`, or uses the given folder, and checks it.
 
-    Returns the manifest: the folders of each split, their numbers of audio files, and what `bring` adds.
-    Raises: ValueError naming a folder that is missing, holds no audio or is not complete, or what cannot be fetched.
+    Returns the manifest: the folders of each split, their numbers of audio files, and the entries of `bring`.
+    Raises: ValueError naming a folder that is missing, incomplete or without audio, or what cannot be downloaded.
     """
     pack = TypeAdapter(Data).validate_python(data)
     if isinstance(pack, SpokenWords):
@@ -44,7 +44,7 @@ def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) ->
 
 
 def folders_of(splits: Mapping[str, Sequence[str]]) -> list[str]:
-    """The folders of all splits, in their order."""
+    """Returns the folders of all splits, in order."""
     return [folder for folders in splits.values() for folder in folders]
 
 
@@ -56,7 +56,8 @@ def _check_whole(root: Path, folder: str, published: int) -> None:
 
 
 def _speak(pack: SpokenWords, target: Path) -> None:
-    from bbnet.data.synthetic.spoken_words import Section, write_spoken_words  # late: no training job speaks
+    # Imported late, since training jobs need no generator.
+    from bbnet.data.synthetic.spoken_words import Section, write_spoken_words
 
     def other(utterances: int, lowest_db: float) -> Section:
         return Section(utterances, pack.speakers, (lowest_db, lowest_db + 15), pack.unseen)
@@ -89,9 +90,9 @@ def _count_audio(root: Path, folders: Sequence[str]) -> dict[str, int]:
 
 
 def read_folder(root: Path, folder: str) -> tuple[list[Utterance], dict[str, str]]:
-    """The utterances of a split in the order of their keys, and why each unpaired one is none.
+    """Returns the utterances of a split, ordered by key, and the reason for each unpaired one.
 
-    Raises: ValueError naming a transcript that cannot be read, or an utterance that is there twice.
+    Raises: ValueError naming a transcript that cannot be read or an utterance that occurs twice.
     """
     audio: dict[str, Path] = {}
     for path in sorted((root / folder).glob("*/*/*.flac")):
@@ -127,5 +128,5 @@ def _read_transcript(path: Path) -> list[tuple[str, str]]:
 
 
 def _by_numbers(key: str) -> list[tuple[int, str]]:
-    """1-2-10 comes after 1-2-9."""
+    """Sorts 1-2-10 after 1-2-9."""
     return [(int(part) if part.isdigit() else -1, part) for part in key.split("-")]

@@ -1,4 +1,4 @@
-"""From audio and transcripts to one mapped array of features, tokens, and an index."""
+"""Turns audio and transcripts into a memory-mapped array of features, tokens, and an index."""
 
 import json
 import logging
@@ -31,7 +31,7 @@ SMALLEST_SD = 1e-3
 
 @dataclass
 class FaultyUtterances:
-    """What cannot be used, and why: refused, skipped or resampled as the rule of its kind says."""
+    """Utterances that cannot be used, and why. They are refused, skipped or resampled by the rule of their kind."""
 
     rules: Faults
     skipped: dict[str, dict[str, list[str]]] = field(default_factory=dict)
@@ -59,7 +59,7 @@ class FaultyUtterances:
 
 @dataclass(frozen=True)
 class Shard:
-    """Some utterances of a split, whose features are computed together into one file."""
+    """Utterances of a split whose features are computed together and stored in one file."""
 
     folder: str
     utterances: Sequence[Utterance]
@@ -68,17 +68,17 @@ class Shard:
 
 
 def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
-    """Features and tokens of every utterance, train, val, test-clean and test-other behind each other.
+    """Computes features and tokens of every utterance, in the order train, val, test-clean, test-other.
 
     `features.npy` float32 [frames, 80], normalised per bin by the statistics of the training split; `starts.npy` int64
     [utterances + 1], the first frame of each; `tokens.npy` int32 and `token_starts.npy` int64 likewise. Shards that an
     interrupted call left in `target` are not computed again.
 
-    Returns the index: per split the utterances and normalised texts, of `test` how many are of which folder.
-    Raises: ValueError naming the utterances that a rule of `faults` refuses, or a split without any left.
+    Returns the index: per split the utterances and normalised texts, and for `test` the number from each folder.
+    Raises: ValueError naming the utterances that a rule of `faults` refuses, or a split without any usable one.
     """
     faulty = FaultyUtterances(Faults(**settings["faults"]))
-    splits = {split: manifest["splits"][split] for split in SPLITS}  # in the order in which `Utterances` reads them
+    splits = {split: manifest["splits"][split] for split in SPLITS}  # in the order that `Utterances` expects
     found: dict[str, list[Utterance]] = {}
     for folder in folders_of(splits):
         found[folder], unpaired = read_folder(Path(manifest["root"]), folder)
@@ -129,7 +129,7 @@ def _shards(found: Mapping[str, list[Utterance]], home: Path, low_rate: str) -> 
 
 
 def _compute(shards: Sequence[Shard]) -> None:
-    """Those that are not there yet, one process per core that this job may use."""
+    """Computes the shards that do not exist yet, with one process per core of this job."""
     missing = [shard for shard in shards if not _is_current(shard)]
     if len(missing) < len(shards):
         logger.info("prepare: %d of %d shards are there already", len(shards) - len(missing), len(shards))
@@ -145,7 +145,7 @@ def _compute(shards: Sequence[Shard]) -> None:
 
 
 def _is_current(shard: Shard) -> bool:
-    """Whether its file is there, made from the audio as it lies there now."""
+    """Whether the shard's file exists and was made from the present audio files."""
     if not shard.path.exists():
         return False
     try:
@@ -161,7 +161,7 @@ def _sources(shard: Shard) -> str:
 
 
 def compute_shard(shard: Shard) -> None:
-    """Features of all utterances behind each other; those that cannot be used have none, and a reason."""
+    """Computes the features of all utterances of a shard. Unusable utterances have none, and a reason."""
     torch.set_num_threads(1)
     features, faults = [], {}
     for utterance in shard.utterances:
@@ -180,7 +180,7 @@ def compute_shard(shard: Shard) -> None:
 
 
 def _features(utterance: Utterance, low_rate: str) -> tuple[Tensor, tuple[str, str] | None]:
-    """[frames, 80], none if it cannot be used; and the kind of its fault and what is wrong, if any."""
+    """Returns features [frames, 80], none if the utterance is unusable; and the kind and description of its fault."""
     nothing, fault = torch.empty(0, BINS), None
     try:
         samples, rate = read_audio(utterance.audio)
@@ -198,7 +198,7 @@ def _features(utterance: Utterance, low_rate: str) -> tuple[Tensor, tuple[str, s
 
 
 def _usable(folder: str, shards: Sequence[Shard], faulty: FaultyUtterances) -> list[tuple[str, str, int]]:
-    """Key, transcript and frames of the utterances without a fault."""
+    """Returns key, transcript and frames of the utterances without a fault."""
     rows, by_kind = [], {}
     for shard in shards:
         if shard.folder != folder:
@@ -237,7 +237,7 @@ def _drop_too_many_tokens(
     encoded: dict[str, list[list[int]]],
     faulty: FaultyUtterances,
 ) -> None:
-    """CTC needs a position for every token, and a blank between equal neighbours."""
+    """Drops utterances too short for CTC, which needs a position per token and a blank between equal neighbours."""
     found = {}
     for (key, _, frames), tokens in zip(kept[folder], encoded[folder], strict=True):
         needed = len(tokens) + sum(one == next_ for one, next_ in zip(tokens, tokens[1:], strict=False))
@@ -272,7 +272,7 @@ def _write_features(
 
 
 def _kept_features(shard: Shard, keys: set[str]) -> np.ndarray:
-    """Features [frames, 80] of the utterances of a shard that are used."""
+    """Returns the features [frames, 80] of the usable utterances of a shard."""
     with np.load(shard.path) as file:
         frames, features = file["frames"], file["features"]
     return features[np.repeat([utterance.key in keys for utterance in shard.utterances], frames)]

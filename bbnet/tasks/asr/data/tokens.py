@@ -1,4 +1,4 @@
-"""From text to tokens and back: characters, or pieces of words learned from the training text."""
+"""Converts text to tokens and back: characters, or subwords learned from the training text."""
 
 import io
 import re
@@ -9,20 +9,20 @@ from typing import Any, Protocol
 from bbnet.data.store import whole_file
 from bbnet.tasks.asr.settings import SentencePiece, Tokens
 
-PAD = 0  # also CTC's blank
-EOS = 1  # also what the decoder starts from
+PAD = 0  # also the blank of CTC
+EOS = 1  # also the first input of the decoder
 SPECIALS = 2
 ALPHABET = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MODEL_FILE = "tokeniser.model"
 
 
 def normalise(text: str) -> str:
-    """Upper case; everything but A to Z and apostrophe separates words; single spaces."""
+    """Returns the text in upper case, where all but A to Z and apostrophe separates words, with single spaces."""
     return " ".join(re.sub("[^A-Z']+", " ", text.upper()).split())
 
 
 class Tokeniser(Protocol):
-    """Tokens are integers from `SPECIALS` to below `size`; `PAD` and `EOS` are never among those of a text."""
+    """Tokens are integers from `SPECIALS` to below `size`. `PAD` and `EOS` never occur among the tokens of a text."""
 
     size: int
 
@@ -44,10 +44,10 @@ class CharacterTokeniser:
 
 
 class PieceTokeniser:
-    """A sentencepiece model; raises ValueError naming a file that is none."""
+    """A sentencepiece model. Raises ValueError naming a file that does not contain one."""
 
     def __init__(self, path: Path) -> None:
-        from sentencepiece import SentencePieceProcessor  # late: characters need none
+        from sentencepiece import SentencePieceProcessor  # imported late, since characters do not need it
 
         try:
             self._model = SentencePieceProcessor(model_file=str(path))
@@ -63,7 +63,7 @@ class PieceTokeniser:
 
 
 def train_tokeniser(tokens: Tokens, texts: Iterable[str], folder: Path) -> Tokeniser:
-    """The tokeniser of the settings, trained on normalised texts; raises ValueError if they do not allow its size."""
+    """Returns a tokeniser trained on normalised texts; raises ValueError if they are too few for its size."""
     if not isinstance(tokens, SentencePiece):
         return CharacterTokeniser()
     from sentencepiece import SentencePieceTrainer

@@ -33,7 +33,8 @@ def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) ->
     """
     pack = TypeAdapter(Data | Weights).validate_python(data)
     if isinstance(pack, RenderedFaces):
-        from bbnet.data.synthetic.rendered_faces import write_face_pack  # late: no training job renders
+        # Imported late, since training jobs need no generator.
+        from bbnet.data.synthetic.rendered_faces import write_face_pack
 
         write_face_pack(target, **pack.model_dump(exclude={"pack"}))
         return {"pack": pack.pack} | _halves(target)
@@ -79,7 +80,7 @@ def _check_whole(root: Path, halves: Mapping[str, str], published: Mapping[str, 
 
 
 def _unseen_probes(home: Path, folder: str, found: Sequence[Path]) -> list[str]:
-    """Images that the label file of a folder of probes names, and that are not there."""
+    """Returns the images that the label file of a folder of probes names but that do not exist."""
     split = next((split for split, probes in PROBE_FOLDERS.items() if probes == folder), None)
     if split is None or not _label_file(home, split).is_file():
         return []
@@ -107,7 +108,7 @@ def check_weights(path: Path) -> None:
 
 
 def _halves(root: Path) -> dict[str, str]:
-    """The folders whose names end in `classification` and `verification`, as `11-785-s24-hw2p2-classification` does."""
+    """Returns the folders whose names end in `classification` and `verification`, with any prefix."""
     found = {}
     for half, needed in zip(HALVES, (("train", "dev"), ("known", "unknown_dev")), strict=True):
         folders = sorted(path for path in root.glob(f"*{half}") if path.is_dir())
@@ -123,7 +124,7 @@ def _halves(root: Path) -> dict[str, str]:
 
 @dataclass
 class Faulty:
-    """What cannot be used: refused or skipped as the rule of its kind says."""
+    """Unusable files: refused or skipped by the rule of their kind."""
 
     rules: Faults
     skipped: dict[str, list[str]] = field(default_factory=dict)
@@ -142,7 +143,7 @@ class Faulty:
 
 @dataclass(frozen=True)
 class Images:
-    """Files and the place of each one's identity in a list of names; -1 is nobody."""
+    """Files, and the index of each one's identity in a list of names; -1 is nobody."""
 
     files: list[Path]
     labels: list[int]
@@ -155,7 +156,7 @@ class Images:
 
 
 def read_classification(home: Path, faulty: Faulty) -> tuple[dict[str, Images], list[str], list[str]]:
-    """Images of train, val and test, the identities, and what had to be divided."""
+    """Returns images of train, val and test, the identities, and what had to be divided."""
     found = {split: _by_identity(home / folder, faulty) for split, folder in CLASSIFICATION_FOLDERS.items()}
     identities = sorted(found["train"])
     if not identities:
@@ -176,7 +177,7 @@ def read_classification(home: Path, faulty: Faulty) -> tuple[dict[str, Images], 
 
 
 def _by_identity(folder: Path, faulty: Faulty) -> dict[str, list[Path]]:
-    """Images by the name of the folder that they lie in; none in a missing folder, or in a test without such."""
+    """Returns images by the name of their folder; none if the folder, or a test without identities, is missing."""
     if not folder.is_dir():
         return {}
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
@@ -203,7 +204,7 @@ def _labelled(by_identity: Mapping[str, list[Path]], identities: Sequence[str]) 
 
 
 def _every_second(images: Images) -> tuple[Images, Images]:
-    """The first, third, ... of all images in the order of identities and names, and the others."""
+    """Returns the first, third, ... of all images in the order of identities and names, and the others."""
     first = [False] * len(images.labels)
     for place, image in enumerate(sorted(range(len(images.labels)), key=lambda one: (images.labels[one], one))):
         first[image] = place % 2 == 0
@@ -211,7 +212,7 @@ def _every_second(images: Images) -> tuple[Images, Images]:
 
 
 def read_verification(home: Path, faulty: Faulty) -> tuple[Images, dict[str, Images], list[str], list[str]]:
-    """Images of the gallery, probes of dev and test, identities of the gallery, and what had to be divided."""
+    """Returns images of the gallery, probes of dev and test, identities of the gallery, and what had to be divided."""
     by_identity = _by_identity(home / "known", faulty)
     if NOBODY in by_identity:
         raise ValueError(f"{home / 'known' / NOBODY}: this name says that a probe is of nobody in the gallery")
@@ -232,10 +233,10 @@ def _label_file(home: Path, split: str) -> Path:
 
 
 def _probes(home: Path, split: str, gallery: Sequence[str]) -> Images:
-    """The images that a label file names, with the place of each one's identity in the gallery; by name.
+    """Returns the images that a label file names, with the index of each one's identity in the gallery, by name.
 
-    Images are joined by their names, in whichever column these stand, with or without folder and suffix; names of
-    digits alone by their number.
+    Images are joined by their names, in whichever column these are, with or without folder and suffix; names of digits
+    alone by their number.
     """
     path, folder = _label_file(home, split), home / PROBE_FOLDERS[split]
     columns, rows = _read_labels(path)
@@ -266,7 +267,7 @@ def _probes(home: Path, split: str, gallery: Sequence[str]) -> Images:
 
 
 def _read_labels(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The columns, and the rows with the line of the file that each ends in."""
+    """Returns the columns, and the rows with the line of the file at which each ends."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
@@ -287,7 +288,7 @@ def _read_labels(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]
 def _column_of_names(
     path: Path, columns: Sequence[str], rows: Sequence[tuple[int, Mapping[str, str]]], files: Mapping[str, Path]
 ) -> str:
-    """The column, `label` apart, that names most of the images; a number that happens to fit is no name beside one."""
+    """Returns the column, except `label`, that names most images; names are preferred to numbers."""
     spelled = {spelling for file in files.values() for spelling in (file.name, file.stem)}
 
     def named(column: str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""From image files to arrays and an index."""
+"""Turns image files into arrays and an index."""
 
 import os
 from collections.abc import Mapping
@@ -32,11 +32,11 @@ WHOLE_PARTS = ("train", "known")  # of whose identities none may be lost
 def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
     """Decodes every image once: uint8 `{part}.npy` [images, 3, size, size] of train, val, test, known, dev and test.
 
-    Where test has no identities or labels, every second image or probe of dev, by identity and name, stands for it.
+    If test has no identities or labels, every second image or probe of dev, by identity and name, is used instead.
 
     Returns the index: identities, and files and labels of each part; mean and sd of the training pixels.
     Raises: ValueError naming an image that cannot be decoded, an identity without images, an image or identity of a
-        label file that is not there, and an image or row that is there twice or lacks its counterpart.
+    label file that does not exist, and an image or row that occurs twice or has no counterpart.
     """
     root = Path(manifest["root"])
     classification, verification = (root / manifest[half] for half in HALVES)
@@ -65,7 +65,7 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
 def _write(
     images: Images, settings: Mapping[str, Any], path: Path, part: str, faulty: Faulty, pixels: PixelMoments
 ) -> Images:
-    """Decodes into an array of uint8 [images, 3, size, size]; returns the images that could be, which stand first."""
+    """Decodes into uint8 [images, 3, size, size]; returns the images that could be decoded, which come first."""
     size = settings["size"]
     read = partial(_read, size=size, rule=settings["resize"])
     array = create_array(path, (len(images.files), 3, size, size), np.uint8)
@@ -86,7 +86,7 @@ def _write(
 
 
 def _read(path: Path, size: int, rule: str) -> np.ndarray | ValueError:
-    """Uint8 [3, size, size], or what is wrong with the file."""
+    """Returns uint8 [3, size, size], or what is wrong with the file."""
     try:
         return np.asarray(resize(decode(path, "RGB"), size, rule)).transpose(2, 0, 1)
     except ValueError as error:
@@ -94,12 +94,12 @@ def _read(path: Path, size: int, rule: str) -> np.ndarray | ValueError:
 
 
 def resize(image: Image.Image, size: int, rule: str) -> Image.Image:
-    """`size` x `size` pixels by a rule of `Settings.resize`; bilinear, antialiased where it shrinks."""
+    """Returns `size` x `size` pixels by a rule of `Settings.resize`; bilinear, antialiased when shrinking."""
     width, height = image.size
     if rule == "stretch":
         return image.resize((size, size), Image.Resampling.BILINEAR)
     edge = min(width, height) if rule == "crop" else max(width, height)
-    if rule == "crop" and max(width, height) > LONGEST_SCALED * edge:  # a strip would take all memory
+    if rule == "crop" and max(width, height) > LONGEST_SCALED * edge:  # a narrow strip would need all memory
         image = _middle(image, min(width, LONGEST_SCALED * edge), min(height, LONGEST_SCALED * edge))
     scaled = image.resize(
         (max(1, round(image.width * size / edge)), max(1, round(image.height * size / edge))),
@@ -109,6 +109,6 @@ def resize(image: Image.Image, size: int, rule: str) -> Image.Image:
 
 
 def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Cut out, or black around."""
+    """Crops the middle, or pads with black."""
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
