@@ -1,1 +1,1 @@
-"""What is kept: slabs, on-rates, degrees, masks, schedule, and the sparsifier that joins them."""
+"""Sparsification: slabs, on-rates, degrees, masks, the schedule, and the sparsifier that combines them."""

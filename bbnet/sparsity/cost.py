@@ -1,4 +1,4 @@
-"""What a sparsified network costs: densities and FLOPs."""
+"""The cost of a sparsified network: densities and FLOPs."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,12 +16,12 @@ PRODUCTS = (*LAYERS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def density(masks: Mapping[str, Tensor]) -> float:
-    """Kept share of the connections of all slabs."""
+    """Returns the kept share of the connections of all slabs."""
     return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
 
 
 def net_density(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
-    """Kept share of all weights and biases of the network."""
+    """Returns the kept share of all parameters of the network."""
     total = sum(parameter.numel() for parameter in model.parameters())
     pruned = 0
     for name, mask in masks.items():
@@ -32,11 +32,11 @@ def net_density(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
 
 @torch.no_grad()
 def flops_by_module(model: nn.Module, inputs: tuple[Any, ...]) -> dict[str, int]:
-    """Returns the FLOPs of `model(*inputs)` by the name of the module, the dense model's own under the name "".
+    """Returns the FLOPs of `model(*inputs)` by name of the module, for a dense model; the total is under the name "".
 
     A multiplication and an addition are two FLOPs, as in torch's counter.
     """
-    from torch.utils.flop_counter import FlopCounterMode  # imported late, since only few jobs count
+    from torch.utils.flop_counter import FlopCounterMode  # imported here because few jobs need it
 
     with _in_evaluation(model), FlopCounterMode(display=False) as counter:
         model(*inputs)
@@ -54,12 +54,12 @@ def flops(
     gates: Gates | None = None,
     by_module: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Returns the FLOPs of `model(*inputs)`: `dense`, and `sparse`, which is lower by each layer's saved share.
+    """Returns the FLOPs of `model(*inputs)`: `dense`, and `sparse`, which excludes the share that each layer saves.
 
-    The layer of a slab saves 1 - density. A layer behind gates saves the share of its inputs that the gates zero.
+    The layer of a slab saves 1 - density. A layer after gates saves the share of its inputs that the gates set to 0.
 
     Args:
-        by_module: what `flops_by_module` returned for a model of the same shape; counted here by default.
+        by_module: result of `flops_by_module` for a model of the same shape; computed by default.
     """
     saved = {name: 1 - density({name: mask}) for name, mask in masks.items()}
     if gates is not None:
@@ -72,7 +72,7 @@ def flops(
 
 @contextmanager
 def _in_evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, without the fused kernels of torch's attention and transformer layers, which are not counted."""
+    """Sets evaluation mode and disables fused attention and transformer kernels, which the counter does not count."""
     in_training = [module for module in model.modules() if module.training]
     fused = torch.backends.mha.get_fastpath_enabled()
     model.eval()
@@ -87,43 +87,43 @@ def _in_evaluation(model: nn.Module) -> Iterator[None]:
 
 
 def _closed_inputs(model: nn.Module, inputs: tuple[Any, ...], gates: Gates) -> dict[str, float]:
-    """By layer, the share of its inputs that are 0 because of the gates and would not be without.
+    """Returns, by layer, the share of its inputs that are 0 only because of the gates.
 
-    Every layer with weights is made to send positive noise, so that a 0 in what another reads comes from a gate, and
-    came through activations, pooling and joins as a 0.
+    The outputs of all modules with parameters are replaced by positive noise, so that an additional 0 in a layer's
+    input can only come from a gate, through activations, pooling and joins.
     """
     layers = {name: module for name, module in model.named_modules() if isinstance(module, PRODUCTS)}
-    senders = [module for module in model.modules() if list(module.parameters(recurse=False))]
+    noisy = [module for module in model.modules() if list(module.parameters(recurse=False))]
     share, live = gates.share, {}
     try:
-        for open_to in (Decimal(1), share):
-            gates.let_pass(open_to)
-            live[open_to] = _live_inputs(model, inputs, layers, senders)
+        for each in (Decimal(1), share):
+            gates.let_pass(each)
+            live[each] = _live_inputs(model, inputs, layers, noisy)
     finally:
         gates.let_pass(share)
     return {name: 1 - live[share][name] / live[Decimal(1)][name] for name in live[share] if live[Decimal(1)][name]}
 
 
 def _live_inputs(
-    model: nn.Module, inputs: tuple[Any, ...], layers: Mapping[str, nn.Module], senders: Iterable[nn.Module]
+    model: nn.Module, inputs: tuple[Any, ...], layers: Mapping[str, nn.Module], noisy: Iterable[nn.Module]
 ) -> dict[str, int]:
-    """By layer, how many of the inputs that it reads are not 0 when `senders` send positive noise."""
+    """Returns, by layer, the number of its non-zero inputs when the outputs of `noisy` are positive noise."""
     generator = torch.Generator().manual_seed(0)
     live: dict[str, int] = dict.fromkeys(layers, 0)
 
-    def read(name: str) -> Callable:
+    def counter_of(name: str) -> Callable:
         def count(module: nn.Module, arguments: tuple) -> None:
             live[name] += int(arguments[0].count_nonzero())
 
         return count
 
-    def send(module: nn.Module, arguments: tuple, output: Any) -> Any:
+    def replace_output(module: nn.Module, arguments: tuple, output: Any) -> Any:
         if not torch.is_tensor(output):
             return output
         return torch.rand(output.shape, generator=generator).add_(0.1).to(output)
 
-    handles = [layer.register_forward_pre_hook(read(name)) for name, layer in layers.items()]
-    handles += [module.register_forward_hook(send, prepend=True) for module in senders]
+    handles = [layer.register_forward_pre_hook(counter_of(name)) for name, layer in layers.items()]
+    handles += [module.register_forward_hook(replace_output, prepend=True) for module in noisy]
     try:
         model(*inputs)
     finally:

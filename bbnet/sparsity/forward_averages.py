@@ -1,4 +1,4 @@
-"""Averages of what passes named modules in forward passes: sums over positions, folded once per optimiser step."""
+"""Moving averages over forward passes of named modules: sums over positions, folded once per optimiser step."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -13,41 +13,41 @@ from bbnet.sparsity.hooks import WatchingHook, forget_compiled
 from bbnet.sparsity.ranks import mean_over_ranks, sum_over_ranks
 from bbnet.sparsity.slab import CHANNELS_FIRST
 
-# Of a forward pass, at least: five of them then see as many as a unit must be seen at to be called silent.
+# Minimum per forward pass. Five passes then reach the 1,000 positions that are needed to call a unit silent.
 FEWEST_POSITIONS = 200
 
 
 class Sums(NamedTuple):
-    """Of one module since the last step: `total` float64 [channels], and `seen` int64 scalar, positions behind it."""
+    """Sums of one module since the last step: `total`, float64 [channels], over `seen` positions, int64 scalar."""
 
     total: Tensor
     seen: Tensor
 
 
 class Place(NamedTuple):
-    """Where the figures of one module are: its slice of all channels, and its number among the modules."""
+    """Position of one module in the joined tensors: its slice of the channels, and its index among the modules."""
 
     channels: slice
     index: int
 
 
 class ForwardAverages(ABC):
-    """A figure per position and channel of named modules, averaged over training-mode forward passes.
+    """Moving averages of a figure per channel of named modules, over all positions of their forward passes.
 
-    Sums run over forward passes, micro-batches and weight-shared branches, and are folded into a bias-corrected
-    average after each optimiser step that is looked at, the first of every `every`. Every `stride`-th index of the
-    first position axis is looked at, its offset moving with the steps; all where that would leave fewer than 200
-    positions.
+    Sums run over forward passes, micro-batches and weight-shared branches. They are folded into a bias-corrected
+    average after each sampled optimiser step, the first of every `every` steps. Of the first position axis, every
+    `stride`-th index is sampled, with an offset that changes from step to step; or every index if fewer than 200
+    positions would be left.
 
     Args:
-        modules: by name.
-        decay: of the average, per optimiser step.
-        in_training: whether training-mode forward passes count, or evaluation-mode ones.
-        channels_first: names of modules where channels are axis 1, as at convolutions and at norms over channels;
-            elsewhere they are the last axis.
+        modules: the modules by name.
+        decay: decay of the average per optimiser step.
+        in_training: whether forward passes in training mode count, or those in evaluation mode.
+        channels_first: names of modules with channels on axis 1 instead of the last axis. Convolutions and norms over
+            channels need not be named.
     """
 
-    figure: ClassVar[str]  # its name
+    figure: ClassVar[str]  # its name in error messages
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class ForwardAverages(ABC):
         self.every = every
         self.in_training = in_training
         self.active = True
-        self._at_step(0)
+        self._set_step(0)
         self.sums: dict[str, Sums] = {}
         self._places: dict[str, Place] = {}
         self._valid: Mapping[str, Tensor] = {}
-        # Of all modules seen so far, joined: `total`, `total_since`, `average` and `owner` (a channel's module) per
-        # channel, the others per module. One set of operations then folds a step, however many modules there are.
+        # The figures of all modules seen so far, joined: `total`, `total_since`, `average` and `owner` (index of the
+        # module) per channel, the others per module. A step is thus folded in one set of operations for all modules.
         self._joined: dict[str, Tensor] = {}
         self._hooks = [
             self._register(module, _Counter(self, name, name in channels_first or isinstance(module, CHANNELS_FIRST)))
@@ -78,23 +78,23 @@ class ForwardAverages(ABC):
 
     @abstractmethod
     def _register(self, module: nn.Module, counter: "_Counter") -> Any:
-        """Puts the hook on `module`; returns its handle."""
+        """Registers the hook on `module` and returns its handle."""
 
     @abstractmethod
     def _total(self, positions: Tensor, valid: Tensor | None) -> Tensor:
-        """Sum of the figure over positions, [channels], of `positions` [..., channels] that are `valid` [...]."""
+        """Returns the sums [channels] of the figure over those `positions` [..., channels] that are `valid` [...]."""
 
     def remove(self) -> None:
-        """Takes the hooks off the modules."""
+        """Removes the hooks from the modules."""
         for hook in self._hooks:
             hook.remove()
 
     @contextmanager
     def valid(self, positions: Tensor | Mapping[str, Tensor]) -> Iterator[None]:
-        """Forward passes inside count only where `positions`, of the outputs' shape without channels, is true.
+        """Counts only positions where `positions`, of the outputs' shape without channels, is true (context manager).
 
-        Parts of a model with positions of their own, such as encoder and decoder, are given by name: a module has the
-        positions of the first part that it is or lies in, and where there is none all of its own are valid.
+        For a model whose parts differ in their positions, such as encoder and decoder, pass them by name of the part.
+        A module uses those of the first part that contains it. All positions of other modules are valid.
         """
         self._valid = {"": positions} if isinstance(positions, Tensor) else positions
         try:
@@ -103,15 +103,15 @@ class ForwardAverages(ABC):
             self._valid = {}
 
     def valid_of(self, name: str) -> Tensor | None:
-        """The valid positions of a module's outputs; None if all are."""
+        """Returns the valid positions of a module, None if all are valid."""
         parts = (part for part in self._valid if part in ("", name) or name.startswith(f"{part}."))
         return next((self._valid[part] for part in parts), None)
 
     def fold(self) -> None:
-        """One optimiser step: the sums since the last one enter the averages, of modules that were seen."""
-        looked, step = self.sums and self.steps % self.every == 0, self.steps + 1
-        self._at_step(step)
-        if not looked:
+        """Ends an optimiser step: folds its sums into the averages of the modules that were called."""
+        sampled, step = self.sums and self.steps % self.every == 0, self.steps + 1
+        self._set_step(step)
+        if not sampled:
             return
         joined = self._joined
         total, seen, owner = joined["total"], joined["seen"], joined["owner"]
@@ -124,18 +124,18 @@ class ForwardAverages(ABC):
         seen.zero_()
 
     def watch(self, active: bool) -> None:
-        """From now on forward passes are looked at, those of every `every`-th step, or not."""
+        """Sets whether forward passes are sampled, in every `every`-th step."""
         self.active = active
-        self._at_step(self.steps)
+        self._set_step(self.steps)
 
-    def _at_step(self, step: int) -> None:
-        # As attributes that rarely change: a compiled forward pass is compiled anew for each value that it sees.
+    def _set_step(self, step: int) -> None:
+        # Stored as attributes that rarely change, since a compiled forward pass is recompiled for each new value.
         self.steps = step
         self.counting = self.active and step % self.every == 0
         self.phase = step // self.every % self.stride
 
     def join_ranks(self) -> None:
-        """Ranks that train together get the mean of their averages, and the sum of their sums since `forget`."""
+        """Replaces the averages by their mean over ranks, and the sums since `forget` by their sum over ranks."""
         if self.sums:
             for name in ("average", "weight"):
                 mean_over_ranks(self._joined[name])
@@ -143,15 +143,15 @@ class ForwardAverages(ABC):
                 sum_over_ranks(self._joined[name])
 
     def forget(self) -> None:
-        """Sums since the last refresh start anew."""
+        """Resets the sums since the last refresh to 0."""
         if self.sums:
             self._joined["total_since"].zero_()
             self._joined["seen_since"].zero_()
 
     def average(self, names: Iterable[str]) -> Tensor:
-        """Bias-corrected averages, float64, of the channels of several modules, in that order.
+        """Returns the bias-corrected averages, float64, of the channels of several modules, in that order.
 
-        Raises: RuntimeError if a module was never seen.
+        Raises: RuntimeError if a module has not been sampled yet.
         """
         joined = self._joined
         parts = []
@@ -160,14 +160,14 @@ class ForwardAverages(ABC):
             weight = 0.0 if place is None else float(joined["weight"][place.index])
             if weight == 0:
                 raise RuntimeError(
-                    f"no {self.figure} of {name}: no forward pass in training mode was seen before the first refresh. "
+                    f"no {self.figure} of {name}: it ran no forward pass in training mode before the first refresh. "
                     "Call bbnet.sparsify before the first compiled forward pass, and model.train() before training"
                 )
             parts.append(joined["average"][place.channels] / weight)
         return torch.cat(parts)
 
     def since(self, names: Iterable[str]) -> tuple[Tensor, Tensor]:
-        """Sums since the last `forget` and the positions seen since then, both [channels], like `average`."""
+        """Returns the sums since the last `forget` and the number of their positions, both [channels]."""
         totals, seen = [], []
         for channels, index in (self._places[name] for name in names):
             totals.append(self._joined["total_since"][channels])
@@ -183,13 +183,13 @@ class ForwardAverages(ABC):
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        self._at_step(state["steps"])
+        self._set_step(state["steps"])
         self._joined = {name: tensor.to(device, copy=True) for name, tensor in state["joined"].items()}
         self._view_sums(state["channels"])
 
-    def _join(self, name: str, channels: int, device: torch.device) -> None:
-        """A module is seen for the first time: its figures stand behind those of the others."""
-        # float64 holds all counts that are met, and takes up sums of float32 in one operation.
+    def _add_module(self, name: str, channels: int, device: torch.device) -> None:
+        """Appends a module at its first forward pass to the joined tensors."""
+        # float64 represents all counts that occur exactly, and adds sums in float32 in one operation.
         sums = ("total", "total_since", "average")
         new = {key: torch.zeros(channels, dtype=torch.float64, device=device) for key in sums}
         new |= {key: torch.zeros(1, dtype=torch.int64, device=device) for key in ("seen", "seen_since")}
@@ -212,7 +212,7 @@ class ForwardAverages(ABC):
 
 
 class _Counter(WatchingHook):
-    """Adds what passes one module to the sums."""
+    """Adds the inputs or outputs of one module to its sums."""
 
     def __init__(self, averages: ForwardAverages, name: str, channels_first: bool) -> None:
         self.averages = averages
@@ -225,26 +225,26 @@ class _Counter(WatchingHook):
             with torch.no_grad():
                 self._count(inputs[0] if output is None else output)
 
-    def _count(self, passing: Tensor) -> None:
+    def _count(self, values: Tensor) -> None:
         averages = self.averages
-        positions = passing.movedim(1, -1) if self.channels_first else passing
+        positions = values.movedim(1, -1) if self.channels_first else values
         axis = 0 if positions.dim() == 2 else 1
         valid = averages.valid_of(self.name)
         if valid is not None and valid.shape != positions.shape[:-1]:
             raise ValueError(
-                f"valid positions of shape {list(valid.shape)} do not match what passes {self.name}, "
-                f"{list(positions.shape[:-1])} without channels"
+                f"valid positions of shape {list(valid.shape)} do not match the positions of {self.name}, "
+                f"{list(positions.shape[:-1])} (without channels)"
             )
         stride = averages.stride
         if positions.shape[axis] >= 2 * stride and positions[..., 0].numel() >= stride * FEWEST_POSITIONS:
-            # An offset that moves would be compiled anew for each of its values.
+            # A compiled forward pass uses a constant offset, since it would be recompiled for each new value.
             phase = 0 if torch.compiler.is_compiling() else averages.phase
             every = (slice(None),) * axis + (slice(phase, None, stride),)
             positions = positions[every]
             valid = None if valid is None else valid[every]
         if self.name not in averages.sums:
-            averages._join(self.name, positions.shape[-1], positions.device)
+            averages._add_module(self.name, positions.shape[-1], positions.device)
         sums = averages.sums[self.name]
         sums.seen.add_(positions[..., 0].numel() if valid is None else valid.sum())
-        # A forward pass that overflows in half precision, its step skipped, must not spoil the average for good.
+        # A forward pass that overflows in half precision, whose step is skipped, must not make the average NaN.
         sums.total.add_(averages._total(positions, valid).nan_to_num_(nan=0.0, posinf=0.0))

@@ -1,4 +1,4 @@
-"""Gates: at each position a share of a layer's outputs passes, the others become 0."""
+"""Gates: at each position they keep a share of a layer's outputs and set the others to 0."""
 
 from collections.abc import Iterable
 from decimal import Decimal
@@ -12,7 +12,7 @@ from bbnet.sparsity.slab import Slab, channels_first, unit_modules
 
 
 class Gate(ModuleHook):
-    """The gate behind one module, in training and in evaluation; a copy of the model has a copy of it."""
+    """Hook that gates the outputs of one module, in training and in evaluation. It is copied with the model."""
 
     def __init__(self, algorithm: ActivationGating, axis: int) -> None:
         self.algorithm = algorithm
@@ -30,7 +30,7 @@ class Gate(ModuleHook):
 
 
 def kept_units(ratio: tuple[int, int], units: int) -> int:
-    """floor(b * U + 1/2), and at least one, b as a ratio of integers."""
+    """Returns floor(b * U + 1/2), but at least 1, for U units and the share b given as a ratio of integers."""
     numerator, denominator = ratio
     return max(1, (2 * numerator * units + denominator) // (2 * denominator))
 
@@ -40,12 +40,12 @@ def is_gated(module: nn.Module) -> bool:
 
 
 class Gates:
-    """A gate behind each module at which the units of some slabs are read.
+    """The gates on all modules at which the units of some slabs are read.
 
-    The sign of what passes there is that of the activation behind it, and an activation of 0 is 0, so that a gate ahead
-    of a ReLU, GELU or SiLU closes the unit. A compiled model is compiled anew at each new share.
+    The outputs of such a module have the sign of the ReLU, GELU or SiLU after it, and these map 0 to 0. A gate before
+    the activation therefore switches the unit off. A compiled model is recompiled at each new share.
 
-    Raises: ValueError if there is a gate already.
+    Raises: ValueError if a module has a gate already.
     """
 
     def __init__(self, model: nn.Module, slabs: Iterable[Slab], algorithm: ActivationGating) -> None:
@@ -61,7 +61,7 @@ class Gates:
         forget_compiled()
 
     def let_pass(self, share: Decimal) -> None:
-        """From now on this share of each layer's units passes at every position."""
+        """Sets the share of each layer's units that is kept at every position."""
         if share == self.share:
             return
         self.share = share
@@ -70,6 +70,6 @@ class Gates:
         forget_compiled()
 
     def remove(self) -> None:
-        """Takes the gates off the modules."""
+        """Removes the gates from the modules."""
         for handle in self._handles:
             handle.remove()

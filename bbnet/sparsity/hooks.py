@@ -1,4 +1,4 @@
-"""Hooks that bbnet puts on the modules of a model, and what becomes of them in a copy."""
+"""Hooks that bbnet registers on the modules of a model, and how they behave when the model is copied."""
 
 import sys
 from typing import Any
@@ -8,18 +8,18 @@ from torch import nn
 
 
 class ModuleHook:
-    """A hook on a module's forward pass; base of all that bbnet registers."""
+    """Base of all hooks that bbnet registers on the forward passes of modules."""
 
 
 class WatchingHook(ModuleHook):
-    """A hook that looks on and changes nothing: a deepcopy or a saved file of the model has `ignore` in its place."""
+    """A hook that only reads. In a deepcopy or a saved file of the model it is replaced by `ignore`."""
 
     def __reduce__(self) -> tuple:
         return (_ignore, ())
 
 
 def ignore(*args: Any) -> None:
-    """What is left of a watching hook in a copy of its model."""
+    """Does nothing. Takes the place of a watching hook in a copy of its model."""
 
 
 def _ignore() -> Any:
@@ -27,13 +27,13 @@ def _ignore() -> Any:
 
 
 def forget_compiled() -> None:
-    """Forward passes compiled before are compiled anew: they do not look for new hooks, nor at what gates let pass."""
+    """Discards compiled forward passes, since compiled code notices neither new hooks nor a new share of the gates."""
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
 
 
 def remove_hooks(model: nn.Module) -> None:
-    """Takes every hook of bbnet, and what is left of one in a copy, off the modules of `model`."""
+    """Removes every hook of bbnet from the modules of `model`, and every `ignore` that replaced one in a copy."""
     for module in model.modules():
         for hooks in (module._forward_hooks, module._forward_pre_hooks):
             for key, hook in list(hooks.items()):

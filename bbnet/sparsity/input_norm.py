@@ -1,4 +1,4 @@
-"""Input norms: the root mean square of each channel that a layer reads, gathered like on-rates."""
+"""Input norms: the root mean square of each input channel of a layer, gathered like on-rates."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -13,17 +13,17 @@ from bbnet.sparsity.slab import Slab
 
 
 class InputNorms(ForwardAverages):
-    """Averages of the square over the positions of layers' inputs."""
+    """Moving averages of the squared inputs of layers over positions."""
 
     figure: ClassVar[str] = "input norms"
 
     @classmethod
     def of_slabs(cls, model: nn.Module, slabs: Iterable[Slab], **options: Any) -> "InputNorms":
-        """Watches the inputs of the slabs' own layers."""
+        """Creates the input norms of the layers of slabs."""
         return cls({slab.name: model.get_submodule(slab.name) for slab in slabs}, **options)
 
     def of(self, name: str) -> Tensor:
-        """Root mean squares, float64 [inputs], of what the layer reads; raises RuntimeError if it was never seen."""
+        """Returns the root mean squares of a layer's inputs, float64 [inputs]; raises RuntimeError if it has none yet."""
         return self.average((name,)).sqrt()
 
     def _register(self, module: nn.Module, hook: WatchingHook) -> RemovableHandle:

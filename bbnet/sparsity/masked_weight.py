@@ -1,4 +1,4 @@
-"""A slab's weight with the mask in force: weight, gradient, optimiser state and dormant values follow it."""
+"""A slab's weight and its mask, which is applied to the weight, its gradient and its optimiser state."""
 
 import math
 from typing import Any, Literal
@@ -17,10 +17,10 @@ _masked = WeakIdKeyDictionary()
 
 
 class MaskedWeight:
-    """A slab's weight, the mask in force, and the dormant values of its pruned connections.
+    """A slab's weight, its current mask, and the dormant values of its pruned connections.
 
     Args:
-        dormant: whether pruned connections keep their value and return to it, or start at 0 when regrown.
+        dormant: whether pruned connections keep their value and return to it when regrown, instead of starting at 0.
         watches_gradient: whether the dense gradient is gathered while `gathering` is set.
     Raises: ValueError if the weight is masked already.
     """
@@ -30,8 +30,8 @@ class MaskedWeight:
     ) -> None:
         if weight in _masked:
             raise ValueError(
-                f"slab {slab.name}: its weight is sparsified already; call remove() of that sparsifier, or go on "
-                "with a copy.deepcopy of the model"
+                f"slab {slab.name}: its weight is sparsified already; call remove() of that sparsifier, or use "
+                "a copy.deepcopy of the model"
             )
         self.slab = slab
         self.weight = weight
@@ -41,35 +41,35 @@ class MaskedWeight:
         self.mask = torch.ones(units, fan, dtype=torch.bool, device=weight.device)
         self.dormant = torch.zeros_like(weight)
         self.scale = torch.ones(units, device=weight.device)
-        # The degree that sqrt rescaling last answered to: a unit that lost everything keeps it until it is back.
+        # Each unit's degree at its last sqrt rescaling. A unit without connections keeps it until some are regrown.
         self.answered = torch.full((units,), fan, device=weight.device)
         self.grad_mask = torch.ones_like(weight)
         self.gathering = False
         self._dense_gradient: Tensor | None = None
-        self._arriving: Tensor | None = None
+        self._pending_gradient: Tensor | None = None
         self._grad_version = -1
         self._hooks = [weight.register_post_accumulate_grad_hook(self._mask_gradient)]
         if watches_gradient:
-            self._hooks.append(weight.register_hook(self._see_gradient))
+            self._hooks.append(weight.register_hook(self._add_gradient))
         _masked[weight] = True
 
     def remove(self) -> None:
-        """Lets go of the weight; it keeps its values."""
+        """Removes the hooks from the weight. Its values do not change."""
         for hook in self._hooks:
             hook.remove()
         del _masked[self.weight]
 
     def full(self) -> Tensor:
-        """The weight with every pruned connection, 0 there, at its dormant value, 0 elsewhere."""
+        """Returns the weight with each pruned connection restored to its dormant value."""
         return self.weight + self.dormant
 
     def scores(self) -> Tensor:
         return connection_norms(self.full(), self.slab.side)
 
     def gradient(self) -> Tensor | None:
-        """Magnitude of the dense gradient per connection [units, fan], averaged over ranks.
+        """Returns the magnitude of the dense gradient per connection, [units, fan], averaged over ranks.
 
-        None if it was not gathered, is not finite, or is 0 everywhere, as where the layer was not used.
+        None if it was not gathered, is not finite, or is 0 everywhere because the layer was not used.
         """
         if not self.gathering:
             return None
@@ -80,7 +80,7 @@ class MaskedWeight:
         return norms if math.isfinite(largest) and largest > 0 else None
 
     def put(self, mask: Tensor, optimizer: Optimizer) -> None:
-        """Puts `mask` in force: weight, dormant values, gradient and optimiser state follow."""
+        """Applies a new mask to weight, dormant values and gradient; zeroes the optimiser state where it changed."""
         full = self.full()
         factor = self._rescale_factor(full, mask)
         if factor is not None:
@@ -98,12 +98,12 @@ class MaskedWeight:
         zero_state(optimizer, self.weight, changed)
 
     def gather(self, gathering: bool) -> None:
-        """From now on the dense gradient is gathered, or not."""
+        """Sets whether the dense gradient is gathered, and discards what was gathered so far."""
         self.gathering = gathering
-        self._dense_gradient = self._arriving = None
+        self._dense_gradient = self._pending_gradient = None
 
     def check_pruned(self) -> None:
-        """Raises ValueError if a pruned weight was moved, or any is not finite."""
+        """Raises ValueError if a pruned weight is not 0, or any weight is not finite."""
         furthest = float((self.weight * (1 - self.grad_mask)).abs().amax())
         if math.isnan(furthest):
             raise ValueError(f"slab {self.slab.name}: weights hold NaN or infinite values")
@@ -124,23 +124,23 @@ class MaskedWeight:
         )
         self.grad_mask.copy_(self._over_weight(self.mask))
 
-    def _see_gradient(self, gradient: Tensor) -> None:
-        """The dense gradient of a micro-batch, added to those before it unless grads were zeroed since."""
+    def _add_gradient(self, gradient: Tensor) -> None:
+        """Adds the dense gradient of a micro-batch to the previous ones, unless gradients were zeroed since then."""
         if not self.gathering:
             return
         accumulated = self.weight.grad
         if self._dense_gradient is None or accumulated is None:
-            self._arriving = gradient.detach().clone()
+            self._pending_gradient = gradient.detach().clone()
         elif accumulated._version == self._grad_version:
-            self._arriving = self._dense_gradient + gradient
+            self._pending_gradient = self._dense_gradient + gradient
         else:
             zeroed = ~accumulated.any()
-            self._arriving = torch.where(zeroed, 0.0, self._dense_gradient) + gradient
+            self._pending_gradient = torch.where(zeroed, 0.0, self._dense_gradient) + gradient
 
     def _mask_gradient(self, weight: nn.Parameter) -> None:
         weight.grad.mul_(self.grad_mask)
-        # Only now is it sure that the gradient was accumulated, and not just asked for by torch.autograd.grad.
-        self._dense_gradient = self._arriving
+        # This hook runs only if the gradient was accumulated, not if torch.autograd.grad asked for it.
+        self._dense_gradient = self._pending_gradient
         self._grad_version = weight.grad._version
 
     def _rescale_factor(self, full: Tensor, mask: Tensor) -> Tensor | None:
@@ -163,12 +163,12 @@ class MaskedWeight:
 
 
 def weight_state(optimizer: Optimizer, weight: nn.Parameter) -> dict[str, Tensor]:
-    """The optimiser's state of `weight` that has a number per connection or tap, by key."""
+    """Returns the tensors of the optimiser's state of `weight` that have the shape of the weight, by key."""
     state = optimizer.state.get(weight, {})
     return {key: value for key, value in state.items() if torch.is_tensor(value) and value.shape == weight.shape}
 
 
 def zero_state(optimizer: Optimizer, weight: nn.Parameter, where: Tensor) -> None:
-    """Zeroes it where `where` is true."""
+    """Zeroes the tensors of `weight_state` where `where` is true."""
     for value in weight_state(optimizer, weight).values():
         value.masked_fill_(where, 0)

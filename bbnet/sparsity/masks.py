@@ -1,4 +1,4 @@
-"""Which connections a unit keeps: exact counts of the largest, ties by index; and masks as packed bits."""
+"""Masks: selecting an exact number of the largest connections, ties broken by index, and packing masks as bits."""
 
 import math
 from collections.abc import Sequence
@@ -9,41 +9,41 @@ from torch import Tensor
 
 
 def keep_largest(scores: Tensor, degrees: Tensor) -> Tensor:
-    """Bool mask [units, fan]: exactly `degrees[j]` entries per row, at the largest `scores`, ties to the lower index.
+    """Returns a bool mask [units, fan] of the `degrees[j]` largest `scores` of each row j, ties to the lower index.
 
     Args:
         scores: [units, fan], finite.
         degrees: int64 [units], each in [0, fan].
     Raises: ValueError if a score is NaN or infinite.
     """
-    # amin and amax carry NaN along, and cost a tenth of isfinite().all() on a CPU.
+    # aminmax propagates NaN, and on a CPU takes a tenth of the time of isfinite().all().
     if not bool(torch.stack(scores.aminmax()).isfinite().all()):
         raise ValueError("weights hold NaN or infinite values")
     return _keep_by_partition(scores, degrees) if scores.device.type == "cpu" else _keep_by_sort(scores, degrees)
 
 
 def keep_largest_of_all(scores: Tensor, count: int) -> Tensor:
-    """Bool mask of the shape of `scores`: exactly `count` entries, at the largest, ties to the lower flat index."""
+    """Returns a bool mask of the `count` largest entries of `scores`, ties to the lower flat index."""
     return keep_largest(scores.reshape(1, -1), torch.tensor([count], device=scores.device)).reshape(scores.shape)
 
 
 def keep_largest_of_slabs(scores: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Bool masks of the shapes of `scores`: exactly `count` entries together, at the largest, ties to the earlier."""
+    """Returns bool masks of the `count` largest entries of all `scores` together, ties to the earlier entry."""
     joined = keep_largest_of_all(torch.cat([each.flatten() for each in scores]), count)
     parts = joined.split([each.numel() for each in scores])
     return [part.reshape(each.shape) for part, each in zip(parts, scores, strict=True)]
 
 
 def drop_and_grow(mask: Tensor, magnitudes: Tensor, growth: Tensor | None, count: int, share: float) -> Tensor:
-    """Bool mask of exactly `count` entries: `mask` without its smallest, then with the best of all others.
+    """Drops the smallest entries of `mask` and grows the best of all others, to exactly `count` entries.
 
-    floor(share * count) entries grow, and as many more are dropped as `mask` has over `count`. What was just dropped
-    may grow again at once.
+    floor(share * count) entries grow. As many are dropped, plus those that `mask` has in excess of `count`. An entry
+    that was just dropped may grow again.
 
     Args:
         mask: bool [units, fan], at least `count` entries.
-        magnitudes: [units, fan], not negative: the smallest are dropped.
-        growth: [units, fan], not negative: the largest grow; None if nothing shall.
+        magnitudes: [units, fan], non-negative; the smallest are dropped.
+        growth: [units, fan], non-negative; the largest grow. None if nothing is to grow.
     """
     grown = 0 if growth is None else math.floor(share * count)
     kept = keep_largest_of_all(torch.where(mask, magnitudes, -1.0), count - grown)
@@ -51,11 +51,11 @@ def drop_and_grow(mask: Tensor, magnitudes: Tensor, growth: Tensor | None, count
 
 
 def project_to_pattern(mask: Tensor, ranking: Tensor, kept: int, size: int) -> Tensor:
-    """Bool mask of as many entries as `mask`, and `kept` or more of each `size` consecutive connections of a unit.
+    """Returns a mask with as many entries as `mask`, `kept` or more in each `size` consecutive connections of a unit.
 
-    Within a group entries of `mask` come first, then those that rank higher, then the lower index. What `mask` has
-    over `kept` of each group, as on the ramp, goes to its other entries by rank. At density `kept` / `size` the result
-    is N:M.
+    Within a group, entries of `mask` come first, then the higher rank, then the lower index. While the density is
+    above `kept` / `size`, as on the ramp, the best of the other entries of `mask` are kept too. At density
+    `kept` / `size` the result is N:M.
 
     Args:
         mask: bool [units, fan], fan a multiple of `size`, of density `kept` / `size` or more.
@@ -77,8 +77,8 @@ def _keep_by_sort(scores: Tensor, degrees: Tensor) -> Tensor:
 
 
 def _keep_by_partition(scores: Tensor, degrees: Tensor) -> Tensor:
-    """A partition finds each row's threshold; rows of one degree share a call. Far cheaper than a sort on a CPU."""
-    # numpy has no bfloat16, and float32 holds all of it.
+    """Finds each row's threshold by a partition per degree, which on a CPU is far cheaper than a sort."""
+    # numpy has no bfloat16; float32 represents all of its values.
     scores = scores.float() if scores.dtype == torch.bfloat16 else scores
     values, wanted = scores.detach().numpy(), degrees.numpy()
     units, fan = values.shape
@@ -91,19 +91,19 @@ def _keep_by_partition(scores: Tensor, degrees: Tensor) -> Tensor:
     if len(tied):
         above = values[tied] > thresholds[tied]
         level = values[tied] == thresholds[tied]
-        room = wanted[tied, None] - np.count_nonzero(above, axis=1, keepdims=True)
-        kept[tied] = above | (level & (np.cumsum(level, axis=1) <= room))
+        remaining = wanted[tied, None] - np.count_nonzero(above, axis=1, keepdims=True)
+        kept[tied] = above | (level & (np.cumsum(level, axis=1) <= remaining))
     return torch.from_numpy(kept)
 
 
 def pack_masks(masks: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Masks as 1 bit per connection (uint8, C order), and their shapes "[units, fan]" by name."""
+    """Returns masks packed to 1 bit per connection (uint8, C order), and their shapes "[units, fan]", by name."""
     packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy())) for name, mask in masks.items()}
     return packed, {name: str(list(mask.shape)) for name, mask in masks.items()}
 
 
 def unpack_masks(packed: dict[str, Tensor], shapes: dict[str, str]) -> dict[str, Tensor]:
-    """The inverse of `pack_masks`: bool [units, fan] by name."""
+    """Inverts `pack_masks`: returns masks, bool [units, fan], by name."""
     masks = {}
     for name, bits in packed.items():
         units, fan = (int(extent) for extent in shapes[name].strip("[]").split(","))

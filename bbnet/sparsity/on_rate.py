@@ -1,4 +1,4 @@
-"""On-rates: the share of positions at which each unit is on, counted exactly and folded into a slow average."""
+"""On-rates: the share of positions at which each unit is on, as a slow moving average of exact counts."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar
@@ -16,22 +16,22 @@ EXACT_IN_FLOAT32 = 2**24
 
 
 class OnRates(ForwardAverages):
-    """Averages of "above 0" over the positions of modules' outputs; the counts behind them are exact."""
+    """Moving averages of the share of positions at which the outputs of modules are above 0."""
 
     figure: ClassVar[str] = "on-rates"
 
     @classmethod
     def of_slabs(cls, model: nn.Module, slabs: Iterable[Slab], **options: Any) -> "OnRates":
-        """Counts the units of slabs."""
+        """Creates the on-rates of the units of slabs."""
         slabs = list(slabs)
         return cls(unit_modules(model, slabs), channels_first=channels_first(model, slabs), **options)
 
     def of(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        """Bias-corrected on-rates, float64, and silence, bool, of the units of several modules, in that order.
+        """Returns the bias-corrected on-rates, float64, of the units of several modules, and which are silent, bool.
 
-        A unit is silent that was on at none of at least 1,000 positions since the last refresh.
+        A unit is silent if it was on at none of at least 1,000 positions since the last refresh.
 
-        Raises: RuntimeError if a module was never seen.
+        Raises: RuntimeError if a module has not been sampled yet.
         """
         rates = self.average(names)
         on_since, seen_since = self.since(names)
@@ -41,7 +41,7 @@ class OnRates(ForwardAverages):
         return module.register_forward_hook(hook)
 
     def _total(self, positions: Tensor, valid: Tensor | None) -> Tensor:
-        # sign, clamp and a floating sum take a third of the time of a sum of booleans on a CPU.
+        # On a CPU sign, clamp and a floating-point sum take a third of the time of a sum of booleans.
         on = positions.sign().clamp_(min=0)
         if valid is not None:
             on *= valid[..., None]

@@ -1,4 +1,4 @@
-"""Sums over the ranks that train one model together; nothing happens where there is one rank."""
+"""Reductions over the ranks of distributed training. With one rank they do nothing."""
 
 from torch import Tensor, distributed
 
@@ -8,13 +8,13 @@ def rank_count() -> int:
 
 
 def sum_over_ranks(tensor: Tensor) -> None:
-    """In place."""
+    """Replaces `tensor` in-place by its sum over all ranks."""
     if rank_count() > 1:
         distributed.all_reduce(tensor)
 
 
 def mean_over_ranks(tensor: Tensor) -> None:
-    """In place."""
+    """Replaces `tensor` in-place by its mean over all ranks."""
     if rank_count() > 1:
         distributed.all_reduce(tensor)
         tensor /= rank_count()

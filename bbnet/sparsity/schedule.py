@@ -1,4 +1,4 @@
-"""When masks are recomputed, and how far the budget has come down by then."""
+"""The schedule of the sparse phase: when masks are recomputed, and for which budget."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -11,17 +11,18 @@ LEAST_REFRESHES = 3
 
 @dataclass(frozen=True)
 class Schedule:
-    """The sparse phase: ramp from 1 to `budget`, constant, freeze. Steps are applied optimiser steps, counted from 1.
+    """The sparse phase: the budget falls from 1 to `budget` along a ramp, stays constant, and then masks are frozen.
 
-    The ramp is the cubic one of Zhu & Gupta (2017), eq. 1. The freeze step is itself a refresh, the last one.
+    Steps are applied optimiser steps, counted from 1. The ramp is the cubic one of Zhu & Gupta (2017), eq. 1. The last
+    refresh is at the freeze step.
 
     Args:
         total_steps: length of the sparse phase.
         budget: kept share at the end of the ramp.
-        ramp_end: share of the phase at which the ramp ends.
-        freeze: share of the phase after which masks stay.
+        ramp_end: share of the phase after which the ramp ends.
+        freeze: share of the phase after which masks no longer change.
         every: steps between refreshes; by default 1/40 of the phase.
-    Raises: ValueError with fewer than 3 refreshes before the freeze.
+    Raises: ValueError if there are fewer than 3 refreshes before the freeze.
     """
 
     total_steps: int
@@ -34,7 +35,7 @@ class Schedule:
         for name, kind in (("total_steps", Integral), ("every", Integral | None)):
             steps = getattr(self, name)
             if not isinstance(steps, kind):
-                raise ValueError(f"{name} is a number of steps, got {steps!r}")
+                raise ValueError(f"{name} must be an integer number of steps, got {steps!r}")
         if not 0 <= self.ramp_end <= self.freeze <= 1:
             raise ValueError(
                 f"need 0 <= ramp_end <= freeze <= 1, got ramp_end {self.ramp_end} and freeze {self.freeze}"
@@ -60,7 +61,7 @@ class Schedule:
         return step == self.freeze_step or (step < self.freeze_step and step % self.interval == 0)
 
     def budget_at(self, step: int) -> Decimal:
-        """b(t) in [budget, 1], exactly `budget` from the end of the ramp and at the freeze step."""
+        """Returns b(t) in [budget, 1]: exactly `budget` after the ramp and from the freeze step on."""
         ramp_steps = self.ramp_end * self.total_steps
         if step >= ramp_steps or step >= self.freeze_step:
             return self.budget

@@ -1,4 +1,4 @@
-"""Slabs: the weights that may be sparsified, seen as connections of the units that own their rows or columns."""
+"""Slabs: weights that may be sparsified, viewed as the connections of the units that own their rows or columns."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -37,13 +37,13 @@ class Slab:
     """One weight and its units.
 
     Args:
-        name: dotted name of the layer whose `weight` it is.
-        side: `in`, the units are the layer's outputs and own the weight's rows; `out`, they are its inputs and own
+        name: dotted name of the layer that has this `weight`.
+        side: `in` if the units are the layer's outputs and own the weight's rows; `out` if they are its inputs and own
             the columns.
-        units: dotted name(s) of the modules whose outputs, channels joined in this order, are the units: on means an
-            output above 0. The linear or norm layer before the activation will do, its sign is that of ReLU, GELU
-            and SiLU; the layer's own input will not, dropout has acted there.
-        normalised: a norm acts on the units' own pre-activations, so that rescaling rows would do nothing.
+        units: dotted name(s) of the modules whose outputs are the units, with channels concatenated in this order. A
+            unit is on where its output is above 0. This may be the linear or norm layer before the activation, since
+            ReLU, GELU and SiLU keep its sign, but not the layer's own input if that has passed through dropout.
+        normalised: whether a norm acts on the units' own pre-activations, so that rescaling rows has no effect.
     """
 
     name: str
@@ -59,13 +59,13 @@ class Slab:
 
 
 def connections(weight: Tensor, side: Side) -> Tensor:
-    """View of a weight [out, in, *taps] as [units, fan, taps]."""
+    """Returns a view of a weight [out, in, *taps] as [units, fan, taps]."""
     view = weight.unsqueeze(2) if weight.dim() == 2 else weight.flatten(2)
     return view if side == "in" else view.transpose(0, 1)
 
 
 def connection_norms(weight: Tensor, side: Side) -> Tensor:
-    """Magnitude of each connection [units, fan]: the l2 norm over its taps, in float32 or better."""
+    """Returns the magnitude of each connection, [units, fan]: the l2 norm over its taps, in float32 or better."""
     taps = tuple(range(2, weight.dim()))
     if weight.dtype in (torch.float16, torch.bfloat16):
         weight = weight.float()
@@ -74,13 +74,13 @@ def connection_norms(weight: Tensor, side: Side) -> Tensor:
 
 
 def over_weight(per_connection: Tensor, weight: Tensor, side: Side) -> Tensor:
-    """[units, fan] or [units, 1] brought into the weight's axes, broadcastable over its taps."""
+    """Reshapes [units, fan] or [units, 1] to the axes of the weight, broadcastable over its taps."""
     matrix = per_connection if side == "in" else per_connection.T
     return matrix.reshape(*matrix.shape, *(1 for _ in range(weight.dim() - 2)))
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel, AveragedModel or torch.compile; slabs are named by its modules."""
+    """Returns the model inside DistributedDataParallel, AveragedModel or torch.compile, whose modules slabs name."""
     while True:
         if isinstance(model, nn.parallel.DistributedDataParallel | AveragedModel):
             model = model.module
@@ -91,7 +91,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def slab_weight(model: nn.Module, slab: Slab) -> nn.Parameter:
-    """The parameter that `slab` names; raises ValueError if there is none that can be masked."""
+    """Returns the parameter that `slab` names; raises ValueError if it does not exist or cannot be masked."""
     try:
         layer = model.get_submodule(slab.name)
         for name in slab.units:
@@ -112,18 +112,18 @@ def slab_weight(model: nn.Module, slab: Slab) -> nn.Parameter:
 
 
 def slab_shape(weight: Tensor, side: Side) -> tuple[int, int]:
-    """(units, fan) of a weight."""
+    """Returns (units, fan) of a weight."""
     outputs, inputs = weight.shape[:2]
     return (outputs, inputs) if side == "in" else (inputs, outputs)
 
 
 def unit_modules(model: nn.Module, slabs: Iterable[Slab]) -> dict[str, nn.Module]:
-    """The modules at which the units of slabs are read, by name."""
+    """Returns the modules at which the units of slabs are read, by name."""
     return {name: model.get_submodule(name) for slab in slabs for name in slab.units}
 
 
 def channels_first(model: nn.Module, slabs: Iterable[Slab]) -> set[str]:
-    """Those of `unit_modules` whose units are axis 1, not the last: units of a convolution's slab are channels."""
+    """Returns the names of the `unit_modules` with units on axis 1, as for slabs of convolutions, not on the last."""
     slabs = list(slabs)
     by_slab = {name for slab in slabs for name in slab.units if model.get_submodule(slab.name).weight.dim() > 2}
     return by_slab | {name for name, module in unit_modules(model, slabs).items() if isinstance(module, CHANNELS_FIRST)}
@@ -132,7 +132,7 @@ def channels_first(model: nn.Module, slabs: Iterable[Slab]) -> set[str]:
 def choose_slabs(
     model: nn.Module, candidates: Iterable[Slab], smallest_budget: Decimal
 ) -> tuple[list[Slab], dict[str, str]]:
-    """The candidates that can be sparsified down to the study's smallest budget, and why each other one stays dense."""
+    """Returns the candidates that can meet the study's smallest budget, and why each of the others stays dense."""
     chosen, dense = [], {}
     for slab in candidates:
         _, fan = slab_shape(slab_weight(model, slab), slab.side)
@@ -146,12 +146,12 @@ def choose_slabs(
 
 
 def check_slabs(model: nn.Module, slabs: Iterable[Slab], budget: Decimal) -> dict[Slab, nn.Parameter]:
-    """The weight of each slab; raises ValueError for a weight claimed twice or a budget that a slab cannot meet."""
+    """Returns the weight of each slab; raises ValueError if two slabs share a weight or one cannot meet the budget."""
     weights: dict[Slab, nn.Parameter] = {}
     owners: dict[int, Slab] = {}
     for slab in slabs:
         if not isinstance(slab, Slab):
-            raise ValueError(f"slabs are bbnet.Slab, such as bbnet.find_slabs returns, got {slab!r}")
+            raise ValueError(f"slabs must be bbnet.Slab objects, as bbnet.find_slabs returns them, got {slab!r}")
         weight = slab_weight(model, slab)
         if id(weight) in owners:
             other = owners[id(weight)]

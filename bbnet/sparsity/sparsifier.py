@@ -1,4 +1,4 @@
-"""The sparsifier: masks, refreshes and schedule ride on the optimiser's own hooks."""
+"""The sparsifier: computes and applies the masks of a model in training through hooks of its optimiser."""
 
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,17 +13,17 @@ from torch.optim import Optimizer
 from bbnet.sparsity import algorithms
 from bbnet.sparsity.algorithms import Algorithm, SlabView, WeightMasking
 from bbnet.sparsity.degrees import as_budget
-from bbnet.sparsity.limits import smallest_degree
 from bbnet.sparsity.forward_averages import ForwardAverages
 from bbnet.sparsity.gate import Gates, is_gated
 from bbnet.sparsity.input_norm import InputNorms
+from bbnet.sparsity.limits import smallest_degree
 from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, weight_state, zero_state
 from bbnet.sparsity.masks import pack_masks, unpack_masks
 from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.schedule import Schedule
 from bbnet.sparsity.slab import Slab, check_slabs, slab_shape, unwrap
 
-# The labels of the default study.
+# Method labels of the default study.
 METHODS: dict[str, dict[str, Any]] = {
     "dense": {"algorithm": "dense"},
     "sp_in": {"algorithm": "budgeted_broadcast", "side": "in"},
@@ -33,7 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "topk": {"algorithm": "topk"},
 }
 
-# Of a refresh; methods that use on-rates have more.
+# Columns of a refresh. Methods that use on-rates add `silent_units` and `silent_connections`.
 REFRESH_COLUMNS = (
     "step",
     "slab",
@@ -46,15 +46,15 @@ REFRESH_COLUMNS = (
     "churn",
 )
 
-UNFIT_OPTIMIZERS = {
-    "LBFGS": "it combines steps of whole networks along a line, and evaluates the loss between",
-    "ZeroRedundancyOptimizer": "its state is that of an optimizer inside, out of reach for masks",
+UNSUPPORTED_OPTIMIZERS = {
+    "LBFGS": "it moves all weights along one search line and evaluates the loss several times per step",
+    "ZeroRedundancyOptimizer": "its state is held by an inner optimizer, where it cannot be masked",
     "Muon": "it orthogonalises the update of a whole matrix, which moves its pruned weights",
 }
-UNFIT_MODULES = {
+UNSUPPORTED_MODULES = {
     "FullyShardedDataParallel": "no rank holds whole rows of its weights",
     "FSDPModule": "no rank holds whole rows of its weights",
-    "DataParallel": "its replicas count on-rates at the same time",
+    "DataParallel": "its replicas would count on-rates concurrently",
 }
 
 
@@ -72,24 +72,24 @@ def sparsify(
     rescale: Rescale = "none",
     seed: int = 0,
 ) -> "Sparsifier":
-    """Sparsifies `model` to `budget` while `optimizer` trains it: from here on `optimizer.step()` does the rest.
+    """Sparsifies `model` to `budget` while `optimizer` trains it. `optimizer.step()` updates the masks.
 
-    Call it before the model's first training step of the sparse phase, on the model itself or on its wrapper by
+    Call it before the first training step of the sparse phase, with the model itself or the model wrapped by
     torch.compile or DistributedDataParallel. To resume, load the states of model, optimizer and sparsifier.
 
     Args:
-        slabs: the weights to sparsify, all of the method's side; for a method that gates activations, of either side:
-            the gates are at their units.
-        method: a label of `METHODS`, an algorithm's name, or `{"algorithm": name, **parameters}`.
-        budget: kept share of the slabs' connections at the end of the ramp; for a method that gates activations, of
-            a layer's units at each position.
-        total_steps: applied optimiser steps of the sparse phase.
+        slabs: the weights to sparsify, all of the method's side. A method that gates activations accepts slabs of
+            either side and gates their units.
+        method: a label of `METHODS`, the name of an algorithm, or `{"algorithm": name, **parameters}`.
+        budget: share of the slabs' connections that is kept at the end of the ramp; for a method that gates
+            activations, the share of a layer's units that is kept at each position.
+        total_steps: number of applied optimiser steps in the sparse phase.
         ramp_end, freeze, every: see `Schedule`.
-        rescale: what happens to a unit's row when its support changes: nothing, times sqrt(old / new degree), or
-            to the l2 norm that its kept weights had.
-        seed: of the masks' own randomness.
-    Raises: ValueError for an unknown method, infeasible budget, unfit slab, model or optimizer, or a slab that
-        `optimizer` does not train or another sparsifier holds.
+        rescale: how a unit's row is rescaled when its support changes: `none`; `sqrt`, by sqrt(old / new degree); or
+            `energy`, such that the l2 norm of its live weights stays the same.
+        seed: seed of all randomness in the masks.
+    Raises: ValueError for an unknown method, an infeasible budget, an unsupported slab, model or optimizer, or a slab
+        that `optimizer` does not train or that another sparsifier already masks.
     """
     if isinstance(method, str):
         by_name = {name: {"algorithm": name} for name in algorithms.names()} | METHODS
@@ -103,7 +103,7 @@ def sparsify(
     exact = as_budget(budget)
     if rescale not in ("none", "sqrt", "energy"):
         raise ValueError(f"unknown rescale {rescale!r}, allowed: none, sqrt, energy")
-    _refuse_unfit(model, optimizer)
+    _check_supported(model, optimizer)
     model = unwrap(model)
     weights = check_slabs(model, slabs, exact if algorithm.masks_weights else Decimal(1))
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -113,19 +113,19 @@ def sparsify(
     if algorithm.masks_weights:
         _check_masking(algorithm, weights, exact)
     elif not algorithm.gates_activations and exact != 1:
-        raise ValueError(f"{type(algorithm).__name__} keeps every weight: its budget is 1, not {budget}")
+        raise ValueError(f"{type(algorithm).__name__} keeps every weight: its budget must be 1, not {budget}")
     schedule = Schedule(total_steps, exact, ramp_end, freeze, every)
     return Sparsifier(model, optimizer, weights, algorithm, schedule, rescale, seed)
 
 
-def _refuse_unfit(model: nn.Module, optimizer: Optimizer) -> None:
+def _check_supported(model: nn.Module, optimizer: Optimizer) -> None:
     for kind in type(optimizer).__mro__:
-        for name, why in UNFIT_OPTIMIZERS.items():
+        for name, why in UNSUPPORTED_OPTIMIZERS.items():
             if name in kind.__name__:
                 raise ValueError(f"cannot sparsify under the optimizer {type(optimizer).__name__}: {why}")
     for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
-        if kind.__name__ in UNFIT_MODULES:
-            raise ValueError(f"cannot sparsify a model under {kind.__name__}: {UNFIT_MODULES[kind.__name__]}")
+        if kind.__name__ in UNSUPPORTED_MODULES:
+            raise ValueError(f"cannot sparsify a model under {kind.__name__}: {UNSUPPORTED_MODULES[kind.__name__]}")
 
 
 def _check_masking(algorithm: WeightMasking, weights: Mapping[Slab, nn.Parameter], budget: Decimal) -> None:
@@ -133,23 +133,24 @@ def _check_masking(algorithm: WeightMasking, weights: Mapping[Slab, nn.Parameter
     if group is not None and (group[0] >= group[1] or budget * group[1] != group[0]):
         raise ValueError(f"pattern {algorithm.pattern} implies budget {group[0]}/{group[1]} below 1, not {budget}")
     if group is not None and getattr(algorithm, "distribution", "uniform") != "uniform":
-        raise ValueError(f"pattern {algorithm.pattern} needs the same density everywhere, not {algorithm.distribution}")
+        raise ValueError(f"pattern {algorithm.pattern} needs distribution uniform, not {algorithm.distribution}")
     for slab, weight in weights.items():
         _, fan = slab_shape(weight, slab.side)
         if algorithm.side not in (slab.side, "both"):
-            raise ValueError(f"slab {slab.name} is of side {slab.side}, the method's side is {algorithm.side}")
+            raise ValueError(f"slab {slab.name} has side {slab.side}, but the method has side {algorithm.side}")
         if group is not None and fan % group[1]:
             raise ValueError(f"slab {slab.name}: its fan {fan} does not fit pattern {algorithm.pattern}")
 
 
 class Sparsifier:
-    """Holds the masks of a model in training; made by `sparsify`.
+    """Holds and updates the masks of a model in training. Created by `sparsify`.
 
     Attributes:
-        step: applied optimiser steps of the sparse phase so far.
+        step: number of applied optimiser steps of the sparse phase so far.
         refreshes: one row per refresh and slab: step, slab, budget (exact, as text), connections, density, pruned,
-            regrown, churn (pruned and regrown over old and new connections), units at k_min or below; with on-rates
-            also silent units, and the connections that they hold. A method that starts sparse has a row at step 0.
+            regrown, churn (pruned + regrown over old + new connections), and number of units at k_min or below; with
+            on-rates also the number of silent units and of their connections. A method that starts sparse has a row
+            at step 0.
     """
 
     def __init__(
@@ -176,7 +177,7 @@ class Sparsifier:
         self._shapes = {slab: slab_shape(weight, slab.side) for slab, weight in weights.items()}
         self._parts: list[Any] = []
         self._stepping = False
-        self._origins: list[_Origin] = []
+        self._unmasked: list[_Unmasked] = []
         try:
             self._attach(model, weights)
         except Exception:
@@ -206,33 +207,34 @@ class Sparsifier:
         self._prepare_step()
 
     def _sample_every(self) -> int:
-        """Steps from one that forward passes are watched in to the next: at least 5 of those between refreshes are."""
+        """Returns the number of steps per sampled step: at most 4, and at least 5 samples per refresh if possible."""
         return min(4, max(1, self.schedule.interval // 5))
 
     def _part(self, part: Any) -> Any:
+        """Registers a part that `remove` is to detach, and returns it."""
         self._parts.append(part)
         return part
 
     @torch.no_grad()
     def _start_sparse(self) -> None:
-        self._origins = [_Origin(masked, self.optimizer) for masked in self.weights]
+        self._unmasked = [_Unmasked(masked, self.optimizer) for masked in self.weights]
         self._refresh()
-        for origin in self._origins:
-            origin.version = origin.masked.weight._version
+        for unmasked in self._unmasked:
+            unmasked.version = unmasked.masked.weight._version
 
     def remove(self) -> None:
-        """Lets go of model and optimizer: weights keep their values, and pruned ones are free to move."""
+        """Removes all hooks from model and optimizer. Weights keep their values; pruned ones can be trained again."""
         for part in self._parts:
             part.remove()
         self._parts = []
 
     @contextmanager
     def valid(self, positions: Tensor | Mapping[str, Tensor]) -> Iterator[None]:
-        """Within it, forward passes count only where `positions` is true (padding is not a position).
+        """Restricts on-rates and input norms to valid positions, for example to exclude padding (context manager).
 
         Args:
-            positions: bool, of the shape of the units' outputs without channels; or such by name of a part of the
-                model, as {"encoder": ..., "decoder": ...}. Where a part is not named all positions are valid.
+            positions: bool, of the shape of the units' outputs without channels; or a mapping of such tensors by part
+                of the model, such as {"encoder": ..., "decoder": ...}. In other parts all positions are valid.
         """
         with ExitStack() as stack:
             for averages in self._averages():
@@ -240,16 +242,16 @@ class Sparsifier:
             yield
 
     def masks(self) -> dict[str, Tensor]:
-        """The masks in force, bool [units, fan] by slab name; all true for a method that masks no weights."""
+        """Returns the own masks, bool [units, fan] by slab name; all true for a method that masks no weights."""
         if not self.weights:
             return {slab.name: torch.ones(shape, dtype=torch.bool) for slab, shape in self._shapes.items()}
         return {masked.slab.name: masked.mask for masked in self.weights}
 
     @torch.no_grad()
     def apply_to(self, model: nn.Module) -> None:
-        """Masks a deepcopy or a weight average of the sparsified model, in place.
+        """Applies the own masks in-place to a deepcopy or a weight average of the sparsified model.
 
-        Raises: ValueError for a method that gates activations, unless the copy has the gates.
+        Raises: ValueError if the method gates activations and the copy has no gates.
         """
         model = unwrap(model)
         if self.gates is not None and not any(is_gated(module) for module in model.modules()):
@@ -259,7 +261,7 @@ class Sparsifier:
             weight.mul_(masked.grad_mask.to(weight.device))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on bitwise, beside the states of model and optimiser."""
+        """Returns all that is needed to resume bitwise, in addition to the states of model and optimiser."""
         packed, shapes = pack_masks(self.masks())
         return {
             "identity": self._identity(),
@@ -274,18 +276,18 @@ class Sparsifier:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes over a state of the same method, budget and slabs; raises ValueError naming what differs."""
+        """Loads a state of the same method, settings and slabs; raises ValueError naming what differs."""
         if "identity" not in state:
             raise ValueError(
-                f"this is no state of a sparsifier: its keys are {', '.join(map(str, list(state)[:5]))} ..."
+                f"this is not a state of a sparsifier: its keys are {', '.join(map(str, list(state)[:5]))} ..."
             )
         differences = _differences(state["identity"], self._identity())
         if differences:
-            raise ValueError(f"the sparsifier's state is of another run: {'; '.join(differences)}")
+            raise ValueError(f"the sparsifier's state belongs to another run: {'; '.join(differences)}")
         masks = unpack_masks(state["masks"], state["shapes"])
-        for origin in self._origins:
-            origin.restore()
-        self._origins = []
+        for unmasked in self._unmasked:
+            unmasked.restore()
+        self._unmasked = []
         self.step = state["step"]
         self.refreshes = [dict(row) for row in state["refreshes"]]
         for masked in self.weights:
@@ -317,16 +319,16 @@ class Sparsifier:
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        # The step of a class that calls that of its base class runs the hooks of both.
+        # An optimiser whose step() calls the step() of its base class runs this hook twice.
         if not self._stepping:
             return
         self._stepping = False
-        # A fused optimiser under a GradScaler runs its hooks on steps that it skips.
+        # A fused optimiser under a GradScaler also runs its hooks on skipped steps.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
             return
         self.step += 1
-        self._origins = []
+        self._unmasked = []
         if self.step > self.schedule.freeze_step:
             if self.step % self.schedule.interval == 0:
                 self._check_pruned()
@@ -338,7 +340,7 @@ class Sparsifier:
         self._prepare_step()
 
     def _prepare_step(self) -> None:
-        """What the next step's forward and backward passes gather."""
+        """Sets what the forward and backward passes of the next step gather."""
         for averages in self._averages():
             averages.watch(self.step < self.schedule.freeze_step)
         if self.algorithm.masks_weights and self.algorithm.uses_gradient:
@@ -396,17 +398,17 @@ class Sparsifier:
         )
 
     def _zero_pruned_state(self, optimizer: Optimizer) -> None:
-        """Also when the optimiser has loaded a state."""
-        for origin in self._origins:
-            origin.keep_state()
+        """Zeroes the optimiser's state of pruned weights. Also runs after the optimiser has loaded a state."""
+        for unmasked in self._unmasked:
+            unmasked.keep_state()
         for masked in self.weights:
             zero_state(optimizer, masked.weight, masked.grad_mask == 0)
 
 
-class _Origin:
-    """A weight and its optimiser state before the first mask of a method that starts sparse.
+class _Unmasked:
+    """A copy of a weight and its optimiser state from before the first mask of a method that starts sparse.
 
-    Until the first step they may belong to a saved run whose own mask is yet to be loaded.
+    It is needed until the first step: the values may belong to a saved run whose own mask has not been loaded yet.
     """
 
     def __init__(self, masked: MaskedWeight, optimizer: Optimizer) -> None:
@@ -421,7 +423,7 @@ class _Origin:
         self.state = {key: value.clone() for key, value in state.items()}
 
     def restore(self) -> None:
-        """Undoes the first mask, on whatever was not overwritten since."""
+        """Undoes the first mask. A weight that was overwritten since is left as it is."""
         if self.masked.weight._version == self.version:
             self.masked.weight.copy_(self.weight)
         for key, value in weight_state(self.optimizer, self.masked.weight).items():
@@ -429,12 +431,12 @@ class _Origin:
                 value.copy_(self.state[key])
 
 
-def _differences(saved: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
-    """What differs between two identities, slabs by name."""
+def _differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
+    """Returns descriptions of all differences between two identities; slabs are compared by name."""
     found = [
-        f"{key} is {saved.get(key)}, here {mine[key]}" for key in mine if key != "slabs" and mine[key] != saved.get(key)
+        f"{key} is {saved.get(key)}, here {own[key]}" for key in own if key != "slabs" and own[key] != saved.get(key)
     ]
-    theirs, ours = saved.get("slabs", {}), mine["slabs"]
+    theirs, ours = saved.get("slabs", {}), own["slabs"]
     found += [f"slab {name} is only in the state" for name in theirs if name not in ours]
     found += [f"slab {name} is not in the state" for name in ours if name not in theirs]
     for name in ours:

@@ -12,14 +12,15 @@ from pydantic import BaseModel, Field
 
 
 class AlgorithmParameters(BaseModel, extra="forbid", frozen=True):
-    """Parameters of an algorithm. Unknown names are refused."""
+    """Base of the parameters of all algorithms. Unknown names are rejected."""
 
 
 class WeightMaskingParameters(AlgorithmParameters):
     """Parameters of every algorithm that masks weights."""
 
     side: Literal["in", "out", "both"] = Field(
-        "in", description="Which connections of a unit are masked: its inputs, its outputs, or one of them per block."
+        "in",
+        description="Which connections of a unit are masked: its inputs, its outputs, or one of them per block.",
     )
     pattern: str | None = Field(
         None,

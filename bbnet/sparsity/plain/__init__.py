@@ -1,1 +1,1 @@
-"""Plain PyTorch models: where slabs are in one, and how a sparsified one becomes plain again. No training uses it."""
+"""Plain PyTorch models: finding slabs in a model, and exporting a sparsified one. The study does not use it."""

@@ -1,4 +1,4 @@
-"""Export: a plain, smaller or hardware-sparse model out of one whose zeros are in place."""
+"""Exports a sparsified model as a plain, smaller or hardware-sparse model."""
 
 import copy
 import warnings
@@ -25,25 +25,25 @@ SEMI_STRUCTURED_CAPABILITY = (8, 0)
 
 
 def export(model: nn.Module, *, remove_units: bool = False, semi_structured: bool = False) -> nn.Module:
-    """A plain copy of `model` in evaluation mode: pruned weights are zeros, nothing of bbnet is left, outputs equal.
+    """Returns a plain copy of `model` in evaluation mode, with zeros as pruned weights, no hooks, and equal outputs.
 
     Args:
-        model: sparsified, or loaded from disk with zeros in its weights; stays as it is. One wrapped by torch.compile
-            or DistributedDataParallel is exported without the wrapper.
-        remove_units: hidden units that lost all incoming or all outgoing connections are cut out of their layers; a
-            constant that such a unit still puts out goes into the biases of its readers. Units stay where this would
-            not be exact, where no pattern of `find_slabs` is seen, and where modules are shared, called twice or
-            hooked; every layer keeps at least one.
-        semi_structured: weights of Linear layers with at most 2 non-zeros in each 4 consecutive inputs are stored in
-            torch's 2:4 format, for inference on CUDA devices. Where device, dtype or shape allow none, weights stay
-            dense and a warning says so. Units removed before move the inputs, and seldom leave such weights.
+        model: a sparsified model, or one loaded from disk with zeros in its weights. It is not changed. A model wrapped
+            by torch.compile or DistributedDataParallel is exported without the wrapper.
+        remove_units: whether to remove hidden units that lost all incoming or all outgoing connections. The constant
+            output of such a unit is added to the biases of its readers. Units are kept where this would not be exact,
+            outside the patterns of `find_slabs`, and where modules are shared, called twice or hooked. Every layer
+            keeps at least one unit.
+        semi_structured: whether to store weights of Linear layers with at most 2 non-zeros in every 4 consecutive
+            inputs in torch's 2:4 format, for inference on CUDA devices. If device, dtype or shape do not allow this,
+            weights stay dense with a warning. Removing units shifts the inputs, so few such weights remain after it.
     Returns: the copy; its parameters are leaves without gradients.
     Raises: ValueError if activations are gated.
     """
     gated = [name for name, module in unwrap(model).named_modules() if is_gated(module)]
     if gated:
         raise ValueError(
-            f"a plain model has no gates, and the units at {', '.join(gated)} are gated: their weights are dense"
+            f"cannot export a model with gates: the units at {', '.join(gated)} are gated, and their weights are dense"
         )
     exported = copy.deepcopy(unwrap(model), without_history(model)).eval()
     remove_hooks(exported)
@@ -58,7 +58,7 @@ def export(model: nn.Module, *, remove_units: bool = False, semi_structured: boo
 
 @torch.no_grad()
 def _remove_units(model: nn.Module) -> None:
-    """A unit removed may leave others without connections, before and behind it, hence the repetition."""
+    """Removes units repeatedly, since removing one may leave others before and after it without connections."""
     chains = [chain for chain in find_chains(model) if _can_shrink(model, chain)]
     while sum(_shrink(model, chain) for chain in chains):
         pass
@@ -68,25 +68,25 @@ def _can_shrink(model: nn.Module, chain: Chain) -> bool:
     names = (chain.producer, chain.norm, chain.activation, *chain.consumers)
     modules = [model.get_submodule(name) for name in names if isinstance(name, str)]
     norm = model.get_submodule(chain.norm) if chain.norm else None
-    # Other norms, and batch norm without running statistics, make each unit depend on the others or on the batch.
+    # With other norms, or batch norm without running statistics, a unit depends on other units or on the batch.
     independent = norm is None or (isinstance(norm, _BatchNorm) and norm.running_mean is not None)
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in modules)
     return chain.exclusive and chain.kept > Kept.NOTHING and independent and not hooked
 
 
 def _shrink(model: nn.Module, chain: Chain) -> int:
-    """Cuts out the units of a chain that no reader misses; their number."""
+    """Removes the units of a chain that no reader needs; returns their number."""
     producer = model.get_submodule(chain.producer)
     consumers = [model.get_submodule(name) for name in chain.consumers]
     constant = _unconnected(producer.weight, "in")
     outputs = _outputs_of_no_input(model, chain)
-    missed = torch.zeros_like(constant)
+    needed = torch.zeros_like(constant)
     for consumer in consumers:
         passes_on = chain.kept == Kept.CONSTANTS and not _pads_with_zeros(consumer)
         foldable = constant & ((outputs == 0) | passes_on)
-        missed |= ~(_unconnected(consumer.weight, "out") | foldable)
-    missed[0] |= ~missed.any()
-    kept, removed = missed.nonzero().flatten(), (~missed).nonzero().flatten()
+        needed |= ~(_unconnected(consumer.weight, "out") | foldable)
+    needed[0] |= ~needed.any()
+    kept, removed = needed.nonzero().flatten(), (~needed).nonzero().flatten()
     if len(removed):
         for consumer in consumers:
             _fold(consumer, outputs, removed)
@@ -98,12 +98,12 @@ def _shrink(model: nn.Module, chain: Chain) -> int:
 
 
 def _unconnected(weight: Tensor, side: str) -> Tensor:
-    """Bool [units]: all connections are 0."""
+    """Returns which units, bool [units], have only connections of 0."""
     return (connections(weight, side) == 0).flatten(1).all(1)
 
 
 def _outputs_of_no_input(model: nn.Module, chain: Chain) -> Tensor:
-    """[units]: what each unit puts out when nothing comes in."""
+    """Returns the outputs, [units], of a chain for inputs of 0."""
     weight, bias = (getattr(model.get_submodule(chain.producer), name) for name in ("weight", "bias"))
     values = weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
     values = values.reshape(1, -1, *(1 for _ in weight.shape[2:]))
@@ -114,7 +114,7 @@ def _outputs_of_no_input(model: nn.Module, chain: Chain) -> Tensor:
 
 
 def _pads_with_zeros(layer: nn.Module) -> bool:
-    """Whether a constant input is no longer constant at the borders."""
+    """Returns whether the layer pads with zeros, so that a constant input is not constant at the borders."""
     if isinstance(layer, nn.Linear) or layer.padding_mode != "zeros":
         return False
     if isinstance(layer.padding, str):
@@ -123,15 +123,15 @@ def _pads_with_zeros(layer: nn.Module) -> bool:
 
 
 def _fold(consumer: nn.Module, outputs: Tensor, removed: Tensor) -> None:
-    """Moves what `removed` inputs of constant value `outputs` contribute into the bias."""
+    """Adds the contribution of the `removed` inputs, which have the constant values `outputs`, to the bias."""
     weight, bias = consumer.weight, consumer.bias
     wide = torch.promote_types(weight.dtype, torch.float32)
     columns = connections(weight, "in")[:, removed].to(wide).sum(2)
     shift = columns @ outputs[removed].to(wide)
     if bool(shift.any()):
-        whole = shift if bias is None else bias.to(wide) + shift
+        shifted = shift if bias is None else bias.to(wide) + shift
         trained = (weight if bias is None else bias).requires_grad
-        consumer.bias = nn.Parameter(whole.to(weight.dtype), requires_grad=trained)
+        consumer.bias = nn.Parameter(shifted.to(weight.dtype), requires_grad=trained)
 
 
 def _keep_outputs(layer: nn.Module, kept: Tensor) -> None:
@@ -152,7 +152,7 @@ def _keep_channels(norm: _BatchNorm, kept: Tensor) -> None:
 
 
 def _keep(module: nn.Module, name: str, kept: Tensor, axis: int = 0) -> None:
-    """Shortens a parameter or buffer to the entries `kept` along an axis; its memory format stays."""
+    """Reduces a parameter or buffer to the entries `kept` along an axis, in the same memory format."""
     old = getattr(module, name)
     if old is None:
         return
@@ -168,10 +168,10 @@ def _memory_format(tensor: Tensor) -> torch.memory_format:
 
 
 def _make_semi_structured(model: nn.Module) -> str | None:
-    """Stores 2:4 weights in torch's format for them; returns why some, or all, stay dense."""
+    """Stores 2:4 weights in torch's 2:4 format; returns the reason if some or all of them stay dense."""
     layers = [module for module in model.modules() if _is_two_of_four(module)]
     if not layers:
-        return "no Linear layer has a 2:4 weight, at most 2 non-zeros in each 4 consecutive inputs; all stay dense"
+        return "no Linear layer has a 2:4 weight (at most 2 non-zeros in every 4 inputs); all weights stay dense"
     obstacles: Counter[str] = Counter()
     for layer in layers:
         obstacle = _obstacle(layer.weight)
@@ -188,7 +188,7 @@ def _make_semi_structured(model: nn.Module) -> str | None:
 
 
 def _is_two_of_four(module: nn.Module) -> bool:
-    """Whether `module` is a Linear, none of an attention's, that has at most 2 non-zeros in each 4 inputs."""
+    """Returns whether `module` is a Linear outside attention with at most 2 non-zeros in every 4 inputs."""
     if not isinstance(module, nn.Linear) or isinstance(module, NonDynamicallyQuantizableLinear):
         return False
     weight = module._parameters.get("weight")
@@ -198,7 +198,7 @@ def _is_two_of_four(module: nn.Module) -> bool:
 
 
 def _obstacle(weight: Tensor) -> str | None:
-    """Why torch has no 2:4 format for a weight (torch.sparse.semi_structured)."""
+    """Returns why torch has no 2:4 format for a weight, or None (see torch.sparse.semi_structured)."""
     if weight.device.type != "cuda":
         return f"2:4 weights need a CUDA device, not {weight.device.type}"
     capability = torch.cuda.get_device_capability(weight.device)
@@ -208,19 +208,19 @@ def _obstacle(weight: Tensor) -> str | None:
         )
     if weight.dtype not in SEMI_STRUCTURED_DTYPES:
         allowed = ", ".join(map(str, SEMI_STRUCTURED_DTYPES))
-        return f"2:4 weights are {allowed}, not {weight.dtype}"
+        return f"2:4 weights must be of dtype {allowed}, not {weight.dtype}"
     forced = SparseSemiStructuredTensor._FORCE_CUTLASS
     if not forced and not torch.backends.cusparselt.is_available():
         return "this build of torch has no cuSPARSELt"
     backend = SparseSemiStructuredTensorCUTLASS if forced else SparseSemiStructuredTensorCUSPARSELT
     limits = backend._DTYPE_SHAPE_CONSTRAINTS[weight.dtype]
     if weight.shape[0] % limits.sparse_min_rows or weight.shape[1] % limits.sparse_min_cols:
-        return f"their outputs are no multiple of {limits.sparse_min_rows} or inputs of {limits.sparse_min_cols}"
+        return f"their shape is not a multiple of [{limits.sparse_min_rows}, {limits.sparse_min_cols}]"
     return None
 
 
 def _avoid_fused_transformers(model: nn.Module) -> None:
-    """The fused kernel of an encoder layer, taken in evaluation mode, cannot read 2:4 weights."""
+    """Disables the fused kernel of encoder layers in evaluation mode, since it cannot read 2:4 weights."""
     for module in model.modules():
         if isinstance(module, nn.TransformerEncoderLayer) and _holds_semi_structured(module):
             module.activation_relu_or_gelu = 0

@@ -1,9 +1,9 @@
-"""Structure: where the hidden units of a plain PyTorch model are, found by following its data flow.
+"""Structure: finds the hidden units of a plain PyTorch model by following its data flow.
 
-The model is traced with torch.fx, layers of torch.nn being single steps; of torch's own transformer layers the
-feed-forward block is traced by itself. A module that cannot be traced, its control flow depending on data, falls into
-its children: patterns across their boundaries are then not seen. What is traced is a copy in evaluation mode, without
-weights and hooks.
+The model is traced with torch.fx, with layers of torch.nn as single nodes. Of torch's own transformer layers only the
+feed-forward block is traced. If a module cannot be traced, because its control flow depends on data, its children are
+traced separately; patterns across their boundaries are then not found. What is traced is a copy in evaluation mode,
+without weights and hooks.
 """
 
 import copy
@@ -34,7 +34,7 @@ IDENTITIES = (
     nn.AlphaDropout,
     nn.FeatureAlphaDropout,
 )
-# Above 0 exactly where their input is, unless a slope is negative.
+# Above 0 exactly where their input is, unless one of the SLOPES is negative.
 ACTIVATIONS = (
     nn.ReLU,
     nn.ReLU6,
@@ -49,12 +49,14 @@ ACTIVATIONS = (
 )
 ACTIVATION_METHODS = ("relu", "relu_")
 SLOPES = ("negative_slope", "alpha")
-# What tells of a tensor without its values.
+# Attributes and methods of tensors that do not depend on their values.
 METADATA = ("size", "dim", "numel", "shape", "ndim", "device", "dtype")
 
 
 def _functions(*names: str) -> set[Callable]:
-    return {getattr(home, name) for home in (functional, torch, operator) for name in names if hasattr(home, name)}
+    return {
+        getattr(module, name) for module in (functional, torch, operator) for name in names if hasattr(module, name)
+    }
 
 
 _ACTIVATION_NAMES = ("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish")
@@ -63,7 +65,7 @@ DROPOUT_FUNCTIONS = _functions("dropout", "dropout1d", "dropout2d", "dropout3d")
 _PRODUCT_NAMES = ("linear", "bilinear", "conv1d", "conv2d", "conv3d", "matmul", "mm", "bmm", "einsum")
 PRODUCTS = {*_functions(*_PRODUCT_NAMES), *_PRODUCT_NAMES}
 
-# By the number of axes of a layer's weight beyond [out, in]: what takes the layer's outputs as channels.
+# Pools and norms over the channels of a layer, by the number of axes of its weight beyond [out, in].
 POOLS: dict[int, tuple[type, ...]] = {0: ()}
 POOL_FUNCTIONS: dict[int, set[Callable]] = {0: set()}
 for _axes in (1, 2, 3):
@@ -73,18 +75,18 @@ for _axes in (1, 2, 3):
     POOL_FUNCTIONS[_axes] = _functions(
         *(f"{kind}_pool{_axes}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp"))
     )
-_NORMS_OF_ANY = (nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+_NORMS_OF_ANY_RANK = (nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 NORMS = {
-    0: (nn.BatchNorm1d, *_NORMS_OF_ANY),
-    1: (nn.BatchNorm1d, nn.InstanceNorm1d, *_NORMS_OF_ANY),
-    2: (nn.BatchNorm2d, nn.InstanceNorm2d, *_NORMS_OF_ANY),
-    3: (nn.BatchNorm3d, nn.InstanceNorm3d, *_NORMS_OF_ANY),
+    0: (nn.BatchNorm1d, *_NORMS_OF_ANY_RANK),
+    1: (nn.BatchNorm1d, nn.InstanceNorm1d, *_NORMS_OF_ANY_RANK),
+    2: (nn.BatchNorm2d, nn.InstanceNorm2d, *_NORMS_OF_ANY_RANK),
+    3: (nn.BatchNorm3d, nn.InstanceNorm3d, *_NORMS_OF_ANY_RANK),
 }
 ALL_NORMS = tuple({kind for kinds in NORMS.values() for kind in kinds})
 
 
 class Kept(IntEnum):
-    """What passes unchanged, in evaluation mode, from an activation to the layers that read it."""
+    """Which values reach the layers that read an activation unchanged, in evaluation mode."""
 
     NOTHING = 0
     ZEROS = 1
@@ -93,7 +95,7 @@ class Kept(IntEnum):
 
 @dataclass(frozen=True)
 class FunctionalActivation:
-    """An activation that is a function or a method of tensors, with its further arguments."""
+    """An activation that is a function or a tensor method, with its other arguments."""
 
     function: Callable[..., Tensor] | str
     args: tuple[Any, ...]
@@ -114,8 +116,8 @@ class Chain:
         activation: dotted name of a module, or a callable on tensors.
         consumers: dotted names of the layers of the producer's kind that read the units, as they are or through
             dropouts, pools and norms.
-        kept: what passes these unchanged.
-        exclusive: nothing but the consumers sees the units, and they see nothing else; none of these modules is called
+        kept: which values pass these unchanged.
+        exclusive: only the consumers read the units, and they read nothing else; none of these modules is called
             twice, and none of their parameters is shared, computed or used elsewhere.
     """
 
@@ -128,25 +130,25 @@ class Chain:
 
     @property
     def units(self) -> str:
-        """Name of the module whose outputs have the sign of the units."""
+        """The name of the module whose outputs have the sign of the units."""
         return self.norm or self.producer
 
 
 def find_slabs(model: nn.Module, side: Literal["in", "out", "both"] = "in", *, verbose: bool = False) -> list[Slab]:
-    """The weights of a plain PyTorch model that may be sparsified, in the order of data flow.
+    """Returns the slabs of a plain PyTorch model, that is the weights that can be sparsified, in order of data flow.
 
-    Looked for are Linear-activation-Linear and Conv-[norm]-activation-Conv patterns, norms, dropouts and pools allowed
-    behind the activation. The activation must be above 0 exactly where its input is: ReLU, ReLU6, LeakyReLU, ELU,
-    CELU, SELU, GELU, SiLU, Mish, Hardswish. Left out are output layers (no other weight comes after them), attention
-    projections, grouped convolutions, fans below 8, weights that are shared or computed, and layers called at places
-    that differ.
+    They are found in Linear-activation-Linear and Conv-[norm]-activation-Conv patterns, with norms, dropouts and pools
+    allowed after the activation. The activation must be above 0 exactly where its input is: ReLU, ReLU6, LeakyReLU,
+    ELU, CELU, SELU, GELU, SiLU, Mish, Hardswish. Skipped are output layers (no other weight comes after them),
+    attention projections, grouped convolutions, fans below 8, weights that are shared or computed, and layers whose
+    calls differ in their surroundings.
 
     Args:
-        model: also one wrapped by torch.compile or DistributedDataParallel; names are those of the inner model.
-        side: `in`, the layers whose outputs are units; `out`, the layers that read such units; `both`, each of them
-            once: along the data flow the layer of the units by `in`, its readers by `out`, unless taken before.
-        verbose: prints the slabs, and every other Linear or convolution with the reason why it is none.
-    Raises: ValueError for an unknown side, or if there is no such weight.
+        model: may be wrapped by torch.compile or DistributedDataParallel; names are those of the inner model.
+        side: `in` for the layers whose outputs are units; `out` for the layers that read such units; `both` for all of
+            them, each once: in order of data flow, the layer of the units as `in` and then its readers as `out`.
+        verbose: prints the slabs, and every other Linear or convolution with the reason why it was skipped.
+    Raises: ValueError for an unknown side, or if no slab is found.
     """
     if side not in ("in", "out", "both"):
         raise ValueError(f"unknown side {side!r}, allowed: in, out, both")
@@ -164,31 +166,31 @@ def find_slabs(model: nn.Module, side: Literal["in", "out", "both"] = "in", *, v
     if not slabs:
         raise ValueError(
             f"no Linear-activation-Linear or Conv-norm-activation-Conv pattern of side {side!r} was found in "
-            f"{type(structure.model).__name__} (verbose=True says why); slabs can be named by hand with bbnet.Slab"
+            f"{type(structure.model).__name__} (verbose=True prints why); slabs can be given by hand as bbnet.Slab"
         )
     return slabs
 
 
 def find_chains(model: nn.Module) -> list[Chain]:
-    """The hidden units of `model` and the layers that read them, in the order of data flow; see `find_slabs`."""
+    """Returns the hidden units of `model` with the layers that read them, in order of data flow; see `find_slabs`."""
     return _Structure(unwrap(model)).chains
 
 
 def without_history(model: nn.Module) -> dict[int, Tensor]:
-    """A memo for copy.deepcopy, which refuses tensors with a gradient history, as torch.nn.utils.prune leaves them."""
-    held = (value for module in model.modules() for home in (vars(module), module._buffers) for value in home.values())
-    return {id(value): value.detach().clone() for value in held if torch.is_tensor(value) and not value.is_leaf}
+    """Returns a memo for copy.deepcopy, which rejects non-leaf tensors, such as those of torch.nn.utils.prune."""
+    values = (value for each in model.modules() for fields in (vars(each), each._buffers) for value in fields.values())
+    return {id(value): value.detach().clone() for value in values if torch.is_tensor(value) and not value.is_leaf}
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A step of the data flow: a Linear or convolution is called.
+    """A call of a Linear or convolution in the data flow.
 
     Args:
-        chain: the one that begins here, or `reason` why none does.
-        reads: the producer whose units come in.
-        is_output: no other weight comes after it.
-        in_part: traced without what surrounds its module.
+        chain: the chain that starts here; if there is none, `reason` says why.
+        reads: name of the producer whose units are its input.
+        is_output: whether no other weight comes after it.
+        in_part: whether its module was traced without the modules around it.
     """
 
     chain: Chain | None
@@ -202,10 +204,10 @@ class _Structure:
     """The data flow of a whole model, as far as it could be traced.
 
     Attributes:
-        names: of all modules.
-        calls: of every Linear and convolution, by name, in the order of data flow.
-        chains: those on which all calls of their producer agree, in that order.
-        outputs: names of the output layers.
+        names: the names of all modules.
+        calls: the calls of every Linear and convolution, by name, in order of data flow.
+        chains: the chains on which all calls of their producer agree, in the same order.
+        outputs: the names of the output layers.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -224,7 +226,7 @@ class _Structure:
             self.outputs |= self._last_layer()
 
     def slab(self, layer: str, side: Side) -> Slab | str:
-        """The slab of a layer, or why there is none."""
+        """Returns the slab of a layer, or the reason why there is none."""
         module = self.model.get_submodule(layer)
         obstacle = self._obstacle(module)
         if obstacle:
@@ -232,7 +234,7 @@ class _Structure:
         if side == "in":
             chain = next((chain for chain in self.chains if chain.producer == layer), None)
             if chain is None:
-                return self.calls[layer][0].reason or "its calls differ in what becomes of its outputs"
+                return self.calls[layer][0].reason or "its calls differ in how its outputs are used"
         else:
             chain = next((chain for chain in self.chains if self._reads_nothing_else(layer, chain)), None)
             if chain is None:
@@ -243,7 +245,7 @@ class _Structure:
         return Slab(layer, side, chain.units, normalised=side == "in" and self._normalises_units(chain))
 
     def _normalises_units(self, chain: Chain) -> bool:
-        """Whether each unit is normalised by itself, so that a factor on its weights is cancelled."""
+        """Returns whether each unit is normalised separately, which cancels a factor on its weights."""
         norm = self.model.get_submodule(chain.norm) if chain.norm else None
         if isinstance(norm, nn.GroupNorm):
             return norm.num_groups == norm.num_channels
@@ -252,13 +254,13 @@ class _Structure:
         return norm is not None
 
     def _follow(self, module: nn.Module, in_part: bool) -> None:
-        """Takes up the calls inside `module`; if it is not one flow, those inside its children, each by itself."""
+        """Collects the calls inside `module`; if it cannot be traced, those inside each of its children."""
         graph = _trace(module)
         if graph is None:
             for child in module.children():
                 self._follow(child, in_part=True)
             return
-        flow = _Flow(module, self.names, graph, leads_on=in_part or isinstance(module, TRANSFORMER_LAYERS))
+        flow = _Flow(module, self.names, graph, in_part=in_part or isinstance(module, TRANSFORMER_LAYERS))
         self._used_directly |= flow.used_directly()
         calls = flow.calls()
         for node in graph.nodes:
@@ -268,7 +270,7 @@ class _Structure:
                 self._follow(flow.module(node), in_part=True)
 
     def _obstacle(self, layer: nn.Module) -> str | None:
-        """Why the weight of a layer may not be sparsified, whatever the side."""
+        """Returns why the weight of a layer cannot be sparsified on any side, or None."""
         weight, name = layer._parameters.get("weight"), self.names[layer]
         if isinstance(layer, NonDynamicallyQuantizableLinear):
             return "attention projection"
@@ -302,7 +304,7 @@ class _Structure:
         )
 
     def _last_layer(self) -> set[str]:
-        """In a model seen in parts, the last layer registered is held to be the output, but for a transformer's."""
+        """Returns the last registered layer as the output of a model traced in parts, unless it is in a transformer."""
         layers = [name for module, name in self.names.items() if isinstance(module, LAYERS)]
         last = layers[-1:]
         parents = [".".join(name.split(".")[:depth]) for name in last for depth in range(name.count(".") + 1)]
@@ -312,7 +314,7 @@ class _Structure:
 
 @dataclass(frozen=True)
 class _Found:
-    """A chain and the steps at which its units are read, or the reason why there is none."""
+    """A chain and the nodes that read its units, or the reason why there is none."""
 
     chain: Chain | None = None
     reason: str = ""
@@ -323,51 +325,51 @@ class _Flow:
     """The data flow through one traced module.
 
     Args:
-        names: of all modules of the model.
-        leads_on: other weights are taken to come after the module's outputs.
+        names: the names of all modules of the model.
+        in_part: whether only this module was traced, so that other weights are assumed to come after its outputs.
     """
 
-    def __init__(self, module: nn.Module, names: dict[nn.Module, str], graph: fx.Graph, leads_on: bool) -> None:
+    def __init__(self, module: nn.Module, names: dict[nn.Module, str], graph: fx.Graph, in_part: bool) -> None:
         self._root = module
         self._names = names
         self._nodes = list(graph.nodes)
-        self._leads_on = leads_on
-        # Steps that depend on parameters and buffers alone.
+        self._in_part = in_part
+        # Nodes that depend only on parameters and buffers.
         self._stored: set[fx.Node] = set()
         for node in self._nodes:
             if node.op == "get_attr" or (node.all_input_nodes and self._stored.issuperset(node.all_input_nodes)):
                 self._stored.add(node)
-        # Whether a weight comes after a step.
-        self._goes_on: dict[fx.Node, bool] = {}
+        # Whether a weight comes after a node.
+        self._is_hidden: dict[fx.Node, bool] = {}
         for node in reversed(self._nodes):
-            self._goes_on[node] = any(self._weighs(user) or self._goes_on[user] for user in _readers(node))
+            self._is_hidden[node] = any(self._uses_weights(user) or self._is_hidden[user] for user in _readers(node))
 
     def module(self, node: fx.Node) -> nn.Module | None:
-        """The module that is called at a step."""
+        """Returns the module that a node calls, if any."""
         return self._root.get_submodule(node.target) if node.op == "call_module" else None
 
     def name(self, node: fx.Node) -> str:
         return self._names[self.module(node)]
 
     def used_directly(self) -> set[int]:
-        """Identities of the parameters that are read otherwise than by calling their module."""
+        """Returns the ids of the parameters that are read without a call of their module."""
         nodes = [node for node in self._nodes if node.op == "get_attr" and _readers(node)]
         parameters = dict(self._root.named_parameters(remove_duplicate=False))
         return {id(parameters[node.target]) for node in nodes if node.target in parameters}
 
     def calls(self) -> dict[fx.Node, _Call]:
-        """The steps at which a Linear or convolution is called."""
+        """Returns the calls of Linear layers and convolutions by node."""
         layers = [node for node in self._nodes if isinstance(self.module(node), LAYERS)]
         found = {node: self._chain(node) for node in layers}
         reads = {reader: self.name(node) for node in layers for reader in found[node].readers}
         return {
-            node: _Call(found[node].chain, found[node].reason, reads.get(node), not self._goes_on[node], self._leads_on)
-            for node in layers
+            node: _Call(each.chain, each.reason, reads.get(node), not self._is_hidden[node], self._in_part)
+            for node, each in found.items()
         }
 
     def _chain(self, node: fx.Node) -> _Found:
-        """Follows the outputs of a layer to the activation on them."""
-        if not self._goes_on[node]:
+        """Finds the activation of a layer's outputs and the layers that read it."""
+        if not self._is_hidden[node]:
             return _Found(reason="output layer")
         producer, norm, before = self.module(node), None, node
         if getattr(producer, "groups", 1) != 1:
@@ -383,13 +385,13 @@ class _Flow:
         activation = self._activation(following[0], before)
         if activation is None:
             return _Found(reason="no activation directly after it")
-        readers, kept, exclusive = self._spread(following[0], producer)
+        readers, kept, exclusive = self._find_readers(following[0], producer)
         exclusive = exclusive and len(node.users) == len(before.users) == 1
         consumers = tuple(dict.fromkeys(self.name(reader) for reader in readers))
         return _Found(Chain(self.name(node), norm, activation, consumers, kept, exclusive), readers=readers)
 
-    def _spread(self, activation: fx.Node, producer: nn.Module) -> tuple[list[fx.Node], Kept, bool]:
-        """The layers that read an activation, what comes through to all of them, and whether nothing else reads it."""
+    def _find_readers(self, activation: fx.Node, producer: nn.Module) -> tuple[list[fx.Node], Kept, bool]:
+        """Returns the layers that read an activation, what all of them receive, and whether nothing else reads it."""
         readers, kept, exclusive = set(), Kept.CONSTANTS, True
         pending = [activation]
         while pending:
@@ -411,17 +413,17 @@ class _Flow:
             return None
         module = self.module(node)
         if module is not None:
-            turns_signs = any(getattr(module, slope, 0) < 0 for slope in SLOPES)
-            return self.name(node) if isinstance(module, ACTIVATIONS) and not turns_signs else None
+            flips_sign = any(getattr(module, slope, 0) < 0 for slope in SLOPES)
+            return self.name(node) if isinstance(module, ACTIVATIONS) and not flips_sign else None
         known = ACTIVATION_METHODS if node.op == "call_method" else ACTIVATION_FUNCTIONS
-        further = (*node.args[1:], *node.kwargs.values())
-        if node.target not in known or any(isinstance(each, int | float) and each < 0 for each in further):
+        others = (*node.args[1:], *node.kwargs.values())
+        if node.target not in known or any(isinstance(each, int | float) and each < 0 for each in others):
             return None
         kwargs = tuple((name, each) for name, each in node.kwargs.items() if each is not value)
         return FunctionalActivation(node.target, tuple(node.args[1:]), kwargs)
 
     def _is_norm(self, node: fx.Node, value: fx.Node, producer: nn.Module) -> bool:
-        """Whether a step normalises `value`, whose channels are the producer's outputs."""
+        """Returns whether a node is a norm over `value`, whose channels are the producer's outputs."""
         norm, (channels, _) = self.module(node), _widths(producer)
         if not isinstance(norm, NORMS[_axes_of(producer)]) or node.args != (value,):
             return False
@@ -442,7 +444,7 @@ class _Flow:
         )
 
     def _passes(self, node: fx.Node, value: fx.Node, producer: nn.Module) -> Kept | None:
-        """What of `value` comes unchanged through a step that leaves its channels apart; None for any other step."""
+        """Returns what of `value` passes a node unchanged; None if the node does not keep its channels separate."""
         module, axes = self.module(node), _axes_of(producer)
         if isinstance(module, IDENTITIES):
             return Kept.CONSTANTS
@@ -454,10 +456,10 @@ class _Flow:
             return Kept.CONSTANTS if node.kwargs.get("training") is False else Kept.NOTHING
         return None
 
-    def _weighs(self, node: fx.Node) -> bool:
-        """Whether a step is a product with weights, or leads to one outside."""
+    def _uses_weights(self, node: fx.Node) -> bool:
+        """Returns whether a node is a product with weights, or an output that is read by one outside."""
         if node.op == "output":
-            return self._leads_on
+            return self._in_part
         if node.op != "call_module":
             return node.target in PRODUCTS and not self._stored.isdisjoint(node.all_input_nodes)
         module = self.module(node)
@@ -467,7 +469,7 @@ class _Flow:
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:
-    """The steps that use the values of `node`, not only its shape, dtype or device."""
+    """Returns the nodes that use the values of `node`, not only its shape, dtype or device."""
     return [user for user in node.users if not _reads_metadata(user)]
 
 
@@ -478,12 +480,12 @@ def _reads_metadata(node: fx.Node) -> bool:
 
 
 def _axes_of(layer: nn.Module) -> int:
-    """Axes of a layer's weight beyond [out, in]."""
+    """Returns the number of axes of a layer's weight beyond [out, in]."""
     return next(axes for axes, kind in enumerate(LAYERS) if isinstance(layer, kind))
 
 
 def _widths(layer: nn.Module) -> tuple[int, int]:
-    """(outputs, inputs) of a Linear or convolution."""
+    """Returns (outputs, inputs) of a Linear or convolution."""
     if isinstance(layer, nn.Linear):
         return layer.out_features, layer.in_features
     return layer.out_channels, layer.in_channels
@@ -495,33 +497,33 @@ class _Tracer(fx.Tracer):
         self.traced_func_name = entry
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _is_step(m)
+        return _is_leaf(m)
 
 
-def _is_step(module: nn.Module) -> bool:
-    """Whether calling `module` runs code of torch.nn that is not to be looked into."""
+def _is_leaf(module: nn.Module) -> bool:
+    """Returns whether `module` runs code of torch.nn, which is traced as a single node."""
     forward = vars(module).get("forward", getattr(type(module), "forward", None))
-    home = str(getattr(forward, "__module__", None))
-    return home.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, nn.Sequential)
+    namespace = str(getattr(forward, "__module__", None))
+    return namespace.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, nn.Sequential)
 
 
 def _trace(module: nn.Module) -> fx.Graph | None:
-    """The data flow through `module`, or None if it is a single step or cannot be traced."""
-    if _is_step(module) and not isinstance(module, TRANSFORMER_LAYERS):
+    """Returns the data flow through `module`, or None if it is a single node or cannot be traced."""
+    if _is_leaf(module) and not isinstance(module, TRANSFORMER_LAYERS):
         return None
-    tracer = _Tracer("_ff_block" if _is_step(module) else "forward")
-    for constants in _ways_to_call(module):
-        # A forward pass may raise anything when it is given no data.
+    tracer = _Tracer("_ff_block" if _is_leaf(module) else "forward")
+    for constants in _constant_arguments(module):
+        # A forward pass may raise any exception when it is called without data.
         try:
             with torch.random.fork_rng(devices=[]):
-                return tracer.trace(_hollow_copy(module), constants)
+                return tracer.trace(_meta_copy(module), constants)
         except Exception:
             continue
     return None
 
 
-def _ways_to_call(module: nn.Module) -> list[dict[str, Any]]:
-    """Arguments to hold constant: those with defaults, as most calls leave them; or none."""
+def _constant_arguments(module: nn.Module) -> list[dict[str, Any]]:
+    """Returns the sets of arguments to hold constant: those with defaults, which most calls use, then none."""
     parameters = inspect.signature(type(module).forward).parameters.values()
     defaults = {
         each.name: each.default for each in parameters if isinstance(each.default, bool | int | float | str | None)
@@ -529,8 +531,8 @@ def _ways_to_call(module: nn.Module) -> list[dict[str, Any]]:
     return [defaults, {}] if defaults else [{}]
 
 
-def _hollow_copy(module: nn.Module) -> nn.Module:
-    """A copy in evaluation mode whose parameters have shapes but no values; hooks are left out."""
+def _meta_copy(module: nn.Module) -> nn.Module:
+    """Returns a copy in evaluation mode with parameters on the meta device and without hooks."""
     memo: dict[int, Any] = without_history(module)
     for each in module.modules():
         memo[id(each._forward_hooks)] = OrderedDict()
@@ -543,18 +545,18 @@ def _hollow_copy(module: nn.Module) -> nn.Module:
 
 
 def _report(structure: _Structure, slabs: list[Slab], side: str) -> str:
-    """Two tables: the slabs, and the layers that hold none."""
+    """Returns two tables: the slabs, and the layers that were skipped."""
     shown = [("layer", "side", "units", "shape [units x fan]")]
     for slab in slabs:
         units, fan = slab_shape(structure.model.get_submodule(slab.name).weight, slab.side)
         shown.append((slab.name, slab.side, ", ".join(slab.units), f"{units} x {fan}"))
-    passed_over = [("passed over", "reason")]
+    skipped = [("skipped", "reason")]
     taken = {slab.name for slab in slabs}
     for module, name in structure.names.items():
         if isinstance(module, LAYERS) and name not in taken:
             reasons = [structure.slab(name, each) for each in (("in", "out") if side == "both" else (side,))]
-            passed_over.append((name, "; ".join(dict.fromkeys(reasons))))
-    return "\n".join((*_columns(shown), "", *_columns(passed_over)))
+            skipped.append((name, "; ".join(dict.fromkeys(reasons))))
+    return "\n".join((*_columns(shown), "", *_columns(skipped)))
 
 
 def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:
