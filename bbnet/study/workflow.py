@@ -11,16 +11,8 @@ from typing import Any
 
 import yaml
 
-from bbnet.study.config import (
-    ConfigError,
-    Knobs,
-    Study,
-    check_schedules,
-    check_sources,
-    check_writable,
-    read_knobs,
-    read_study,
-)
+from bbnet.study import config as configuration
+from bbnet.study.config import ConfigError, Knobs, Study
 from bbnet.study.discover import has_buckets, has_pairs, has_panels
 from bbnet.study.grid import Run, dense_run, panel_runs, runs
 from bbnet.study.machine import gpu_count
@@ -31,27 +23,13 @@ from bbnet.study.record import run_status
 Part = tuple[str | None, str | None]
 WHOLE_STUDY: Part = (None, None)
 SUMMARY = (
-    "runs.csv",
-    "cells.csv",
-    "contrasts.csv",
-    "claims.csv",
-    "slabs.csv",
-    "grid.csv",
+    *(f"{name}.csv" for name in ("runs", "cells", "contrasts", "claims", "slabs", "grid", "timing")),
+    *(f"{name}.parquet" for name in ("items", "units", "history", "refreshes")),
     "study.json",
-    "timing.csv",
-    "items.parquet",
-    "units.parquet",
-    "history.parquet",
-    "refreshes.parquet",
 )
 COLLECTED = (
-    "record.json",
-    "history.csv",
-    "refreshes.csv",
-    "metrics.json",
-    "cost.json",
-    "units.csv",
-    "codes.csv",
+    *(f"{name}.csv" for name in ("history", "refreshes", "units", "codes")),
+    *(f"{name}.json" for name in ("record", "metrics", "cost")),
     "items.parquet",
 )
 
@@ -214,14 +192,14 @@ class Workflow:
 
 def open_workflow(config: Mapping[str, Any]) -> Workflow:
     """Reads and checks the study that `config` (config.yaml and `--config`) names; raises ConfigError."""
-    knobs = read_knobs(config)
-    study = read_study(knobs.study, Path("studies"))
+    knobs = configuration.read_knobs(config)
+    study = configuration.read_study(knobs.study, Path("studies"))
     if knobs.results_from == "runs":
         file = Path("studies", f"{knobs.study}.yaml")
-        check_sources(study, file)
-        check_schedules(study, file)
-        check_writable("data_dir", Path(knobs.data_dir))
-        check_writable("results_dir", Path(knobs.results_dir))
+        configuration.check_sources(study, file)
+        configuration.check_schedules(study, file)
+        configuration.check_writable("data_dir", Path(knobs.data_dir))
+        configuration.check_writable("results_dir", Path(knobs.results_dir))
     recipes = Recipes(study, knobs)
     gpus = int(knobs.device == "cuda" or (knobs.device == "auto" and gpu_count() > 0))
     from_reference = knobs.results_from == "reference"

@@ -19,8 +19,7 @@ class WeightMaskingParameters(AlgorithmParameters):
     """Parameters of every algorithm that masks weights."""
 
     side: Literal["in", "out", "both"] = Field(
-        "in",
-        description="Which connections of a unit are masked: its inputs, its outputs, or one of them per block.",
+        "in", description="Which connections of a unit are masked: its inputs, its outputs, or one of them per block."
     )
     pattern: str | None = Field(
         None,

@@ -1,3 +1,1 @@
 from bbnet.sparsity.parameters import SparseFromStartParameters as Parameters
-
-__all__ = ["Parameters"]

@@ -1,3 +1,1 @@
 from bbnet.sparsity.parameters import DropAndGrowParameters as Parameters
-
-__all__ = ["Parameters"]

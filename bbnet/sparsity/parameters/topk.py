@@ -1,3 +1,1 @@
 from bbnet.sparsity.parameters import AlgorithmParameters as Parameters
-
-__all__ = ["Parameters"]

@@ -24,25 +24,6 @@ from bbnet.tasks.asr.settings import SpeechTraining as TrainingSettings
 from bbnet.tasks.asr.settings import Transformer as ModelSettings
 from bbnet.tasks.task import Items
 
-__all__ = [
-    "METRICS",
-    "SELECTION",
-    "ModelSettings",
-    "TrainingSettings",
-    "augment",
-    "build_model",
-    "evaluate",
-    "example_inputs",
-    "fetch",
-    "loss",
-    "metrics",
-    "open_split",
-    "prepare",
-    "random_batch",
-    "slabs",
-    "valid_positions",
-]
-
 CHARACTERS_PER_SECOND = 14  # of read English, including spaces
 CHARACTERS_PER_PIECE = 4
 SHORTEST_FRAMES = 7  # accepted by the convolutions

@@ -19,25 +19,6 @@ from bbnet.tasks.change.settings import Settings
 from bbnet.tasks.settings import FixedBatchTraining as TrainingSettings
 from bbnet.tasks.task import Items
 
-__all__ = [
-    "METRICS",
-    "SELECTION",
-    "ModelSettings",
-    "TrainingSettings",
-    "augment",
-    "build_model",
-    "evaluate",
-    "example_inputs",
-    "fetch",
-    "loss",
-    "metrics",
-    "open_split",
-    "prepare",
-    "random_batch",
-    "slabs",
-    "valid_positions",
-]
-
 TILES_BY_PLANE = 256  # pixels of a side
 
 

@@ -22,26 +22,6 @@ from bbnet.tasks.face.settings import ResNet as ModelSettings
 from bbnet.tasks.face.settings import Settings
 from bbnet.tasks.task import Items
 
-__all__ = [
-    "METRICS",
-    "SELECTION",
-    "ModelSettings",
-    "TrainingSettings",
-    "augment",
-    "build_model",
-    "evaluate",
-    "example_inputs",
-    "fetch",
-    "load_pretrained",
-    "loss",
-    "metrics",
-    "open_split",
-    "prepare",
-    "random_batch",
-    "slabs",
-    "valid_positions",
-]
-
 
 def open_split(prepared: Path, index: Mapping[str, Any], split: str) -> Faces:
     return FacesToScore(prepared, index) if split == "test" else Faces(prepared, index, split)
