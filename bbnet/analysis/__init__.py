@@ -1,1 +1,1 @@
-"""Computes the summary of a study's runs and its statistics. It depends on no task and imports no torch."""
+"""Computes the summary of a study's runs and its statistics. Independent of the tasks; does not import torch."""

@@ -1,4 +1,4 @@
-"""Tests what the paper claims of units, slab by slab: balance of on-rate and degree, entropy, correlation, rank."""
+"""Tests the paper's claims about units in each slab: balance of on-rate and degree, entropy, correlation, rank."""
 
 import numpy as np
 import pandas as pd
@@ -7,8 +7,8 @@ from bbnet.analysis.collect import KEYS
 
 SLAB = ["slab", "slab_side"]
 WARM_START = ["task", "model", "seed", *SLAB, "unit"]
-NO_SPREAD = 1e-9  # sums of squares below this are rounding errors
-CLIP = 1e-3  # of on-rates, as in the allocation of degrees
+NO_SPREAD = 1e-9  # sums of squares up to this are rounding errors
+CLIP = 1e-3  # minimum distance of on-rates from 0 and 1, as in the allocation of degrees
 MEASURES = {
     "binary_entropy": "entropy of a unit (bits)",
     "code_entropy": "entropy of codes (bits per unit)",
@@ -18,24 +18,24 @@ MEASURES = {
 
 
 def selectivity(on_rates: pd.Series) -> pd.Series:
-    """Returns log((1 - a) / a), with a clipped to [1e-3, 1 - 1e-3]."""
+    """Returns log((1 - a) / a) of on-rates a, clipped to [1e-3, 1 - 1e-3]."""
     rates = on_rates.clip(CLIP, 1 - CLIP)
     return np.log((1 - rates) / rates)
 
 
 def slabs_table(codes: pd.DataFrame, units: pd.DataFrame) -> pd.DataFrame:
-    """Returns one row per run and slab: `codes_table`, and how well its units fit the balance line.
+    """Returns one row per run and slab: the columns of `codes_table`, and the fit of the balance line to its units.
 
-    The line is selectivity = slope * degree + intercept, by least squares over the units that are not silent. `slope`
-    and `r2` use the on-rates of the run, `slope_before` and `r2_before` those of the warm start with the same degrees.
+    The line selectivity = slope * degree + intercept is fitted by least squares to the units that are not silent. `slope`
+    and `r2` use the on-rates of the run; `slope_before` and `r2_before` those of the warm start, with the run's degrees.
     They are NaN if all degrees or all selectivities are equal, as in a dense slab.
     """
     of_runs = with_warm_start(units)
-    heard = of_runs[~of_runs["silent"].astype(bool)]
+    active = of_runs[~of_runs["silent"].astype(bool)]
     fits = pd.concat(
         [
-            _fit(heard, selectivity(heard["on_rate"]), ""),
-            _fit(heard, selectivity(heard["on_rate_before"]), "_before"),
+            _fit(active, selectivity(active["on_rate"]), ""),
+            _fit(active, selectivity(active["on_rate_before"]), "_before"),
         ],
         axis=1,
     )
@@ -43,7 +43,7 @@ def slabs_table(codes: pd.DataFrame, units: pd.DataFrame) -> pd.DataFrame:
 
 
 def with_warm_start(units: pd.DataFrame) -> pd.DataFrame:
-    """Returns the units of runs with an additional column `on_rate_before`, that of the warm start."""
+    """Returns the units of runs with the additional column `on_rate_before`, the on-rate in the warm start."""
     before = units[units["phase"] == "warm_up"][[*WARM_START, "on_rate"]]
     return units[units["phase"] == "run"].merge(before, on=WARM_START, how="left", suffixes=("", "_before"))
 
@@ -64,10 +64,10 @@ def _fit(units: pd.DataFrame, y: pd.Series, suffix: str) -> pd.DataFrame:
 
 
 def claims_table(slabs: pd.DataFrame) -> pd.DataFrame:
-    """Returns a tidy table: run keys, `measure`, `value`, and `dense`, the value of the dense run of the same seed.
+    """Returns one row per run and measure: `value`, and `dense`, the value of the dense run of the same seed.
 
-    A run's value is the mean over its slabs, weighted by their number of units; that of dense is over the same slabs.
-    R^2 of the balance line has no value for dense.
+    Both are means over the slabs of the run, weighted by their numbers of units. R^2 of the balance line has no value for
+    dense.
     """
     names = [*MEASURES, "r2", "r2_before"]
     weighted = slabs.melt([*KEYS, *SLAB, "units"], names, "measure", "value").dropna(subset="value")

@@ -1,4 +1,4 @@
-"""Collects the folders of runs into the tidy tables of the summary."""
+"""Reads the folders of all runs and combines them into the tables of the summary."""
 
 import json
 import math
@@ -30,10 +30,11 @@ class Cell:
     """A run of the study and its status.
 
     Args:
-        keys: its `KEYS`.
+        keys: the values of `KEYS`.
         folder: the run's folder.
-        status: `done`, `failed`, `stale` or `missing`, with details in `why`.
-        taken: whether the run is part of the summary.
+        status: `done`, `failed`, `stale` or `missing`.
+        why: the reason for the status; empty if there is none.
+        taken: whether the run is included in the summary.
     """
 
     keys: dict[str, Any]
@@ -45,7 +46,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Run:
-    """The files of a run that is part of the summary, read and checked."""
+    """The checked contents of the files of a run that is included in the summary."""
 
     keys: dict[str, Any]
     record: dict[str, Any]
@@ -61,11 +62,11 @@ class Run:
 def read_runs(
     cells: Sequence[Cell], metrics: Mapping[str, Metrics], selection: Mapping[str, str]
 ) -> tuple[list[Cell], list[Run]]:
-    """Reads the runs that are taken; returns them and the cells, where a run with invalid files has the status failed.
+    """Reads the runs of all taken cells. Returns the cells, with status failed if a run's files are invalid, and the runs.
 
     Args:
-        metrics: functions of items, by task. A metric may be NaN only if they return NaN.
-        selection: by task, the metric that must not be NaN.
+        metrics: by task, the function that computes metrics from items. A stored metric may be NaN only if it returns NaN.
+        selection: by task, the selection metric, which must not be NaN.
     """
     found, runs = [], []
     for cell in cells:
@@ -74,21 +75,21 @@ def read_runs(
             try:
                 runs.append(_read_run(cell, metrics[task], selection[task]))
             except ValueError as error:
-                cell = replace(cell, status="failed", why=f"{error}; removed, it is made again", taken=False)
+                cell = replace(cell, status="failed", why=f"{error}; delete the file to rerun the run", taken=False)
         found.append(cell)
     return found, runs
 
 
 def _read_run(cell: Cell, metrics: Metrics, selection: str) -> Run:
-    """Raises ValueError naming a file that is truncated, belongs to another run or contains an invalid number."""
+    """Reads a run. Raises ValueError naming a file that is truncated, of another run, or with an invalid number."""
     folder = cell.folder
     record, cost, values = (_read(folder / f"{name}.json", _read_json) for name in ("record", "cost", "metrics"))
     if record.get("run") != cell.keys:
-        raise ValueError(f"record.json: is of another run, {record.get('run')}")
+        raise ValueError(f"record.json: belongs to another run, {record.get('run')}")
     items = _read(folder / "items.parquet", pd.read_parquet)
     _check_metrics(values, items, metrics, selection)
     if not all(_is_number(cost.get(name)) for name in COSTS) or not _is_number(cost.get("flops", {}).get("sparse")):
-        raise ValueError("cost.json: has no density, net density or FLOPs")
+        raise ValueError("cost.json: density, net density or FLOPs is missing or not a finite number")
     history = _read(folder / "history.csv", pd.read_csv)
     history["selected"] = history["epoch"] == record["selected_epoch"]
     refreshes = _read(folder / "refreshes.csv", lambda path: pd.read_csv(path, dtype={"budget": str}))
@@ -106,15 +107,16 @@ def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
 def _check_metrics(values: Mapping[str, Any], items: pd.DataFrame, metrics: Metrics, selection: str) -> None:
     for name, value in values.items():
         if not isinstance(value, int | float) or math.isinf(value):
-            raise ValueError(f"metrics.json: {name} is {value!r}, no number")
+            raise ValueError(f"metrics.json: {name} is {value!r}, not a finite number or NaN")
     undefined = [name for name, value in values.items() if math.isnan(value)]
     if selection not in values or selection in undefined:
         raise ValueError(f"metrics.json: {selection} is {values.get(selection, 'missing')}")
     if undefined:
-        again = metrics({name: items[name].to_numpy() for name in items})
-        wrong = [name for name in undefined if not math.isnan(again.get(name, 0.0))]
+        recomputed = metrics({name: items[name].to_numpy() for name in items})
+        wrong = [name for name in undefined if not math.isnan(recomputed.get(name, 0.0))]
         if wrong:
-            raise ValueError(f"metrics.json: {wrong[0]} is nan, its items say {float(again.get(wrong[0], 0.0)):.6g}")
+            value = float(recomputed.get(wrong[0], 0.0))
+            raise ValueError(f"metrics.json: {wrong[0]} is nan, but items.parquet gives {value:.6g}")
 
 
 def _is_number(value: Any) -> bool:
@@ -122,27 +124,27 @@ def _is_number(value: Any) -> bool:
 
 
 def grid_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """Returns one row per run of the study, with `status` and `why`."""
+    """Returns one row per run of the study with its status and the reason for it."""
     return pd.DataFrame([cell.keys | {"status": cell.status, "why": cell.why} for cell in cells])
 
 
 def runs_table(runs: Sequence[Run], relative_metrics: Mapping[str, Callable] = MappingProxyType({})) -> pd.DataFrame:
-    """Returns run keys, metric and value: the metrics on test, those relative to dense, then `COST_METRICS`.
+    """Returns one row per run and metric: metrics on test, metrics relative to dense, and `COST_METRICS`.
 
-    `flops` are those of one sample; `churn` is `steady_churn`; `units_at_smallest` (degree k_min or less) and
-    `silent_units` (on dev) are shares of the units of all slabs.
+    `flops` is per sample; `churn` is `steady_churn`; `units_at_smallest` (degree k_min or less) and `silent_units` (on
+    dev) are shares of the units of all slabs.
 
     Args:
-        relative_metrics: by task, functions of the items of a run and of the dense run of the same seed. They have no
-            value if that run is not taken.
+        relative_metrics: by task, a function of the items of a run and of the dense run of the same seed. Its metrics are
+            omitted if that dense run is not taken.
     """
     dense = {_comparable(run): run for run in runs if run.keys["method"] == "dense"}
     rows = []
     for run in runs:
         values = dict(run.metrics)
-        beside = dense.get(_comparable(run))
-        if beside is not None and beside is not run and run.keys["task"] in relative_metrics:
-            relative = relative_metrics[run.keys["task"]](run.items, beside.items)
+        dense_run = dense.get(_comparable(run))
+        if dense_run is not None and dense_run is not run and run.keys["task"] in relative_metrics:
+            relative = relative_metrics[run.keys["task"]](run.items, dense_run.items)
             values |= {name: float(value) for name, value in relative.items()}
         values |= {name: run.cost[name] for name in COSTS} | {"flops": run.cost["flops"]["sparse"]}
         values |= {
@@ -155,10 +157,10 @@ def runs_table(runs: Sequence[Run], relative_metrics: Mapping[str, Callable] = M
 
 
 def steady_churn(refreshes: pd.DataFrame) -> float:
-    """Returns the share of connections changed by a refresh at the budget: pruned and regrown over old and new.
+    """Returns the share of connections that refreshes at the budget change: (pruned + regrown) / (before + after).
 
-    It is computed over all refreshes at the final budget except the first, which still reduces the density; 0 without
-    any.
+    The sums are over all refreshes at the final budget except the first, which still reduces the density. The share is
+    0 if there are none.
     """
     at_budget = refreshes[refreshes["budget"] == refreshes["budget"].iloc[-1]] if len(refreshes) else refreshes
     steady = at_budget[at_budget["step"] > at_budget["step"].min()]
@@ -173,17 +175,17 @@ def _comparable(run: Run) -> tuple[str, str, int]:
 
 
 def items_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Returns one row per run and item: run keys and the task's sufficient statistics."""
+    """Returns one row per run and test item with the task's sufficient statistics."""
     return _join([(run.keys, run.items) for run in runs])
 
 
 def history_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Returns one row per run and epoch. `selected` marks the epoch whose weights were scored."""
+    """Returns one row per run and epoch; `selected` is true for the epoch whose weights were scored."""
     return _join([(run.keys, run.history) for run in runs])
 
 
 def refreshes_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Returns one row per run, refresh and slab: step, budget, connections, and those pruned and regrown."""
+    """Returns one row per run, refresh and slab: step, `budget_then`, and connections kept, pruned and regrown."""
     return _join([(run.keys, run.refreshes.rename(columns={"budget": "budget_then"})) for run in runs])
 
 
@@ -197,7 +199,7 @@ def units_table(runs: Sequence[Run], warm_ups: Sequence[tuple[dict[str, Any], Pa
 
 
 def codes_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Returns one row per run and slab with the joint measures of its units, `bbnet.training.codes.MEASURES`."""
+    """Returns one row per run and slab with the joint statistics of its units, `bbnet.training.codes.MEASURES`."""
     return _join([(run.keys, _side_of_slab(run.codes)) for run in runs])
 
 
@@ -206,7 +208,7 @@ def _side_of_slab(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def timing_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Returns time, memory, machine and date of each training, the only table that may differ between equal studies."""
+    """Returns date, time, memory and machine of each training, the only table that differs if a study is repeated."""
     measured = ("began", "seconds", "peak_memory_mib", "device")
     rows = [
         run.keys | {key: run.record[key] for key in measured} | {"host": run.record["environment"]["host"]}
@@ -216,7 +218,7 @@ def timing_table(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def _join(parts: Sequence[tuple[dict[str, Any], pd.DataFrame]], names: Sequence[str] = KEYS) -> pd.DataFrame:
-    """Concatenates all parts, each with its values of the columns `names` in front."""
+    """Concatenates the frames of all parts, with the values of the keys `names` as the first columns."""
     if not parts:
         return pd.DataFrame(columns=list(names))
     lengths = [len(frame) for _, frame in parts]
@@ -229,5 +231,5 @@ def _join(parts: Sequence[tuple[dict[str, Any], pd.DataFrame]], names: Sequence[
 def _read_json(path: Path) -> dict[str, Any]:
     content = json.loads(path.read_text())
     if not isinstance(content, dict):
-        raise ValueError(f"holds {type(content).__name__}, not a map")
+        raise ValueError(f"must be a map, found {type(content).__name__}")
     return content

@@ -20,15 +20,15 @@ COLUMNS = [
 
 
 def pairs(cells: list[tuple], methods: Mapping[str, Mapping[str, Any]], slabs: Mapping[tuple, Any]) -> Iterator[tuple]:
-    """Returns the pairs of cells to compare.
+    """Yields the pairs of cells to compare.
 
-    Each method is compared with dense, and Budgeted Broadcast with every other method on the same slabs at the same
-    budget. Each pair of variants of Budgeted Broadcast is compared once.
+    Each method is compared with dense. Budgeted Broadcast is compared with every other method on the same slabs at the
+    same budget, each pair of its variants once.
 
     Args:
-        cells: by `CELL_KEYS`.
-        methods: those of the study, with their parameters.
-        slabs: for each cell, a description of its slabs.
+        cells: values of `CELL_KEYS`.
+        methods: parameters of each method of the study. Methods with the parameters `PUBLISHED` are Budgeted Broadcast.
+        slabs: by cell, a description of its slabs, as from `slabs_of`.
     """
     published = [label for label, method in methods.items() if PUBLISHED.items() <= method.items()]
     for cell in cells:
@@ -41,8 +41,8 @@ def pairs(cells: list[tuple], methods: Mapping[str, Mapping[str, Any]], slabs: M
         (task, model, method, _, budget), (of_task, of_model, reference, _, of_budget) = cell, other
         if (task, model, budget) != (of_task, of_model, of_budget) or reference in ("dense", method):
             continue
-        once = reference not in published or published.index(method) < published.index(reference)
-        if once and slabs[cell] == slabs[other]:
+        first_of_pair = reference not in published or published.index(method) < published.index(reference)
+        if first_of_pair and slabs[cell] == slabs[other]:
             yield cell, other
 
 
@@ -52,15 +52,15 @@ def contrasts_table(
     compared: Iterator[tuple],
     metrics: Mapping[str, Mapping[str, tuple[str, Literal["higher", "lower"]]]],
 ) -> pd.DataFrame:
-    """Returns one row per pair and metric; `effect` is the mean over common seeds of method minus reference.
+    """Returns one row per pair and metric; `effect` is the mean of method minus reference over their common seeds.
 
-    `low` and `high` are the 95 % interval by `half_width` of the differences. `p` is the corresponding p-value, and
-    `p_holm` is adjusted over all contrasts of the task (Holm 1979). With one seed both describe the test items alone,
-    as `variation` says. `differences` are those of the single seeds. `verdict` is better or worse if p_holm is below 5
-    %, else none.
+    `low` and `high` are the 95 % interval from `half_width`, `p` is the corresponding p-value, and `p_holm` is adjusted
+    over all contrasts of the task (Holm 1979). `variation` names what they account for: seeds and items, or only items
+    if there is one seed. `differences` lists the difference of each seed. `verdict` is better or worse if p_holm is
+    below 5 %, else none.
 
     Args:
-        metrics: by task, the metrics to compare, with unit and better direction.
+        metrics: by task, the metrics to compare, each with its unit and the direction that is better.
     Raises: ValueError if two cells were scored on different items.
     """
     values = {keys: cell.set_index("seed")["value"] for keys, cell in runs.groupby([*CELL_KEYS, "metric"])}
@@ -83,7 +83,7 @@ def contrasts_table(
 def _contrast(
     cell: tuple, reference: tuple, metric: str, values: Mapping[tuple, pd.Series], resampled: Mapping[tuple, Resampled]
 ) -> dict[str, Any] | None:
-    """Returns None if the two cells have no common seed with a value."""
+    """Returns one row of `contrasts_table`, or None if no common seed of the two cells has a value."""
     own, other = resampled[cell], resampled[reference]
     if not np.array_equal(own.items, other.items):
         raise ValueError(f"{'/'.join(cell)} and {'/'.join(reference)} were scored on different items")
@@ -91,8 +91,8 @@ def _contrast(
     differences = (values.get((*cell, metric), none) - values.get((*reference, metric), none)).dropna().sort_index()
     if not len(differences):
         return None
-    places = [[one.seeds.index(seed) for seed in differences.index] for one in (own, other)]
-    draws = own.draws[metric][places[0]] - other.draws[metric][places[1]]
+    indices = [[one.seeds.index(seed) for seed in differences.index] for one in (own, other)]
+    draws = own.draws[metric][indices[0]] - other.draws[metric][indices[1]]
     variance, effect = item_variance(draws), float(differences.mean())
     half = half_width(differences.to_numpy(), variance)
     return dict(zip(CELL_KEYS, cell, strict=True)) | {
@@ -110,10 +110,10 @@ def _contrast(
 
 
 def p_value(differences: np.ndarray, variance: float) -> float:
-    """Returns the two-sided p-value of the mean of `differences` [seeds] being 0, consistent with `half_width`."""
+    """Returns the two-sided p-value of the hypothesis that `differences` [seeds] have mean 0, as in `half_width`."""
     seeds, effect = len(differences), abs(float(np.mean(differences)))
-    spread = 0.0 if seeds == 1 else np.var(differences, ddof=1) / seeds
-    error = np.sqrt(spread + variance)
+    seed_variance = 0.0 if seeds == 1 else np.var(differences, ddof=1) / seeds
+    error = np.sqrt(seed_variance + variance)
     if error == 0:
         return 1.0 if effect == 0 else 0.0
     distribution = stats.norm() if seeds == 1 else stats.t(seeds - 1)
@@ -121,7 +121,7 @@ def p_value(differences: np.ndarray, variance: float) -> float:
 
 
 def holm(p: pd.Series) -> pd.Series:
-    """Returns adjusted p-values: the running maximum of (m - i) p_(i), with i from 0, at most 1."""
+    """Returns p-values adjusted by Holm's method: the running maximum of (m - i) p_(i) with i from 0, at most 1."""
     order = np.argsort(p.to_numpy(), kind="stable")
     factors = len(p) - np.arange(len(p))
     adjusted = np.maximum.accumulate(p.to_numpy()[order] * factors).clip(max=1)
@@ -129,7 +129,7 @@ def holm(p: pd.Series) -> pd.Series:
 
 
 def slabs_of(units: pd.DataFrame) -> dict[tuple, frozenset]:
-    """Returns the slabs of each cell: names and numbers of connections.
+    """Returns the slabs of each cell as a set of (name, number of connections).
 
     Args:
         units: `collect.units_table`.

@@ -1,4 +1,4 @@
-"""Computes mean, sd and interval of every cell. Items are crossed with seeds: all seeds share one test set."""
+"""Computes the mean, sd and 95 % interval of every cell. Items are crossed with seeds: all seeds share one test set."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ Metrics = Callable[..., Mapping[str, np.ndarray]]
 def half_width(seed_values: np.ndarray, item_variance: float) -> float:
     """Returns the half-width of the 95 % interval of a mean over seeds: t(S-1) * sqrt(s2_seed / S + v_item).
 
-    With one seed the variance over seeds is unknown, and the interval is the normal one of the items alone.
+    With one seed the variance over seeds is unknown; the interval is then normal and covers the items only.
 
     Args:
-        seed_values: [seeds].
+        seed_values: [seeds], the value of each seed.
         item_variance: variance of the mean due to the choice of the test items.
     """
     seeds = len(seed_values)
@@ -36,15 +36,15 @@ def half_width(seed_values: np.ndarray, item_variance: float) -> float:
 def bootstrap(
     items: Mapping[str, np.ndarray], metrics: Metrics, dense: Mapping[str, np.ndarray] | None = None
 ) -> dict[str, np.ndarray]:
-    """Returns each metric [seeds, replicates] for bootstrap samples of the test items, the same for every seed.
+    """Returns each metric, [seeds, replicates], on bootstrap samples of the test items shared by all seeds.
 
-    Every call draws the same samples for the same number of items, so the replicates of two cells with the same items
-    are paired.
+    The random seed is fixed: calls with the same number of items draw the same samples, so the replicates of two cells
+    with the same items are paired.
 
     Args:
-        items: sufficient statistics, [seeds, items], the same items in the same order for every seed.
-        metrics: the task's metrics, a function of items and weights, or of items, `dense` and weights.
-        dense: items of the dense runs, in the same form.
+        items: sufficient statistics, [seeds, items], with the same items in the same order for every seed.
+        metrics: the task's metrics, called with items and weights, or with items, `dense` and weights if `dense` is given.
+        dense: items of the dense runs, in the same format.
     """
     count = next(iter(items.values())).shape[-1]
     generator = np.random.default_rng(0)
@@ -62,7 +62,7 @@ def bootstrap(
 def item_variance(draws: np.ndarray) -> float:
     """Returns the variance of the mean over seeds due to the choice of test items, from `draws` [seeds, replicates].
 
-    Replicates with NaN, such as the error rate of words that were not drawn, are left out.
+    Replicates whose mean is NaN (e.g. the error rate of words that were not drawn) are ignored.
     """
     means = draws.mean(axis=0)
     defined = means[~np.isnan(means)]
@@ -74,10 +74,10 @@ class Resampled:
     """A cell evaluated on bootstrap samples of the test items.
 
     Args:
-        seeds: the cell's seeds.
-        items: names of its items, in the order in which they are drawn.
-        variances: variance of each metric's mean over seeds.
-        draws: [seeds, replicates] of the metrics to compare.
+        seeds: the cell's seeds, sorted.
+        items: names of the cell's items, in the order used for the bootstrap.
+        variances: by metric, the item variance of the mean over seeds.
+        draws: by metric to compare, the bootstrap values, [seeds, replicates].
     """
 
     seeds: list[int]
@@ -93,14 +93,14 @@ def resample_cells(
     contrasted: Mapping[str, Sequence[str]] = MappingProxyType({}),
     apply: Callable[..., Iterable] = map,
 ) -> dict[tuple, Resampled]:
-    """Returns the bootstrap of every cell, by `CELL_KEYS`.
+    """Returns the bootstrap results of every cell, keyed by the values of `CELL_KEYS`.
 
     Args:
         items: `collect.items_table`.
-        metrics: by task.
-        relative_metrics: by task, where it has such, the metrics relative to the dense runs of the same seeds.
-        contrasted: by task, the metrics whose draws are kept.
-        apply: `map`, or the `map` of a pool of processes.
+        metrics: by task, the function that computes its metrics.
+        relative_metrics: by task that has them, the function for metrics relative to the dense runs of the same seeds.
+        contrasted: by task, the metrics whose bootstrap values are kept in `draws`.
+        apply: `map`, or the `map` of a process pool.
     """
     items_of = dict(iter(items.groupby(CELL_KEYS, sort=False)))
     tasks = [keys[0] for keys in items_of]
@@ -127,9 +127,9 @@ def _resampled(
     variances = {name: item_variance(values) for name, values in draws.items()}
     if dense is not None:
         own = items[items["seed"].isin(dense["seed"])]
-        theirs = dense[dense["seed"].isin(items["seed"])]
+        common_dense = dense[dense["seed"].isin(items["seed"])]
         if len(own):
-            relative = bootstrap(_paired_items(own)[0], relative_metrics, _paired_items(theirs)[0])
+            relative = bootstrap(_paired_items(own)[0], relative_metrics, _paired_items(common_dense)[0])
             variances |= {name: item_variance(values) for name, values in relative.items()}
     return Resampled(sorted(items["seed"].unique()), names, variances, {name: draws[name] for name in contrasted})
 
@@ -137,11 +137,11 @@ def _resampled(
 def cells_table(
     runs: pd.DataFrame, resampled: Mapping[tuple, Resampled], units: Mapping[str, Mapping[str, str]]
 ) -> pd.DataFrame:
-    """Returns one row per cell and metric: mean, sd, n_seeds, and the 95 % interval of the mean, `low` and `high`.
+    """Returns one row per cell and metric: mean, sd, n_seeds, and the 95 % interval of the mean, `low` to `high`.
 
     Args:
-        runs: `collect.runs_table`. Metrics without items (costs) have item variance 0.
-        units: unit of each metric, by task.
+        runs: `collect.runs_table`. Costs are not computed from items, so their item variance is 0.
+        units: by task, the unit of each metric.
     """
     rows = []
     for keys, cell in runs.groupby(CELL_KEYS, sort=False):
@@ -164,11 +164,11 @@ def cells_table(
 
 
 def curves_table(items: pd.DataFrame, curve: Metrics) -> pd.DataFrame:
-    """Returns one row per cell and point of a curve: mean, n_seeds, `seeds` (values of each), `low` and `high`.
+    """Returns one row per cell and point of a curve: mean, 95 % interval (`low`, `high`), n_seeds and each seed's value.
 
     Args:
         items: `collect.items_table` of one task and model.
-        curve: function of items and weights that returns values by point, as the task's metrics do by name.
+        curve: function of items and weights that returns a dict from point to values, like a task's metrics.
     """
     rows = []
     for keys, cell in items.groupby(CELL_KEYS, sort=False):
@@ -187,7 +187,7 @@ def curves_table(items: pd.DataFrame, curve: Metrics) -> pd.DataFrame:
 
 
 def _paired_items(items: pd.DataFrame) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Returns the columns of a cell as [seeds, items], except texts, and the texts, which name the items.
+    """Returns a cell's numeric columns as [seeds, items] arrays, and its text columns, which name the items.
 
     Raises: ValueError if the seeds were scored on different items.
     """

@@ -1,4 +1,4 @@
-"""Reads the tables of a summary when they are used."""
+"""Reads the tables of a summary on first use and caches them."""
 
 import json
 from functools import cache
@@ -9,15 +9,15 @@ import pandas as pd
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Reads a table of the summary. Budgets are text, and only empty fields are missing, whatever the labels."""
+    """Reads a table of the summary. Budgets are strings; only empty fields are NaN, so labels such as NA are kept."""
     return pd.read_csv(path, dtype={"budget": str}, keep_default_na=False, na_values=[""])
 
 
 class Summary:
-    """The folder of a summary, restricted to one task and model if they are given.
+    """The tables of a summary, restricted to one task and model if they are given.
 
     Args:
-        folder: the folder `summary`.
+        folder: the folder `summary` of a study.
     """
 
     def __init__(self, folder: Path, task: str | None = None, model: str | None = None) -> None:
@@ -27,7 +27,7 @@ class Summary:
         self.read = cache(self._read)
 
     def _read(self, name: str) -> pd.DataFrame:
-        """Reads `{name}.csv` or `{name}.parquet`; raises FileNotFoundError."""
+        """Reads `{name}.csv`, else `{name}.parquet`. Raises FileNotFoundError if neither exists."""
         path = self.folder / f"{name}.csv"
         table = read_csv(path) if path.exists() else pd.read_parquet(path.with_suffix(".parquet"))
         if self.task is None:
@@ -36,5 +36,5 @@ class Summary:
 
     @property
     def study(self) -> dict[str, Any]:
-        """The resolved study."""
+        """The study with all defaults filled in."""
         return json.loads((self.folder / "study.json").read_text())

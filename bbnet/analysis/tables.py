@@ -1,4 +1,4 @@
-"""Makes the tables of a paper from the summary."""
+"""Builds the tables of the results from the summary and formats them as Markdown and LaTeX."""
 
 import json
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ DASH = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """A table: `data` unrounded, `shown` as formatted text, and `bold`, the (row, heading) pairs to highlight."""
+    """A table with unrounded `data`, formatted text `shown`, and the (row, heading) pairs `bold` that are highlighted."""
 
     data: pd.DataFrame
     shown: pd.DataFrame
@@ -33,24 +33,24 @@ class Table:
 
 
 def results(summary: Summary, task: ModuleType) -> Table:
-    """Shows costs and metrics of every method and budget. The best of a budget is bold if its contrasts support it."""
+    """Returns costs and metrics of every method and budget. The best is bold if its contrasts are all significant."""
     metrics = {name: metric.unit for name, metric in task.METRICS.items() if metric.shown}
     data = results_table(summary.read("cells"), metrics)
     shown = shown_table(data, metrics)
     caption = (
         f"{summary.task}, {summary.model}: mean over seeds on test, 95 % interval in brackets. Churn: share of the "
-        "connections changed by a refresh at the budget; units at k_min or below, and silent on dev: shares of all."
+        "connections that a refresh at the budget changes. Units at k_min or below, and units silent on dev: share of all."
     )
     if data["seeds"].min() < FEW_SEEDS:
-        caption += " With so few seeds the intervals are wide (t is 12.7 for two), and they are not clipped."
+        caption += " With so few seeds the intervals are wide (t is 12.7 for two seeds); they are not clipped."
     bold = supported_best(data, summary.read("contrasts"), {name: task.METRICS[name].better for name in task.PRIMARY})
-    places = frozenset((row, f"{name} ({metrics[name]})") for row, name in bold)
-    caption += f" Bold: the best of a budget whose contrasts with the others are all significant; {len(places)} such."
-    return Table(data, shown, caption, places)
+    entries = frozenset((row, f"{name} ({metrics[name]})") for row, name in bold)
+    caption += " Bold: best of its budget, with significant contrasts to all other methods of its side"
+    return Table(data, shown, f"{caption} ({len(entries)} entries).", entries)
 
 
 def contrasts_table(summary: Summary, task: ModuleType) -> Table:
-    """Shows every contrast with its interval and adjusted p-value."""
+    """Returns every contrast with its interval and adjusted p-value."""
     data = summary.read("contrasts").drop(columns=["task", "model"])
     shown = data[["budget", "method", "reference", "metric", "n_seeds", "variation"]].astype(str)
     shown["difference"] = [
@@ -63,13 +63,13 @@ def contrasts_table(summary: Summary, task: ModuleType) -> Table:
     shown = shown.rename(columns={"n_seeds": "seeds", "variation": "varied", "p_holm": "p (Holm)"})
     caption = (
         f"{summary.task}, {summary.model}: mean of method minus reference on test, paired by seed and item, 95 % "
-        "interval in brackets; p adjusted over all contrasts of the task. Varied: what the interval knows of."
+        "interval in brackets. Varied: sources of variation in the interval. Holm: over all contrasts of the task."
     )
     return Table(data, shown, caption)
 
 
 def costs(summary: Summary, task: ModuleType) -> Table:
-    """Shows density, FLOPs, time and memory of every method and budget."""
+    """Returns density, FLOPs, training time and memory of every method and budget."""
     cells = summary.read("cells").pivot_table(index=CELL, columns="metric", values="mean", sort=False)
     timing = summary.read("timing").groupby(CELL, sort=False)[["seconds", "peak_memory_mib"]].mean()
     data = cells[["density", "net_density", "flops"]].join(timing)
@@ -84,14 +84,14 @@ def costs(summary: Summary, task: ModuleType) -> Table:
     shown["peak memory (MiB)"] = [f"{value:.0f}" for value in data["peak_memory_mib"]]
     devices = ", ".join(sorted(set(summary.read("timing")["device"])))
     caption = (
-        f"{summary.task}, {summary.model}: means over seeds. Density: kept share of the slabs' connections; net "
-        f"density: of all weights; FLOPs of one sample. Time and memory of the sparse phase, on {devices}."
+        f"{summary.task}, {summary.model}: means over seeds. Density: kept share of the slabs' connections; net density: "
+        f"kept share of all weights; FLOPs: per sample. Time and memory of the sparse phase, on {devices}."
     )
     return Table(data, shown, caption)
 
 
 def methods(summary: Summary, task: None) -> Table:
-    """Shows every parameter of every method of the study."""
+    """Returns all parameters of every method of the study."""
     study = summary.study
     rows = [
         {
@@ -105,16 +105,16 @@ def methods(summary: Summary, task: None) -> Table:
     ]
     shared = ", ".join(f"{name} = {json.dumps(value)}" for name, value in study["sparsity"].items())
     data = pd.DataFrame(rows)
-    return Table(data, data.replace("", DASH), f"Study {study['name']}: methods. All share: {shared}.")
+    return Table(data, data.replace("", DASH), f"Study {study['name']}: methods. Shared by all: {shared}.")
 
 
 def supported_best(table: pd.DataFrame, contrasts: pd.DataFrame, better: Mapping[str, str]) -> set[tuple[int, str]]:
-    """Returns row and metric of each budget's best sparse method, if it wins all contrasts with others of its side.
+    """Returns (row, metric) of the best sparse method per budget if it wins all contrasts with the others of its side.
 
     Args:
         table: `results_table`.
         contrasts: `contrasts.csv` of the same task and model.
-        better: by metric, which direction is better.
+        better: by metric, which direction is better: "higher" or "lower".
     """
     found = set()
     sparse = table[table["method"] != "dense"]
@@ -140,8 +140,8 @@ def results_table(cells: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFra
 
     Args:
         cells: `statistics.cells_table` of one task and model.
-        metrics: names and units, in the order of the columns. NaN where a cell has no value, such as dense for metrics
-            that are relative to dense.
+        metrics: units by name, in the order of the columns. A cell without a value is NaN, such as dense for metrics that
+            are relative to dense.
     """
     rows = []
     for (method, side, budget), cell in cells.groupby(["method", "side", "budget"], sort=False):
@@ -170,7 +170,7 @@ def shown_table(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame
 
 
 def incomplete_note(grid: pd.DataFrame) -> str:
-    """Returns the note on failed, missing or stale runs for figures and tables; empty if all are done."""
+    """Returns a note that counts the failed, missing and stale runs; empty if all runs are done."""
     counts = grid["status"].value_counts().drop("done", errors="ignore").sort_index()
     kinds = ", ".join(f"{count} {status}" for status, count in counts.items())
     return f"incomplete: {kinds} of {len(grid)} runs" if kinds else ""

@@ -1,4 +1,4 @@
-"""Downloads that are resumed, retried and checksummed, and get their final name only once they are verified."""
+"""Downloads files with resume, retries and checksums. A file gets its final name only after it was verified."""
 
 import hashlib
 import json
@@ -23,20 +23,20 @@ from bbnet.data.sources import Source, bytes_there, check_space, demand_trusted,
 from bbnet.data.store import alone
 
 logger = logging.getLogger(__name__)
-AT_ONCE = 4
+PARALLEL_DOWNLOADS = 4
 CHUNK = 1 << 20
-MOST_REDIRECTS = 10
-MOST_TRIES = 100  # per address, even if every try brings a few more bytes
-LONGEST_WAIT_SECONDS = 60
-SLOWEST_BYTES_PER_SECOND = 1024
+MAX_REDIRECTS = 10
+MAX_TRIES = 100  # per address, even if each try receives a few more bytes
+MAX_WAIT_SECONDS = 60
+MIN_BYTES_PER_SECOND = 1024
 ARCHIVES = (".zip", ".gz", ".tgz")
 MAGIC = (b"PK", b"\x1f\x8b")  # zip, gzip
-LONGEST_CAUSE = 120
+MAX_CAUSE_LENGTH = 120
 HTML = re.compile(
     rb"(\xef\xbb\xbf)?\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b",
     re.IGNORECASE | re.DOTALL,
 )
-LONGEST_TITLE = 80
+MAX_TITLE_LENGTH = 80
 RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.ASCII)
 TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
@@ -46,10 +46,10 @@ class Patience:
     """Timeouts and retries of a download.
 
     Args:
-        connect: timeout for connecting to the server, in seconds.
+        connect: timeout in seconds for connecting to the server.
         stall: read timeout in seconds, and the interval over which at least 1 KiB/s must arrive on average.
-        tries: number of consecutive tries without new bytes after which an address is given up.
-        back_off: seconds before the second try, doubled before each further one.
+        tries: number of consecutive tries without new bytes after which an address counts as failed.
+        back_off: seconds to wait before the second try; the wait is doubled before each further one.
     """
 
     connect: float = 20
@@ -59,11 +59,11 @@ class Patience:
 
 
 class _UnusableError(Exception):
-    """The file cannot be downloaded from this address."""
+    """Raised if the file cannot be downloaded from an address."""
 
 
 class _InterruptedError(Exception):
-    """The transfer was interrupted. A retry after at least `wait` seconds may succeed."""
+    """Raised if a transfer was interrupted; a retry after at least `wait` seconds may succeed."""
 
     def __init__(self, message: str, wait: float = 0, stalled: bool = False) -> None:
         super().__init__(message)
@@ -72,15 +72,15 @@ class _InterruptedError(Exception):
 
 
 class _StoppedError(Exception):
-    """The download was stopped because that of another file failed."""
+    """Raised in a download that is stopped because the download of another file failed."""
 
 
 def fetch_files(sources: Sequence[Source], folder: Path, patience: Patience | None = None) -> dict[str, str]:
-    """Downloads files to `folder`, several in parallel. Files that exist already are only checked.
+    """Downloads files to `folder`, several in parallel. Files that exist already are only verified.
 
     Returns: the checksum of each file by name, as `algorithm:digits`.
-    Raises: ValueError naming the file and the answer of each of its addresses, a checksum that differs from the
-        published one or from that of the first download, or a disk without enough space.
+    Raises: ValueError naming the file and the error of each of its addresses, a checksum that differs from the
+        published one or from that of the first download, or a disk that has too little space.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def fetch_files(sources: Sequence[Source], folder: Path, patience: Patience | No
     stop = threading.Event()
     sizes = [source.size for source in sources]
     with count_bytes("download", None if None in sizes else sum(sizes)) as advance:
-        pool = ThreadPoolExecutor(AT_ONCE)
+        pool = ThreadPoolExecutor(PARALLEL_DOWNLOADS)
         downloads = {source: _Download(source, folder, patience or Patience(), advance, stop) for source in sources}
         jobs = {source.name: pool.submit(download.run) for source, download in downloads.items()}
         try:
@@ -106,7 +106,7 @@ def fetch_files(sources: Sequence[Source], folder: Path, patience: Patience | No
 
 
 class _Download:
-    """Downloads one file to a hidden part file beside its final path, from which a later call resumes."""
+    """Downloads one file to a hidden part file beside its final path. A later call resumes from the part file."""
 
     def __init__(
         self, source: Source, folder: Path, patience: Patience, advance: Advance, stop: threading.Event
@@ -123,7 +123,7 @@ class _Download:
         self.counted = 0
 
     def run(self) -> str:
-        """Returns the checksum of the file; raises ValueError naming the answer of each address or the disk error."""
+        """Downloads a missing file and returns its checksum; raises ValueError if all addresses or the disk fail."""
         try:
             with alone(self.final.with_name(f".{self.source.name}.lock"), self._check_stop):
                 began = time.monotonic()
@@ -136,7 +136,7 @@ class _Download:
             raise ValueError(f"{error.filename or self.part}: cannot be written ({error.strerror}){kept}") from None
 
     def _verify_existing(self) -> str | None:
-        """Returns the checksum of a file that exists already; removes a wrong one if its checksum is published."""
+        """Returns the checksum of an existing file, or None. A file with a wrong published checksum is removed."""
         if not self.final.exists():
             return None
         if not self.final.is_file():
@@ -153,17 +153,17 @@ class _Download:
         return digest
 
     def _download_from_any(self) -> str:
-        answers = []
+        errors = []
         for url in self.source.urls:
             try:
                 return self._download_from(url)
             except _UnusableError as error:
                 logger.warning("%s: %s", url, error)
-                answers.append(f"{url} {error}")
-        raise ValueError(f"{self.source.name} cannot be fetched: {'; '.join(answers)}")
+                errors.append(f"{url} {error}")
+        raise ValueError(f"{self.source.name} cannot be fetched: {'; '.join(errors)}")
 
     def _download_from(self, url: str) -> str:
-        fruitless = tries = 0
+        failures = tries = 0
         while True:
             before = size_of(self.part)
             try:
@@ -171,16 +171,16 @@ class _Download:
                     return self._attempt(session, url)
             except _InterruptedError as error:
                 tries += 1
-                fruitless = 0 if size_of(self.part) > before and not error.stalled else fruitless + 1
-                if fruitless >= self.patience.tries or tries >= MOST_TRIES:
+                failures = 0 if size_of(self.part) > before and not error.stalled else failures + 1
+                if failures >= self.patience.tries or tries >= MAX_TRIES:
                     raise _UnusableError(f"{error}, {tries} tries") from None
-                pause = max(error.wait, self.patience.back_off * 2 ** max(0, fruitless - 1))
-                logger.info("%s: %s %s; next try in %.0f s", self.source.name, url, error, pause)
-                self.stop.wait(min(pause, LONGEST_WAIT_SECONDS))
+                pause = max(error.wait, self.patience.back_off * 2 ** max(0, failures - 1))
+                logger.info("%s: %s %s; retrying in %.0f s", self.source.name, url, error, pause)
+                self.stop.wait(min(pause, MAX_WAIT_SECONDS))
                 self._check_stop()
 
     def _attempt(self, session: requests.Session, url: str) -> str:
-        """Downloads the missing bytes, if any, verifies the file, renames it and returns its checksum."""
+        """Downloads the missing bytes, if any, verifies and renames the file, and returns its checksum."""
         start = self._resumable(url)
         if start != self.source.size:
             start = self._receive(session, url, start)
@@ -189,8 +189,8 @@ class _Download:
         found = self.digest.hexdigest()
         if self.source.digits is not None and not found.startswith(self.source.digits):
             self._discard()
-            wrong = f"its {self.source.algorithm} is {found}, that of {self.source.name} is {self.source.digits}"
-            if start:  # the first bytes may be from another address or version of the file
+            wrong = f"its {self.source.algorithm} is {found}, but {self.source.name} must have {self.source.digits}"
+            if start:  # the first bytes may come from another address or version of the file
                 raise _InterruptedError(f"sent a remainder that does not match the bytes downloaded before: {wrong}")
             raise _UnusableError(f"sends a different file: {wrong}")
         digest = f"{self.source.algorithm}:{found}"
@@ -205,12 +205,11 @@ class _Download:
         return digest
 
     def _digest_of_part(self) -> None:
-        """Starts the checksum with the bytes of the part file."""
         with self.part.open("rb") as file:
             self.digest = hashlib.file_digest(file, self.source.algorithm)
 
     def _check_archive(self) -> None:
-        """Raises an error if an archive without a published checksum does not start with the magic bytes of one."""
+        """Raises _UnusableError if an archive without a published checksum does not start like an archive."""
         with self.part.open("rb") as file:
             first = file.read(16)
         if self.source.digits is None and self.source.name.lower().endswith(ARCHIVES) and not first.startswith(MAGIC):
@@ -218,20 +217,20 @@ class _Download:
             raise _UnusableError(f"sends no archive, but a file that begins with {first!r}")
 
     def _check_trusted(self, digest: str) -> str:
-        """Raises ValueError if a file without a published checksum differs from its first download."""
+        """Raises ValueError if a file without a published checksum differs from the first download of its name."""
         if self.source.digits is None:
             demand_trusted(self.source.name, digest, self.folder)
         return digest
 
     def _resumable(self, url: str) -> int:
-        """Returns the number of downloaded bytes that can be resumed from."""
+        """Returns the number of bytes after which a download from `url` can resume."""
         there = size_of(self.part)
         too_many = self.source.size is not None and there > self.source.size
         unknown = self.source.digits is None and self._validator(url) is None
         return 0 if too_many or unknown else there
 
     def _validator(self, url: str) -> str | None:
-        """Returns the recorded ETag or date of the part file, or None if it came from another address."""
+        """Returns the recorded ETag or date of the part file, or None if it has none or is from another address."""
         try:
             origin = json.loads(self.origin.read_text())
         except (OSError, ValueError):
@@ -239,14 +238,14 @@ class _Download:
         return origin.get("validator") if isinstance(origin, dict) and origin.get("url") == url else None
 
     def _receive(self, session: requests.Session, url: str, start: int) -> int:
-        """Writes the response body to the part file and returns the offset at which the body starts."""
+        """Requests the bytes from `start`, writes them to the part file and returns the offset at which they start."""
         headers = {"Accept-Encoding": "identity", "User-Agent": "bbnet"}
         if start:
             headers["Range"] = f"bytes={start}-"
             if self.source.digits is None:
                 headers["If-Range"] = str(self._validator(url))
         try:
-            with self._ask(session, url, headers) as response:
+            with self._request(session, url, headers) as response:
                 return self._read(response, url, start)
         except (requests.exceptions.Timeout, urllib3.exceptions.TimeoutError):
             raise _InterruptedError(f"does not answer within {self.patience.stall:g} s", stalled=True) from None
@@ -262,10 +261,10 @@ class _Download:
         except requests.RequestException as error:
             raise _UnusableError(f"cannot be requested ({error})") from None
 
-    def _ask(self, session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
-        """Follows redirects and returns the last response; its body is not read yet."""
-        for _ in range(MOST_REDIRECTS + 1):
-            response = self._ask_once(session, url, headers)
+    def _request(self, session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
+        """Follows redirects and returns the last response, whose body is not read yet."""
+        for _ in range(MAX_REDIRECTS + 1):
+            response = self._request_once(session, url, headers)
             if not response.is_redirect:
                 return response
             response.close()
@@ -273,10 +272,10 @@ class _Download:
                 url = requests.compat.urljoin(url, response.headers["location"].encode("latin1").decode())
             except ValueError as error:
                 raise _UnusableError(f"redirects to an invalid address ({error})") from None
-        raise _UnusableError(f"redirects more than {MOST_REDIRECTS} times")
+        raise _UnusableError(f"redirects more than {MAX_REDIRECTS} times")
 
-    def _ask_once(self, session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
-        """Sends a request in a thread, with a deadline: http.client restarts its timeout at every byte of a header."""
+    def _request_once(self, session: requests.Session, url: str, headers: dict[str, str]) -> requests.Response:
+        """Sends a request in a thread with a deadline: http.client restarts its timeout at every byte of a header."""
         answers: queue.SimpleQueue[requests.Response | Exception] = queue.SimpleQueue()
         timeout = (self.patience.connect, self.patience.stall)
 
@@ -302,7 +301,7 @@ class _Download:
         raise requests.exceptions.Timeout
 
     def _read(self, response: requests.Response, url: str, start: int) -> int:
-        if start and response.headers.get("Content-Range") == f"bytes */{start}":  # the part file is complete already
+        if start and response.headers.get("Content-Range") == f"bytes */{start}":  # the part file is already complete
             self._digest_of_part()
             return start
         start = self._check_status(response, url, start)
@@ -327,7 +326,7 @@ class _Download:
         return start
 
     def _check_status(self, response: requests.Response, url: str, start: int) -> int:
-        """Returns the offset in the file of the response body; raises an error for a status without usable content."""
+        """Returns the offset in the file at which the response body starts; raises an error if it is unusable."""
         status = response.status_code
         if status == requests.codes.partial and start:
             found = RANGE.match(response.headers.get("Content-Range", ""))
@@ -350,7 +349,7 @@ class _Download:
         declared = response.headers.get("Content-Type", "").lower().startswith("text/html")
         if HTML.match(first) or (declared and first and not first.startswith(MAGIC)):
             title = TITLE.search(first)
-            text = " ".join(title[1].decode(errors="replace").split())[:LONGEST_TITLE] if title else ""
+            text = " ".join(title[1].decode(errors="replace").split())[:MAX_TITLE_LENGTH] if title else ""
             called = f" ({text!r})" if text else ""
             drive = "; Google Drive asks for confirmation or has reached its download limit" if _is_drive(url) else ""
             raise _UnusableError(f"answers with an HTML page{called} instead of the file{drive}")
@@ -379,9 +378,9 @@ class _Download:
         self.part.unlink(missing_ok=True)
         self.origin.unlink(missing_ok=True)
 
-    def _count(self, there: int) -> None:
-        self.advance(there - self.counted)
-        self.counted = there
+    def _count(self, size: int) -> None:
+        self.advance(size - self.counted)
+        self.counted = size
 
     def _check_stop(self) -> None:
         if self.stop.is_set():
@@ -389,7 +388,7 @@ class _Download:
 
 
 class _Body:
-    """Reads a response body as it arrives; raises an interruption if it arrives too slowly."""
+    """Reads a response body as it arrives; raises _InterruptedError if it arrives too slowly."""
 
     def __init__(self, response: requests.Response, stall: float, check_stop: Callable[[], None]) -> None:
         self.raw = response.raw
@@ -399,14 +398,14 @@ class _Body:
         self.arrived = 0
 
     def first(self) -> bytes:
-        """Returns the first 4 KiB or a little more, enough to recognise an HTML page."""
+        """Returns the first 4 KiB or slightly more, which is enough to recognise an HTML page."""
         gathered = b""
         while len(gathered) < 4096 and (chunk := self._next()):
             gathered += chunk
         return gathered
 
     def chunks(self, first: bytes) -> Iterator[bytes]:
-        """Yields `first`, which was read before, and then the rest."""
+        """Yields `first`, the bytes that were read before, and then the rest."""
         if first:
             yield first
         while chunk := self._next():
@@ -418,25 +417,25 @@ class _Body:
         self.arrived += len(chunk)
         waited = time.monotonic() - self.since
         if waited >= self.stall:
-            if self.arrived < waited * SLOWEST_BYTES_PER_SECOND and chunk:
-                message = f"sent {self.arrived} bytes in {waited:.0f} s, below {SLOWEST_BYTES_PER_SECOND} bytes/s"
+            if self.arrived < waited * MIN_BYTES_PER_SECOND and chunk:
+                message = f"sent {self.arrived} bytes in {waited:.0f} s, below {MIN_BYTES_PER_SECOND} bytes/s"
                 raise _InterruptedError(message, stalled=True)
             self.since, self.arrived = time.monotonic(), 0
         return chunk
 
 
 class _Session(requests.Session):
-    """Does not follow redirects, because requests reads the whole body of each one, however long that takes."""
+    """A session that does not follow redirects, because requests would read the whole body of each one."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         return None
 
 
 def _cause(error: BaseException) -> str:
-    """Returns type and message of the innermost exception, on one line."""
+    """Returns the type and message of the innermost exception on one line."""
     while (deeper := error.__cause__ or error.__context__) is not None:
         error = deeper
-    return " ".join(f"{type(error).__name__}: {error}".split())[:LONGEST_CAUSE]
+    return " ".join(f"{type(error).__name__}: {error}".split())[:MAX_CAUSE_LENGTH]
 
 
 def _number(response: requests.Response, header: str) -> int | None:
@@ -445,7 +444,7 @@ def _number(response: requests.Response, header: str) -> int | None:
 
 
 def _whole_size(response: requests.Response, start: int) -> int | None:
-    """Returns the size of the whole file, of which the response may be a part, or None if the server does not say."""
+    """Returns the size of the whole file, of which the response may be a part, or None if the server omits it."""
     found = RANGE.match(response.headers.get("Content-Range", ""))
     if start and found and found[2] != "*":
         return int(found[2])
@@ -454,7 +453,7 @@ def _whole_size(response: requests.Response, start: int) -> int | None:
 
 
 def _validator_of(response: requests.Response) -> str | None:
-    """Returns the ETag of the file if it is a strong one, else its modification date."""
+    """Returns the ETag of the file if it is a strong one, otherwise its modification date, if given."""
     etag = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else response.headers.get("Last-Modified")
 

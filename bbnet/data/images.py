@@ -1,4 +1,4 @@
-"""Reading of image files, and mean and standard deviation of their pixels."""
+"""Reads image files and computes the mean and standard deviation of their pixels."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 
 
 def open_image(path: Path) -> Image.Image:
-    """Opens an image without decoding it; raises ValueError naming a file that is not an image."""
+    """Opens an image without decoding it; raises ValueError naming the file if it is not an image."""
     try:
         return Image.open(path)
     except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
@@ -18,9 +18,9 @@ def open_image(path: Path) -> Image.Image:
 
 
 def decode(path: Path, mode: str) -> Image.Image:
-    """Decodes an image to mode `L` or `RGB`. In `RGB`, grey images get three equal channels; alpha is dropped.
+    """Decodes an image to mode `L` or `RGB`. In `RGB`, grey images get three equal channels. Alpha is dropped.
 
-    Raises: ValueError naming a file that cannot be decoded, or does not have 8 bits per channel.
+    Raises: ValueError naming the file if it cannot be decoded or does not have 8 bits per channel.
     """
     try:
         with open_image(path) as image:
@@ -34,7 +34,7 @@ def decode(path: Path, mode: str) -> Image.Image:
 
 
 class PixelMoments:
-    """Accumulates mean and standard deviation per channel, with exact integer sums."""
+    """Accumulates the mean and standard deviation of each channel from exact integer sums."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -49,7 +49,7 @@ class PixelMoments:
         self.squares += (values**2).sum((0, 2, 3))
 
     def mean_and_sd(self) -> tuple[list[float], list[float]]:
-        """Returns mean and standard deviation per channel; the latter is at least 1."""
+        """Returns the mean and standard deviation of each channel; the standard deviation is at least 1."""
         mean = self.sum / self.count
         sd = np.sqrt(self.squares / self.count - mean**2)
         return mean.tolist(), np.maximum(sd, 1.0).tolist()

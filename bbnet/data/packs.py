@@ -1,4 +1,4 @@
-"""The table of published packs, packs.yaml, and the download and unpacking of a pack."""
+"""Reads the table of published packs, packs.yaml, and downloads and unpacks packs."""
 
 import hashlib
 import logging
@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 
 class PublishedFile(BaseModel, extra="forbid", frozen=True):
-    """A file of a pack: an archive that is unpacked, or any other file, which is kept as it is."""
+    """A file of a pack: an archive, which is unpacked, or any other file, which is kept unchanged."""
 
     urls: list[str] = Field(min_length=1, description="Addresses, tried in order; {file} stands for the file name.")
     size: int | None = Field(None, ge=1, description="Size in bytes.")
@@ -38,7 +38,7 @@ class PublishedFile(BaseModel, extra="forbid", frozen=True):
     @model_validator(mode="after")
     def _one_checksum(self) -> "PublishedFile":
         if self.sha256 is not None and self.md5 is not None:
-            raise ValueError("sha256 and md5 exclude each other")
+            raise ValueError("give either sha256 or md5, not both")
         return self
 
     @property
@@ -46,7 +46,7 @@ class PublishedFile(BaseModel, extra="forbid", frozen=True):
         return self.md5 is not None or self.sha256 is not None
 
     def source(self, name: str) -> Source:
-        """Returns addresses, size and checksum of the file, which is called `name`."""
+        """Returns the addresses, size and checksum of the file, whose name is `name`."""
         algorithm = "md5" if self.md5 is not None else "sha256"
         urls = tuple(_address(url, name) for url in self.urls)
         return Source(name, urls, self.size, algorithm, getattr(self, algorithm))
@@ -55,14 +55,12 @@ class PublishedFile(BaseModel, extra="forbid", frozen=True):
 def _address(url: str, name: str) -> str:
     if not url.startswith(TORCHVISION):
         return url.replace("{file}", name)
-    from torchvision.models import get_weight  # imported here because it takes seconds
+    from torchvision.models import get_weight  # imported here because the import takes seconds
 
     return get_weight(url.removeprefix(TORCHVISION)).url
 
 
 class Pack(BaseModel, extra="forbid", frozen=True):
-    """A published data set."""
-
     title: str
     home: str = Field(description="Web page that describes it.")
     licence: str
@@ -83,7 +81,7 @@ class Pack(BaseModel, extra="forbid", frozen=True):
 
 
 def read_pack(name: str, table: Path | None = None) -> Pack:
-    """Reads a pack from `table` (default: `TABLE`); raises ValueError naming an unknown pack or invalid entry."""
+    """Reads a pack from `table` (default: `TABLE`); raises ValueError naming an unknown pack or an invalid entry."""
     table = table or TABLE
     try:
         content = yaml.safe_load(table.read_text(encoding="utf-8"))
@@ -99,7 +97,7 @@ def read_pack(name: str, table: Path | None = None) -> Pack:
 
 
 def pack_of(data: BaseModel) -> Pack | None:
-    """Returns the published pack named in a section of a task's settings, or None if it names none."""
+    """Returns the published pack that the data settings of a task name, or None if they name none."""
     return read_pack(data.pack) if hasattr(data, "path") else None
 
 
@@ -112,16 +110,17 @@ def bring(
     holding: Collection[str] = (),
     parts: Collection[str] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
-    """Downloads and unpacks a published pack into `target`, or uses the folder, archive or archives at `path`.
+    """Downloads and unpacks a published pack into `target`, or uses the folder, archive or archives at `path` instead.
 
     Args:
         downloads: folder in which downloaded files are kept.
-        holding: names or patterns of which the root folder of the pack has at least one; a folder around it is skipped.
+        holding: names or glob patterns, at least one of which exists in the root folder of the pack; if none does, the
+            only subfolder is taken as the root.
         parts: the files of the pack that are needed (default: all).
 
     Returns: the root folder of the pack; and, for the manifest, this folder as `root`, relative if it is in `target`,
         and the checksums of the unpacked `files`.
-    Raises: ValueError naming a file that is missing, cannot be fetched or differs from the table.
+    Raises: ValueError naming a file that is missing, cannot be downloaded or differs from the table.
     """
     pack = read_pack(name)
     files = {file: pack.files[file] for file in parts or pack.files}
@@ -154,14 +153,14 @@ def bring(
 
 
 def _space_needed(files: Mapping[str, PublishedFile], downloads: Path) -> int:
-    """Returns the bytes still to be downloaded plus the size of all archives to be unpacked, where sizes are known."""
+    """Returns the bytes still to be downloaded plus the size of the archives to be unpacked; unknown sizes are 0."""
     sizes = {name: file.size or 0 for name, file in files.items()}
     missing = sum(size - bytes_there(name, downloads) for name, size in sizes.items())
     return max(0, missing) + sum(size for name, size in sizes.items() if name.lower().endswith(SUFFIXES))
 
 
 def _root_of(folder: Path, holding: Collection[str]) -> Path:
-    """Returns `folder`, or its only subfolder if `folder` contains nothing that matches `holding`."""
+    """Returns `folder`, or its only visible subfolder if nothing in `folder` matches `holding`."""
     folders = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
     if len(folders) == 1 and not any(any(folder.glob(name)) for name in holding):
         return folders[0]
@@ -169,7 +168,7 @@ def _root_of(folder: Path, holding: Collection[str]) -> Path:
 
 
 def _remove_outer_folder(folder: Path, name: str) -> None:
-    """Moves the content of the subfolder `name` up to `folder` if the archive had this folder around everything."""
+    """Moves the content of the subfolder `name` up to `folder` if the whole archive was inside this subfolder."""
     outer = folder / name
     if name and _root_of(folder, ()) == outer and not any((folder / entry.name).exists() for entry in outer.iterdir()):
         for entry in outer.iterdir():
@@ -180,7 +179,7 @@ def _remove_outer_folder(folder: Path, name: str) -> None:
 def _local_archives(
     home: Path, files: Mapping[str, PublishedFile], holding: Collection[str]
 ) -> dict[Path, PublishedFile]:
-    """Returns the archive `home`, or the files of the pack in the folder `home`; none if the pack is unpacked there."""
+    """Returns the archive `home`, or the pack files in the folder `home`; none if it holds the unpacked pack."""
     if home.is_file():
         if not home.name.lower().endswith(SUFFIXES):
             raise ValueError(f"{home}: is neither a folder nor an archive; allowed are {', '.join(SUFFIXES)}")
@@ -198,7 +197,7 @@ def _local_archives(
 
 
 def _digest(archive: Path, pack: Pack, downloads: Path) -> str:
-    """Returns the checksum of a local archive as `algorithm:digits`; checks it if a file of the pack has this name."""
+    """Returns the checksum of a local archive as `algorithm:digits`, checked if a pack file has the same name."""
     if archive.name in pack.files:
         digest = holds(pack.files[archive.name].source(archive.name), archive)
         if not pack.files[archive.name].has_checksum:
@@ -209,9 +208,9 @@ def _digest(archive: Path, pack: Pack, downloads: Path) -> str:
 
 
 def _unpack_or_link(file: Path, folder: Path, on_trust: bool) -> None:
-    """Unpacks an archive into `folder`; any other file is hard-linked or, if that fails, copied.
+    """Unpacks an archive into `folder`; hard-links any other file or, if that fails, copies it.
 
-    A download without a published checksum that cannot be unpacked is removed, unless it was trusted before.
+    If `on_trust`, an archive that cannot be unpacked is removed, unless it was trusted before.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if file.name.lower().endswith(SUFFIXES):
@@ -230,7 +229,7 @@ def _unpack_or_link(file: Path, folder: Path, on_trust: bool) -> None:
 
 
 def refuse_incomplete(folder: Path, found: int, published: int, what: str, missing: Sequence[str] = ()) -> None:
-    """Raises ValueError if `found` is not the `published` number of items, naming the first `missing` ones."""
+    """Raises ValueError, naming the first `missing` items, if `found` is not the `published` number of items."""
     if found == published:
         return
     others = f" and {len(missing) - NAMED_IN_ERRORS} more" if len(missing) > NAMED_IN_ERRORS else ""

@@ -1,4 +1,4 @@
-"""Child processes that end together with their parent, and the number of usable cores."""
+"""Starts child processes that end together with their parent, and counts the usable cores."""
 
 import ctypes
 import multiprocessing
@@ -12,7 +12,7 @@ PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
-    """Makes Linux send signal `number` to this process when its parent ends, for whatever reason.
+    """Makes Linux send signal `number` to this process when its parent ends, even if the parent is killed.
 
     Args:
         parent: process id of the parent; if it has ended already, the signal is sent at once.
@@ -23,13 +23,13 @@ def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
 
 
 def cores() -> int:
-    """Returns the number of cores this process may use: OMP_NUM_THREADS, set by Snakemake, or else all cores."""
+    """Returns the number of cores this process may use: OMP_NUM_THREADS, which Snakemake sets, or else all cores."""
     return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 
 
 @contextmanager
 def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Opens a pool of forked workers that are killed if this process ends or the block fails."""
+    """Yields a pool of forked workers, which are killed if this process ends or the block fails."""
     fork = multiprocessing.get_context("fork")
     with ProcessPoolExecutor(workers, fork, end_with_parent, (signal.SIGKILL, os.getpid())) as pool:
         try:

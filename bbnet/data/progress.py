@@ -1,4 +1,4 @@
-"""Progress of long loops: a bar on a terminal, lines in the log otherwise."""
+"""Reports the progress of long loops: as a progress bar on a terminal, as log lines otherwise."""
 
 import logging
 import sys
@@ -17,7 +17,7 @@ SECONDS_BETWEEN_LINES = 30
 
 
 def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """Yields `items` and reports progress; `total` is the number of items if they have no length."""
+    """Yields `items` and reports progress. `total` is the number of items, needed only if `items` has no length."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     if sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""Description of a file to download, its checksum, and the record of checksums trusted at first download."""
+"""Describes files to download, verifies checksums and records those that are trusted at the first download."""
 
 import hashlib
 import logging
@@ -16,10 +16,11 @@ class Source:
     """A file to download.
 
     Args:
-        urls: addresses, tried in order.
+        name: name of the file after the download.
+        urls: addresses, which are tried in order.
         size: size in bytes, if known.
         algorithm: checksum algorithm, `sha256` or `md5`.
-        digits: all or the first digits of the checksum; if None, the first download is trusted and recorded.
+        digits: all or the first hexadecimal digits of the checksum; if None, the first download is trusted.
     """
 
     name: str
@@ -30,50 +31,50 @@ class Source:
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Raises ValueError if the disk of `folder` has less than `needed` bytes free."""
+    """Raises ValueError, naming `what`, if the disk of `folder` has less than `needed` bytes free."""
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise ValueError(f"{folder}: {what} needs {shown(needed)}, the disk has {shown(free)} left")
+        raise ValueError(f"{folder}: {what} needs {shown(needed)}, but the disk has only {shown(free)} left")
 
 
 def holds(source: Source, path: Path) -> str:
-    """Returns the checksum of a file as `algorithm:digits`; raises ValueError if it does not match `source`."""
+    """Returns the checksum of a file as `algorithm:digits`; raises ValueError if the file does not match `source`."""
     if source.size is not None and path.stat().st_size != source.size:
-        raise ValueError(f"{path}: has {path.stat().st_size} bytes, {source.name} has {source.size}")
+        raise ValueError(f"{path}: has {path.stat().st_size} bytes, but {source.name} must have {source.size}")
     with path.open("rb") as file:
         found = hashlib.file_digest(file, source.algorithm).hexdigest()
     if source.digits is not None and not found.startswith(source.digits):
-        raise ValueError(f"{path}: its {source.algorithm} is {found}, that of {source.name} is {source.digits}")
+        raise ValueError(f"{path}: its {source.algorithm} is {found}, but {source.name} must have {source.digits}")
     return f"{source.algorithm}:{found}"
 
 
 def demand_trusted(name: str, digest: str, folder: Path) -> None:
-    """Raises ValueError if a file of this name was trusted before with a different checksum."""
+    """Raises ValueError if a file of this name was trusted before with another checksum than `digest`."""
     record = _record(name, folder)
     if not record.exists():
         return
     recorded = record.read_text(errors="replace").split()
     if not recorded:
-        raise ValueError(f"{record}: is empty; it should hold the checksum of the first download")
+        raise ValueError(f"{record}: is empty, but must contain the checksum of the first download")
     if f"sha256:{recorded[0]}" != digest:
         raise ValueError(
-            f"{name}: its checksum is {digest}, that of the first download was sha256:{recorded[0]}; "
+            f"{name}: its checksum is {digest}, but that of the first download was sha256:{recorded[0]}; "
             f"to trust the new file, remove {record} and the old file"
         )
 
 
 def is_trusted(name: str, folder: Path) -> bool:
-    """Returns whether the checksum of a file of this name was recorded before."""
+    """Returns whether a checksum is recorded for a file of this name."""
     return _record(name, folder).exists()
 
 
 def bytes_there(name: str, folder: Path) -> int:
-    """Returns the size of a file or, if it is not complete, of the part downloaded so far."""
+    """Returns the size in bytes of a downloaded file or, if it is incomplete, of the part downloaded so far."""
     return size_of(folder / name) or size_of(part_of(name, folder))
 
 
 def trust(name: str, digest: str, folder: Path) -> None:
-    """Records the checksum of a file without a published one; later downloads of this name must match it."""
+    """Records the checksum of a file that has no published one; later downloads of this name must match it."""
     record = _record(name, folder)
     if record.exists():
         return
@@ -87,12 +88,11 @@ def _record(name: str, folder: Path) -> Path:
 
 
 def part_of(name: str, folder: Path) -> Path:
-    """Returns the path of the part file of an incomplete download."""
     return folder / f".{name}.part"
 
 
 def size_of(path: Path) -> int:
-    """Returns the size in bytes; 0 if there is no file."""
+    """Returns the size of a file in bytes, or 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 

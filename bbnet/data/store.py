@@ -1,4 +1,4 @@
-"""Atomic writing of files and folders, locks between processes, and memory-mapped arrays."""
+"""Atomic writes of files and folders, locks between processes, and memory-mapped arrays."""
 
 import errno
 import fcntl
@@ -19,25 +19,25 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`, which is renamed to `path` if the block succeeds, else removed."""
+    """Yields a temporary path beside `path`, which is renamed to `path` if the block succeeds and removed otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left_behind(path)
+    _remove_stale_files(path)
     partial = path.with_name(f".{path.stem}.partial-{socket.gethostname()}-{os.getpid()}{path.suffix}")
     try:
         yield partial
         with partial.open("rb+") as file:
-            os.fsync(file)  # otherwise a power failure may leave the name without the content
+            os.fsync(file)  # otherwise a power failure may leave an empty file under the final name
         os.replace(partial, path)
     except OSError as error:
         if error.errno is not None:
-            error.filename = error.filename or str(path)  # the error of a full disk has no file name
+            error.filename = error.filename or str(path)  # the error raised on a full disk has no file name
         raise
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _remove_left_behind(path: Path) -> None:
-    """Removes temporary files of `path` left by processes of this machine that no longer exist."""
+def _remove_stale_files(path: Path) -> None:
+    """Removes temporary files of `path` that processes of this machine left behind when they were killed."""
     stem, host, suffix = map(glob.escape, (path.stem, socket.gethostname(), path.suffix))
     for partial in path.parent.glob(f".{stem}.partial-{host}-[0-9]*{suffix}"):
         process = partial.name.removesuffix(path.suffix).rpartition("-")[2]
@@ -47,10 +47,10 @@ def _remove_left_behind(path: Path) -> None:
 
 @contextmanager
 def alone(lock: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds an exclusive lock on a file, waiting for other processes and threads; it is released if its holder dies.
+    """Waits for an exclusive lock between processes and threads and holds it; it is released if its holder is killed.
 
     Args:
-        check: called repeatedly while waiting; an exception that it raises ends the wait.
+        check: called before each attempt to get the lock; an exception that it raises ends the wait.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("w") as file:
@@ -68,16 +68,16 @@ def alone(lock: Path, check: Callable[[], None] = lambda: None) -> Iterator[None
             except OSError as error:
                 if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
                     raise
-                logger.warning("%s: this file system has no locks; simultaneous calls may interfere", lock)
+                logger.warning("%s: this file system does not support locks; simultaneous calls may interfere", lock)
                 break
         yield
 
 
 @contextmanager
 def whole_folder(path: Path, partial_root: Path, resume: bool = False) -> Iterator[Path]:
-    """Yields an empty folder below `partial_root`, which replaces `path` if the block succeeds, else is removed.
+    """Yields an empty folder in `partial_root`, which replaces `path` if the block succeeds and is removed otherwise.
 
-    With `resume`, the folder is kept if the block fails, and the next call continues with its content.
+    If `resume`, the folder is kept when the block fails, and the next call resumes with its content.
     """
     partial = partial_root / path.name
     if not resume:
@@ -94,7 +94,7 @@ def whole_folder(path: Path, partial_root: Path, resume: bool = False) -> Iterat
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: np.dtype | type) -> np.memmap:
-    """Creates a memory-mapped .npy file to be filled in place."""
+    """Creates a memory-mapped .npy file, whose values are to be assigned in-place."""
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
@@ -122,5 +122,5 @@ def appended_array(
 
 
 def open_array(path: Path) -> np.memmap:
-    """Opens a .npy file memory-mapped copy-on-write: torch uses it without a copy, and the file never changes."""
+    """Opens a .npy file as a copy-on-write memory map, which torch can use without a copy; the file never changes."""
     return np.load(path, mmap_mode="c")

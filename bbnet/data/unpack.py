@@ -1,4 +1,4 @@
-"""Safe unpacking of archives: nothing is written outside the target folder."""
+"""Unpacks archives safely: nothing is written outside the target folder."""
 
 import gzip
 import re
@@ -17,26 +17,26 @@ from bbnet.data.progress import track
 
 SUFFIXES = (".zip", ".tar.gz", ".tgz")
 CHUNK = 1 << 20
-MOST_BYTES = 1 << 40
-MOST_MEMBERS = 10_000_000
-LARGEST_RATIO = 100  # of the unpacked size to that of the archive; about 1 for speech and images
-RATIO_FROM_BYTES = 64 << 20  # small archives of small files may exceed the ratio
-LONGEST_PATH_BYTES = 1024
-DEEPEST = 64
-LONGEST_HEADER_BYTES = 1 << 14  # of tar headers with long names; tarfile is slow to parse longer ones
-LONGEST_SHOWN = 200
-BLOCK = 512  # of tar; a block of zeros ends the archive
+MAX_BYTES = 1 << 40
+MAX_MEMBERS = 10_000_000
+MAX_RATIO = 100  # unpacked size divided by archive size; it is about 1 for speech and images
+RATIO_FROM_BYTES = 64 << 20  # below this unpacked size the ratio is not limited: many small files compress well
+MAX_PATH_BYTES = 1024
+MAX_FOLDERS = 64
+MAX_HEADER_BYTES = 1 << 14  # limit for tar headers with long names; tarfile parses longer ones slowly
+MAX_SHOWN = 200
+BLOCK = 512  # block size of a tar archive in bytes; a block of zeros marks its end
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
-ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile decompresses other methods without a limit
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile does not limit the output of other methods
 ZIP_END = struct.Struct("<4s4H2IH")
 ZIP_END_MAGIC = b"PK\5\6"
 DAMAGE = (
     EOFError,
-    IndexError,  # this and the next two: from zipfile and tarfile, for invalid numbers and names
+    IndexError,  # zipfile and tarfile raise this error and the next two for invalid numbers and names
     OverflowError,
     ValueError,
     MemoryError,
-    RuntimeError,  # encrypted
+    RuntimeError,  # raised by zipfile for encrypted members
     gzip.BadGzipFile,
     struct.error,
     tarfile.TarError,
@@ -46,28 +46,28 @@ DAMAGE = (
 
 
 class ArchiveError(ValueError):
-    """The archive is damaged, unsafe or of an unknown format."""
+    """Raised if an archive is damaged, unsafe or of an unsupported format."""
 
 
 class DiskError(ArchiveError):
-    """The archive could not be read from disk, or its content not be written."""
+    """Raised if an archive cannot be read from disk or its content cannot be written to disk."""
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpacks a .zip or .tar.gz into the folder `target`: regular files and folders only, with default permissions.
+    """Unpacks a .zip or .tar.gz archive into `target`: only regular files and folders, with default permissions.
 
-    Raises: ArchiveError naming archive and member: a path that is absolute, has `..`, a backslash or control character,
-        is deeper than 64 folders or occurs twice; a link, device or other special file; an encrypted, damaged or
-        truncated archive, or a zip neither stored nor deflated; one that would unpack to more than 100 times its size
-        (beyond 64 MiB), 1 TiB or 10 million members. DiskError if it cannot be read or written. Files unpacked before
-        the error are kept.
+    Raises: ArchiveError, naming the archive and the member, for a path that is absolute, contains `..`, a backslash or
+        a control character, is deeper than 64 folders or occurs twice; for links, devices and other special files; for
+        encrypted, damaged or truncated archives and zip members that are neither stored nor deflated; and for archives
+        that would unpack to more than 100 times their size (beyond 64 MiB), 1 TiB or 10 million members. DiskError if
+        the archive cannot be read or its content cannot be written. Files unpacked before the error are kept.
     """
     name = archive.name.lower()
     if not name.endswith(SUFFIXES):
         raise ArchiveError(f"{archive}: not a supported archive; allowed are {', '.join(SUFFIXES)}")
     try:
         writer = _Writer(archive, target)
-        with _errors_of(str(archive)):
+        with _convert_errors(str(archive)):
             if name.endswith(".zip"):
                 _unpack_zip(archive, writer)
             else:
@@ -77,23 +77,23 @@ def unpack(archive: Path, target: Path) -> None:
 
 
 @contextmanager
-def _errors_of(what: str) -> Iterator[None]:
-    """Turns exceptions caused by a damaged archive into an ArchiveError that names `what`."""
+def _convert_errors(what: str) -> Iterator[None]:
+    """Converts exceptions that a damaged archive causes to an ArchiveError that names `what`."""
     try:
         yield
     except ArchiveError:
         raise
     except DAMAGE as error:
-        why = _shortened(str(error)) or type(error).__name__
+        why = _shorten(str(error)) or type(error).__name__
         raise ArchiveError(f"{what}: is encrypted, damaged or truncated ({why})") from None
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+def _shorten(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 class _Writer:
-    """Writes members to the target folder, and enforces the limits on their paths, number and size."""
+    """Writes members to the target folder and enforces the limits on their paths, number and size."""
 
     def __init__(self, archive: Path, target: Path) -> None:
         self.archive = archive
@@ -101,18 +101,18 @@ class _Writer:
         self.names: set[PurePosixPath] = set()
         self.folders: set[PurePosixPath] = set()
         self.written = 0
-        self.most = min(MOST_BYTES, max(RATIO_FROM_BYTES, LARGEST_RATIO * archive.stat().st_size))
+        self.limit = min(MAX_BYTES, max(RATIO_FROM_BYTES, MAX_RATIO * archive.stat().st_size))
 
-    def called(self, member: str) -> str:
-        return f"{self.archive}: {_shortened(member)!r}"
+    def describe(self, member: str) -> str:
+        return f"{self.archive}: {_shorten(member)!r}"
 
     def refuse(self, member: str, why: str) -> NoReturn:
-        raise ArchiveError(f"{self.called(member)} {why}")
+        raise ArchiveError(f"{self.describe(member)} {why}")
 
-    def place(self, name: str, is_folder: bool) -> PurePosixPath | None:
-        """Returns the path of a member, None for the target itself; raises ArchiveError for a forbidden path."""
-        if len(name.encode(errors="replace")) > LONGEST_PATH_BYTES or name.count("/") > DEEPEST:
-            self.refuse(name, f"has a path of more than {LONGEST_PATH_BYTES} bytes or {DEEPEST} folders")
+    def member_path(self, name: str, is_folder: bool) -> PurePosixPath | None:
+        """Returns the path of a member, or None for the target itself; raises ArchiveError for a forbidden path."""
+        if len(name.encode(errors="replace")) > MAX_PATH_BYTES or name.count("/") > MAX_FOLDERS:
+            self.refuse(name, f"has a path of more than {MAX_PATH_BYTES} bytes or {MAX_FOLDERS} folders")
         path = PurePosixPath(name)
         if path.is_absolute() or DRIVE.match(name):
             self.refuse(name, "is an absolute path")
@@ -130,62 +130,62 @@ class _Writer:
             self.refuse(name, "is below another member that is a file")
         (self.folders if is_folder else self.names).add(path)
         self.folders.update(path.parents)
-        if len(self.names) + len(self.folders) > MOST_MEMBERS:
-            self.refuse(name, f"is one of more than {MOST_MEMBERS} members")
+        if len(self.names) + len(self.folders) > MAX_MEMBERS:
+            self.refuse(name, f"exceeds the limit of {MAX_MEMBERS} members")
         return path
 
-    def announce(self, size: int) -> None:
+    def check_size(self, size: int) -> None:
         """Raises ArchiveError if `size` more bytes would exceed the limit."""
-        if self.written + size > self.most:
+        if self.written + size > self.limit:
             size = self.archive.stat().st_size
-            raise ArchiveError(f"{self.archive}: would unpack its {size} bytes to more than {self.most}")
+            raise ArchiveError(f"{self.archive}: would unpack from {size} bytes to more than the allowed {self.limit}")
 
-    def folder(self, name: str, size: int) -> None:
-        path = self.place(name, is_folder=True)
+    def write_folder(self, name: str, size: int) -> None:
+        path = self.member_path(name, is_folder=True)
         if size:
             self.refuse(name, "is a folder with content")
         if path is not None:
             (self.target / path).mkdir(parents=True, exist_ok=True)
 
-    def file(self, name: str, content: BinaryIO, size: int) -> None:
+    def write_file(self, name: str, content: BinaryIO, size: int) -> None:
         """Writes a file; raises ArchiveError unless `content` has `size` bytes."""
-        path = self.target / self.place(name, is_folder=False)
-        self.announce(size)
+        path = self.target / self.member_path(name, is_folder=False)
+        self.check_size(size)
         path.parent.mkdir(parents=True, exist_ok=True)
-        there = 0
+        size_read = 0
         with path.open("wb") as file:
             while chunk := content.read(CHUNK):
-                self.announce(len(chunk))
-                there += len(chunk)
+                self.check_size(len(chunk))
+                size_read += len(chunk)
                 self.written += len(chunk)
                 file.write(chunk)
-        if there != size:
-            self.refuse(name, f"has {there} bytes, but the archive declares {size}")
+        if size_read != size:
+            self.refuse(name, f"has {size_read} bytes, but the archive declares {size}")
 
 
 def _unpack_zip(archive: Path, writer: _Writer) -> None:
     with zipfile.ZipFile(archive) as file:
         members = file.infolist()
         _check_zip_end(archive, file, len(members))
-        writer.announce(sum(member.file_size for member in members))
+        writer.check_size(sum(member.file_size for member in members))
         for member in track(members, f"unpack {archive.name}"):
             name = member.orig_filename  # zipfile cuts `filename` at a null byte
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 writer.refuse(name, "is a link, device or other special file")
             if member.compress_type not in ZIP_METHODS:
-                writer.refuse(name, "is compressed by a method other than deflate")
+                writer.refuse(name, "has an unsupported compression method; allowed are stored and deflated")
             if member.compress_type == zipfile.ZIP_STORED and member.compress_size != member.file_size:
                 writer.refuse(name, f"has {member.compress_size} bytes, but the archive declares {member.file_size}")
-            with _errors_of(writer.called(name)), file.open(member) as content:
+            with _convert_errors(writer.describe(name)), file.open(member) as content:
                 if name.endswith("/"):
-                    writer.folder(name, member.file_size)
+                    writer.write_folder(name, member.file_size)
                 else:
-                    writer.file(name, content, member.file_size)
+                    writer.write_file(name, content, member.file_size)
 
 
 def _check_zip_end(archive: Path, file: zipfile.ZipFile, members: int) -> None:
-    """Checks the number of members: zipfile reads a damaged directory as a shorter one without an error."""
+    """Checks the number of members, because zipfile reads a damaged directory as a shorter one without an error."""
     with archive.open("rb") as raw:
         raw.seek(-ZIP_END.size - len(file.comment), 2)
         magic, *_, count, _, start, _ = ZIP_END.unpack(raw.read(ZIP_END.size))
@@ -196,17 +196,17 @@ def _check_zip_end(archive: Path, file: zipfile.ZipFile, members: int) -> None:
 def _unpack_tar(archive: Path, writer: _Writer) -> None:
     with gzip.open(archive) as stream:
         bounded = _Bounded(stream, writer)
-        with tarfile.open(fileobj=bounded, mode="r|", bufsize=CHUNK, tarinfo=_ShortHeader) as file:
+        with tarfile.open(fileobj=bounded, mode="r|", bufsize=CHUNK, tarinfo=_LimitedHeader) as file:
             for member in track(_members(file), f"unpack {archive.name}"):
-                with _errors_of(writer.called(member.name)):
+                with _convert_errors(writer.describe(member.name)):
                     if member.isdir():
-                        writer.folder(member.name, member.size)
+                        writer.write_folder(member.name, member.size)
                     elif member.isreg() and not member.issparse():
-                        writer.file(member.name, file.extractfile(member), member.size)
+                        writer.write_file(member.name, file.extractfile(member), member.size)
                     else:
                         writer.refuse(member.name, "is a link, device, sparse or other special file")
             end = file.offset
-        while bounded.read(CHUNK):  # to the end, where gzip verifies its checksum
+        while bounded.read(CHUNK):  # gzip verifies its checksum at the end of the stream
             pass
         # tarfile treats an invalid header as the end of the archive.
         if bounded.position < end + BLOCK or bounded.last_written > end:
@@ -219,10 +219,10 @@ def _members(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield member
 
 
-class _ShortHeader(tarfile.TarInfo):
-    """Rejects extended headers longer than `LONGEST_HEADER_BYTES`."""
+class _LimitedHeader(tarfile.TarInfo):
+    """A tar header; raises TarError for extended headers longer than `MAX_HEADER_BYTES`."""
 
-    ABOUT_OTHERS = (
+    EXTENDED_TYPES = (
         tarfile.XHDTYPE,
         tarfile.SOLARIS_XHDTYPE,
         tarfile.XGLTYPE,
@@ -233,13 +233,13 @@ class _ShortHeader(tarfile.TarInfo):
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
         header = super().frombuf(buf, encoding, errors)
-        if header.type in cls.ABOUT_OTHERS and not 0 <= header.size <= LONGEST_HEADER_BYTES:
-            raise tarfile.TarError(f"a header of {header.size} bytes; at most {LONGEST_HEADER_BYTES} are allowed")
+        if header.type in cls.EXTENDED_TYPES and not 0 <= header.size <= MAX_HEADER_BYTES:
+            raise tarfile.TarError(f"extended header of {header.size} bytes; at most {MAX_HEADER_BYTES} are allowed")
         return header
 
 
 class _Bounded:
-    """A stream that raises ArchiveError when it exceeds twice the limit on unpacked bytes, headers included.
+    """A stream that raises ArchiveError once more than twice the limit on unpacked bytes is read, headers included.
 
     Attributes:
         position: number of bytes read so far.
@@ -249,7 +249,7 @@ class _Bounded:
     def __init__(self, stream: BinaryIO, writer: _Writer) -> None:
         self.stream = stream
         self.writer = writer
-        self.most = 2 * writer.most  # headers of small files may be larger than the files
+        self.limit = 2 * writer.limit  # the headers of small files may be larger than the files
         self.position = self.last_written = 0
 
     def read(self, size: int) -> bytes:
@@ -258,6 +258,6 @@ class _Bounded:
         if written:
             self.last_written = self.position + written
         self.position += len(chunk)
-        if self.position > self.most:
-            self.writer.announce(self.most)
+        if self.position > self.limit:
+            self.writer.check_size(self.limit)
         return chunk

@@ -14,7 +14,7 @@ from bbnet.sparsity.limits import smallest_degree
 LAWS = ("log_odds", "linear", "uniform", "shuffled", "inverted", "traffic")
 
 ON_RATE_FLOOR = 1e-3
-# Values are rounded to this, since otherwise rounding noise would break ties between equal degrees.
+# Degrees are compared after rounding to this many decimals, since rounding noise would otherwise break their ties.
 TIE_DECIMALS = 9
 
 

@@ -23,7 +23,7 @@ class InputNorms(ForwardAverages):
         return cls({slab.name: model.get_submodule(slab.name) for slab in slabs}, **options)
 
     def of(self, name: str) -> Tensor:
-        """Returns the root mean squares of a layer's inputs, float64 [inputs]; raises RuntimeError if it has none yet."""
+        """Returns the root mean squares of a layer's inputs, float64 [inputs]; raises RuntimeError if it has none."""
         return self.average((name,)).sqrt()
 
     def _register(self, module: nn.Module, hook: WatchingHook) -> RemovableHandle:

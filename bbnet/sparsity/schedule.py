@@ -11,10 +11,9 @@ LEAST_REFRESHES = 3
 
 @dataclass(frozen=True)
 class Schedule:
-    """The sparse phase: the budget falls from 1 to `budget` along a ramp, stays constant, and then masks are frozen.
+    """The sparse phase: a ramp from 1 to `budget` (cubic; Zhu & Gupta 2017, eq. 1), a constant budget, a freeze.
 
-    Steps are applied optimiser steps, counted from 1. The ramp is the cubic one of Zhu & Gupta (2017), eq. 1. The last
-    refresh is at the freeze step.
+    Steps are applied optimiser steps, counted from 1. The last refresh is at the freeze step.
 
     Args:
         total_steps: length of the sparse phase.

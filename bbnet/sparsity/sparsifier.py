@@ -133,7 +133,7 @@ def _check_masking(algorithm: WeightMasking, weights: Mapping[Slab, nn.Parameter
     if group is not None and (group[0] >= group[1] or budget * group[1] != group[0]):
         raise ValueError(f"pattern {algorithm.pattern} implies budget {group[0]}/{group[1]} below 1, not {budget}")
     if group is not None and getattr(algorithm, "distribution", "uniform") != "uniform":
-        raise ValueError(f"pattern {algorithm.pattern} needs distribution uniform, not {algorithm.distribution}")
+        raise ValueError(f"pattern {algorithm.pattern} needs the same density everywhere, not {algorithm.distribution}")
     for slab, weight in weights.items():
         _, fan = slab_shape(weight, slab.side)
         if algorithm.side not in (slab.side, "both"):
@@ -148,9 +148,8 @@ class Sparsifier:
     Attributes:
         step: number of applied optimiser steps of the sparse phase so far.
         refreshes: one row per refresh and slab: step, slab, budget (exact, as text), connections, density, pruned,
-            regrown, churn (pruned + regrown over old + new connections), and number of units at k_min or below; with
-            on-rates also the number of silent units and of their connections. A method that starts sparse has a row
-            at step 0.
+            regrown, churn (pruned + regrown over old + new connections), units at k_min or below; with on-rates also
+            silent units and their connections. For a method that starts sparse, the first rows are of step 0.
     """
 
     def __init__(
@@ -175,7 +174,7 @@ class Sparsifier:
         self.input_norms: InputNorms | None = None
         self.gates: Gates | None = None
         self._shapes = {slab: slab_shape(weight, slab.side) for slab, weight in weights.items()}
-        self._parts: list[Any] = []
+        self._attached: list[Any] = []
         self._stepping = False
         self._unmasked: list[_Unmasked] = []
         try:
@@ -187,32 +186,31 @@ class Sparsifier:
     def _attach(self, model: nn.Module, weights: Mapping[Slab, nn.Parameter]) -> None:
         algorithm = self.algorithm
         if algorithm.gates_activations:
-            self.gates = self._part(Gates(model, weights, algorithm))
+            self.gates = self._attached_part(Gates(model, weights, algorithm))
         elif algorithm.masks_weights:
             for slab, weight in weights.items():
                 dormant, gradient = not algorithm.regrows_at_zero, algorithm.uses_gradient
                 masked = MaskedWeight(slab, weight, self.rescale, dormant=dormant, watches_gradient=gradient)
-                self.weights.append(self._part(masked))
+                self.weights.append(self._attached_part(masked))
             if algorithm.uses_on_rates:
-                self.on_rates = self._part(OnRates.of_slabs(model, weights, every=self._sample_every()))
+                self.on_rates = self._attached_part(OnRates.of_slabs(model, weights, every=self._sample_every()))
             if algorithm.uses_input_norms:
-                self.input_norms = self._part(InputNorms.of_slabs(model, weights, every=self._sample_every()))
+                self.input_norms = self._attached_part(InputNorms.of_slabs(model, weights, every=self._sample_every()))
             if algorithm.starts_sparse:
                 self._start_sparse()
         else:
             return
-        self._part(self.optimizer.register_step_pre_hook(self._before_step))
-        self._part(self.optimizer.register_step_post_hook(self._after_step))
-        self._part(self.optimizer.register_load_state_dict_post_hook(self._zero_pruned_state))
+        self._attached_part(self.optimizer.register_step_pre_hook(self._before_step))
+        self._attached_part(self.optimizer.register_step_post_hook(self._after_step))
+        self._attached_part(self.optimizer.register_load_state_dict_post_hook(self._zero_pruned_state))
         self._prepare_step()
 
     def _sample_every(self) -> int:
         """Returns the number of steps per sampled step: at most 4, and at least 5 samples per refresh if possible."""
         return min(4, max(1, self.schedule.interval // 5))
 
-    def _part(self, part: Any) -> Any:
-        """Registers a part that `remove` is to detach, and returns it."""
-        self._parts.append(part)
+    def _attached_part(self, part: Any) -> Any:
+        self._attached.append(part)
         return part
 
     @torch.no_grad()
@@ -224,9 +222,9 @@ class Sparsifier:
 
     def remove(self) -> None:
         """Removes all hooks from model and optimizer. Weights keep their values; pruned ones can be trained again."""
-        for part in self._parts:
+        for part in self._attached:
             part.remove()
-        self._parts = []
+        self._attached = []
 
     @contextmanager
     def valid(self, positions: Tensor | Mapping[str, Tensor]) -> Iterator[None]:
@@ -242,14 +240,14 @@ class Sparsifier:
             yield
 
     def masks(self) -> dict[str, Tensor]:
-        """Returns the own masks, bool [units, fan] by slab name; all true for a method that masks no weights."""
+        """Returns the current masks, bool [units, fan] by slab name; all true for a method that masks no weights."""
         if not self.weights:
             return {slab.name: torch.ones(shape, dtype=torch.bool) for slab, shape in self._shapes.items()}
         return {masked.slab.name: masked.mask for masked in self.weights}
 
     @torch.no_grad()
     def apply_to(self, model: nn.Module) -> None:
-        """Applies the own masks in-place to a deepcopy or a weight average of the sparsified model.
+        """Applies the current masks in-place to a deepcopy or a weight average of the sparsified model.
 
         Raises: ValueError if the method gates activations and the copy has no gates.
         """
@@ -261,7 +259,7 @@ class Sparsifier:
             weight.mul_(masked.grad_mask.to(weight.device))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that is needed to resume bitwise, in addition to the states of model and optimiser."""
+        """Returns everything needed to resume bitwise, besides the states of model and optimiser."""
         packed, shapes = pack_masks(self.masks())
         return {
             "identity": self._identity(),
@@ -423,7 +421,7 @@ class _Unmasked:
         self.state = {key: value.clone() for key, value in state.items()}
 
     def restore(self) -> None:
-        """Undoes the first mask. A weight that was overwritten since is left as it is."""
+        """Restores the values from before the first mask, except those of a weight that was overwritten since."""
         if self.masked.weight._version == self.version:
             self.masked.weight.copy_(self.weight)
         for key, value in weight_state(self.optimizer, self.masked.weight).items():

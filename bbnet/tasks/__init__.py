@@ -1,1 +1,1 @@
-"""The tasks. A task is a folder with `settings` and `metrics` (without torch), `data`, `model` and `task`."""
+"""Tasks. Each is a package with the modules `settings` and `metrics` (without torch), `data`, `model` and `task`."""

@@ -1,4 +1,4 @@
-"""Settings that every task has. Imports no torch, because they are needed to parse the DAG."""
+"""Settings that all tasks share. Imports no torch, because Snakemake reads the settings when it builds the DAG."""
 
 from typing import Annotated, Literal, NamedTuple
 
@@ -9,42 +9,42 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel, extra="forbid", frozen=True):
-    """A part of a task's settings."""
+    """Base class of the settings of a task. Unknown keys are errors."""
 
 
 class Estimate(NamedTuple):
-    """Estimated size of a study's data, before they are prepared."""
+    """Estimated size of the data of a task, known before the data are prepared."""
 
     steps_per_epoch: int
     prepared_bytes: int
 
 
 class PublishedPack(Section):
-    """A pack of bbnet/data/packs.yaml. It is downloaded unless `path` names a copy on this machine."""
+    """A pack of bbnet/data/packs.yaml, which is downloaded unless `path` names a local copy."""
 
     path: str | None = Field(
-        None, min_length=1, description="A folder, read in place, or an archive; downloaded if absent."
+        None, min_length=1, description="Local folder, which is not copied, or archive; absent: download."
     )
-    complete: bool = Field(True, description="Require the published counts; false accepts any pack in this layout.")
+    complete: bool = Field(True, description="Require the published counts; false: accept any pack in this layout.")
 
 
 class Training(Section):
-    """Settings of the training. The learning rate rises linearly and falls along a cosine to zero, over both phases."""
+    """Training settings. The learning rate rises linearly, then falls along a cosine to zero, across both phases."""
 
-    epochs: int = Field(ge=2, le=10_000, description="Passes over the training data, warm-up included.")
-    warm_up_epochs: int = Field(ge=1, description="The dense first phase, shared by all methods of a seed.")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with momentum 0.9.")
-    learning_rate: float = Field(gt=0, le=10, description="The largest of the schedule.")
+    epochs: int = Field(ge=2, le=10_000, description="Passes over the training data, including the warm-up.")
+    warm_up_epochs: int = Field(ge=1, description="Epochs of the dense first phase, which all methods of a seed share.")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="Optimiser; sgd uses momentum 0.9.")
+    learning_rate: float = Field(gt=0, le=10, description="Largest learning rate of the schedule.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="As the optimiser defines it; not on biases and norms.")
-    betas: tuple[Share, Share] = Field((0.9, 0.999), description="Of adamw.")
+    betas: tuple[Share, Share] = Field((0.9, 0.999), description="Betas of adamw.")
     clip_norm: float | None = Field(
-        None, gt=0, allow_inf_nan=False, description="Gradients are scaled down to at most this norm; not if absent."
+        None, gt=0, allow_inf_nan=False, description="Largest norm of the gradients; absent: no clipping."
     )
     rise: float = Field(0.05, ge=0, le=0.5, description="Share of all steps over which the learning rate rises.")
 
     @property
     def sparse_epochs(self) -> int:
-        """Epochs of the sparse phase."""
+        """Returns the number of epochs of the sparse phase."""
         return self.epochs - self.warm_up_epochs
 
     @model_validator(mode="after")
@@ -55,6 +55,6 @@ class Training(Section):
 
 
 class FixedBatchTraining(Training):
-    """Training with batches of equally many samples."""
+    """Training settings for batches that all have the same number of samples."""
 
-    batch_size: int = Field(ge=2, le=65_536, description="Samples per step; an incomplete last batch is left out.")
+    batch_size: int = Field(ge=2, le=65_536, description="Samples per step; an incomplete last batch is dropped.")

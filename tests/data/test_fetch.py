@@ -1,4 +1,4 @@
-"""Downloads come whole and right, or not at all: against a server on loopback that does whatever servers do."""
+"""Tests downloads against a server on loopback that fails in the ways in which real servers do."""
 
 import errno
 import gzip
@@ -18,12 +18,13 @@ import time
 from collections import namedtuple
 from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
 
 from bbnet.data import fetch, progress
-from bbnet.data.fetch import AT_ONCE, Patience, fetch_files
+from bbnet.data.fetch import PARALLEL_DOWNLOADS, Patience, fetch_files
 from bbnet.data.sources import Source, check_space, demand_trusted, holds, trust
 
 SEED = 20260101
@@ -31,9 +32,10 @@ CONTENT = b"PK\x03\x04" + random.Random(SEED).randbytes(300_000)
 OTHER = b"PK\x03\x04" + random.Random(SEED + 1).randbytes(300_000)
 HALF = len(CONTENT) // 2
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
+CHECKSUMS = [("sha256", SHA256), ("sha256", SHA256[:8]), ("md5", hashlib.md5(CONTENT).hexdigest())]
 NAME = "pack.zip"
 PATIENT = Patience(connect=10, stall=10, tries=3, back_off=0.01)
-HASTY = Patience(connect=0.5, stall=0.5, tries=2, back_off=0.01)
+HASTY = Patience(connect=0.3, stall=0.3, tries=2, back_off=0.01)
 PAGE = b"<!DOCTYPE html>\n<html><head><title>Sign in\n  to go on</title></head><body>Hello</body></html>"
 ENOUGH_SECONDS = 20
 CHILD = """
@@ -243,6 +245,12 @@ def server():
 
 
 @pytest.fixture
+def fast_clock(monkeypatch):
+    """Lets the clock of the downloads run ten times as fast; the timeouts of their sockets keep their length."""
+    monkeypatch.setattr(fetch, "time", SimpleNamespace(monotonic=lambda: 10 * time.monotonic()))
+
+
+@pytest.fixture
 def tmpfs(tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
@@ -274,7 +282,8 @@ def right(folder, name=NAME, content=CONTENT):
 
 
 def fails_cleanly(server, folder, *sources, content=CONTENT, patience=PATIENT):
-    """The message of the one error; the final name is free; with a good server the next call succeeds."""
+    """Returns the error message; checks that no file is left and that the next call, to a good server, succeeds."""
+    server.healed = None
     with pytest.raises(ValueError) as caught:
         fetch_files(sources, folder, patience)
     error = caught.value
@@ -335,16 +344,12 @@ def test_a_file_that_is_there_is_checked_and_not_fetched(server, tmp_path):
     assert server.requests == []
 
 
-@pytest.mark.parametrize(
-    "algorithm, digits",
-    [("sha256", SHA256), ("sha256", SHA256[:8]), ("md5", hashlib.md5(CONTENT).hexdigest())],
-    ids=["sha256", "first_digits", "md5"],
-)
-def test_every_kind_of_checksum_is_taken(server, tmp_path, algorithm, digits):
-    source = Source(NAME, (server.serve(f"/{NAME}", file(CONTENT)),), None, algorithm, digits)
-    assert fetch_one(source, tmp_path) == f"{algorithm}:{hashlib.new(algorithm, CONTENT).hexdigest()}"
-    assert right(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == [NAME]
+def test_a_checksum_may_be_sha256_its_first_digits_or_md5(server, tmp_path):
+    for number, (algorithm, digits) in enumerate(CHECKSUMS):
+        source = Source(f"{number}.zip", (server.serve(f"/{number}", file(CONTENT)),), None, algorithm, digits)
+        assert fetch_one(source, tmp_path) == f"{algorithm}:{hashlib.new(algorithm, CONTENT).hexdigest()}"
+        assert right(tmp_path, source.name)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name[0] != ".") == ["0.zip", "1.zip", "2.zip"]
 
 
 def test_a_chunked_answer_and_one_that_ends_with_the_connection_are_files_too(server, tmp_path):
@@ -378,12 +383,12 @@ def test_no_files_are_no_work(tmp_path):
 
 
 def test_several_files_come_at_once(server, tmp_path):
-    together = threading.Barrier(AT_ONCE)
-    contents = {f"{number}.zip": CONTENT[number:] for number in range(AT_ONCE + 3)}
+    together = threading.Barrier(PARALLEL_DOWNLOADS)
+    contents = {f"{number}.zip": CONTENT[number:] for number in range(PARALLEL_DOWNLOADS + 3)}
 
     def meets_others(content):
         def answer(handler):
-            if handler.log.path < f"/{AT_ONCE}":
+            if handler.log.path < f"/{PARALLEL_DOWNLOADS}":
                 together.wait(ENOUGH_SECONDS)
             file(content)(handler)
 
@@ -456,11 +461,10 @@ def test_ten_files_each_cut_at_a_random_place_go_on_from_there(server, tmp_path)
     assert sum(request.sent for request in server.requests) == 10 * len(CONTENT)
 
 
-@pytest.mark.parametrize("source", [known, unknown])
-def test_a_file_cut_ten_times_is_sent_once(server, tmp_path, source):
-    cuts = sorted(random.Random(SEED + 2).sample(range(4096, len(CONTENT)), 10))
+def test_a_file_that_is_cut_again_and_again_is_sent_once(server, tmp_path):
+    cuts = sorted(random.Random(SEED + 2).sample(range(4096, len(CONTENT)), 5))
     script = [file(CONTENT, until=cut, etag='"a"') for cut in cuts] + [file(CONTENT, etag='"a"')]
-    fetch_one(source(server.serve(f"/{NAME}", *script)), tmp_path)
+    fetch_one(unknown(server.serve(f"/{NAME}", *script)), tmp_path)
     assert right(tmp_path)
     assert server.ranges() == [None] + [f"bytes={cut}-" for cut in cuts]
     assert sum(request.sent for request in server.requests) == len(CONTENT)
@@ -471,9 +475,8 @@ def test_a_file_cut_before_its_kind_shows_is_fetched_all_the_same(server, tmp_pa
     assert right(tmp_path)
 
 
-@pytest.mark.parametrize("source", [known, unknown])
-def test_after_a_failed_call_the_next_has_only_the_rest_sent(server, tmp_path, source):
-    source = source(
+def test_after_a_failed_call_the_next_has_only_the_rest_sent(server, tmp_path):
+    source = unknown(
         server.serve(f"/{NAME}", file(CONTENT, until=HALF, etag='"a"'), *[status(503)] * 3, file(CONTENT, etag='"a"'))
     )
     with pytest.raises(ValueError, match=NAME):
@@ -514,8 +517,11 @@ def no_range_named(handler):
     handler.send(CONTENT[HALF:])
 
 
-@pytest.mark.parametrize("source", [known, unknown])
-@pytest.mark.parametrize("wrong", [another_range, no_range_named, status(416)], ids=["another", "unnamed", "416"])
+@pytest.mark.parametrize(
+    "source, wrong",
+    [(known, another_range), (unknown, another_range), (unknown, no_range_named), (known, status(416))],
+    ids=["another", "another_unknown", "unnamed", "416"],
+)
 def test_another_range_than_was_asked_for_starts_the_file_afresh(server, tmp_path, source, wrong):
     url = server.serve(f"/{NAME}", file(CONTENT, until=HALF, etag='"a"'), wrong, file(CONTENT))
     fetch_one(source(url), tmp_path)
@@ -524,12 +530,16 @@ def test_another_range_than_was_asked_for_starts_the_file_afresh(server, tmp_pat
 
 
 @pytest.mark.parametrize("wrong", [another_range, status(416)], ids=["another", "416"])
-def test_a_server_that_never_gives_the_range_ends_in_an_error(server, tmp_path, wrong):
+def test_a_server_that_never_gives_the_range_ends_in_an_error(server, tmp_path, monkeypatch, wrong):
+    """Every second try receives new bytes, so only the limit on all tries of an address ends the download."""
+    monkeypatch.setattr(fetch, "MAX_TRIES", 10)
+
     def only_whole_and_then_cut(handler):
         (wrong if handler.log.range else file(CONTENT, until=HALF))(handler)
 
-    message = fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", only_whole_and_then_cut)), patience=HASTY)
-    assert "range" in message
+    message = fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", only_whole_and_then_cut)))
+    assert "range" in message and "10 tries" in message
+    assert len(server.requests) == 10 + 1
 
 
 def test_a_range_that_ends_too_early_is_gone_on_from(server, tmp_path):
@@ -560,8 +570,8 @@ def test_more_bytes_than_the_table_says_are_not_gone_on_from(server, tmp_path):
     assert server.ranges()[2:] == [None]
 
 
-@pytest.mark.parametrize("cuts, rest_read", [((), 0), ((HALF,), 1), ((HALF, HALF + 9999), 2)])
-def test_bytes_are_checked_as_they_come_and_only_what_was_there_is_read(server, tmp_path, monkeypatch, cuts, rest_read):
+@pytest.mark.parametrize("cuts", [(), (HALF, HALF + 9999)])
+def test_bytes_are_checked_as_they_come_and_only_what_was_there_is_read(server, tmp_path, monkeypatch, cuts):
     read = []
     digest = hashlib.file_digest
 
@@ -573,14 +583,11 @@ def test_bytes_are_checked_as_they_come_and_only_what_was_there_is_read(server, 
     url = server.serve(f"/{NAME}", *(file(CONTENT, until=cut) for cut in cuts), file(CONTENT))
     assert fetch_one(known(url), tmp_path) == f"sha256:{SHA256}"
     assert right(tmp_path)
-    assert read == list(cuts) and len(read) == rest_read
+    assert read == list(cuts)
 
 
-@pytest.mark.parametrize("algorithm", ["sha256", "md5"])
-def test_the_checksum_returned_is_that_of_the_file_whatever_way_it_came(server, tmp_path, algorithm):
-    def md5_or_sha256(content):
-        return hashlib.new(algorithm, content).hexdigest()
-
+def test_the_checksum_returned_is_that_of_the_file_however_it_was_downloaded(server, tmp_path):
+    md5 = hashlib.md5(CONTENT).hexdigest()
     ways = {
         "whole": [file(CONTENT)],
         "cut": [file(CONTENT, until=HALF), file(CONTENT)],
@@ -590,8 +597,7 @@ def test_the_checksum_returned_is_that_of_the_file_whatever_way_it_came(server, 
     }
     for way, script in ways.items():
         url = server.serve(f"/{way}", *script)
-        source = Source(f"{way}.zip", (url,), None, algorithm, md5_or_sha256(CONTENT))
-        assert fetch_one(source, tmp_path) == f"{algorithm}:{md5_or_sha256(CONTENT)}"
+        assert fetch_one(Source(f"{way}.zip", (url,), None, "md5", md5), tmp_path) == f"md5:{md5}"
         assert right(tmp_path, f"{way}.zip")
 
 
@@ -620,16 +626,12 @@ def test_the_bytes_counted_add_up_after_a_cut_and_a_fresh_start(server, tmp_path
 # Wrong contents
 
 
-@pytest.mark.parametrize(
-    "algorithm, digits",
-    [("sha256", SHA256), ("sha256", SHA256[:8]), ("md5", hashlib.md5(CONTENT).hexdigest())],
-    ids=["sha256", "first_digits", "md5"],
-)
-def test_a_wrong_checksum_is_an_error_that_gives_both(server, tmp_path, algorithm, digits):
-    source = Source(NAME, (server.serve(f"/{NAME}", file(OTHER)),), len(CONTENT), algorithm, digits)
-    message = fails_cleanly(server, tmp_path, source)
-    assert hashlib.new(algorithm, OTHER).hexdigest() in message and digits in message
-    assert server.ranges() == [None, None]
+def test_a_wrong_checksum_is_an_error_that_gives_both(server, tmp_path):
+    for number, (algorithm, digits) in enumerate(CHECKSUMS):
+        url = server.serve(f"/{number}", file(OTHER))
+        message = fails_cleanly(server, tmp_path, Source(f"{number}.zip", (url,), len(CONTENT), algorithm, digits))
+        assert hashlib.new(algorithm, OTHER).hexdigest() in message and digits in message
+        assert server.ranges(f"/{number}") == [None, None]
 
 
 def test_a_length_other_than_the_tables_is_refused_before_it_comes(server, tmp_path):
@@ -662,36 +664,27 @@ def test_a_damaged_chunked_answer_is_an_error(server, tmp_path):
     fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", answer)))
 
 
-@pytest.mark.parametrize("kind", ["text/html", "text/html; charset=utf-8", "application/octet-stream", None])
-@pytest.mark.parametrize("source", [known, unknown])
-def test_a_page_instead_of_a_zip_is_named_by_its_title(server, tmp_path, kind, source):
-    message = fails_cleanly(server, tmp_path, source(server.serve(f"/{NAME}", page(kind))))
-    assert "an HTML page ('Sign in to go on')" in message
-    assert "Google" not in message
-    assert not (tmp_path / f"{NAME}.sha256").exists() or source is unknown
+PAGES = {
+    "declared": ("text/html", PAGE),
+    "charset": ("text/html; charset=utf-8", PAGE),
+    "capitals": ("Text/HTML", b"Please log in."),
+    "undeclared": ("application/octet-stream", PAGE),
+    "no type": (None, PAGE),
+    "bom": ("application/octet-stream", b"\xef\xbb\xbf" + PAGE),
+    "xml": ("application/xhtml+xml", b'<?xml version="1.0"?>\n' + PAGE),
+    "comment": ("application/octet-stream", b"\n <!-- by us -->\n<HTML><body>no title</body></HTML>"),
+    "no title": ("application/octet-stream", b"<head><title></title></head>"),
+}
 
 
-@pytest.mark.parametrize(
-    "body",
-    [b"Please log in.", b"\n <!-- by us -->\n<HTML><body>no title</body></HTML>", b"<head><title></title></head>"],
-)
-def test_a_page_without_a_title_is_refused_too(server, tmp_path, body):
-    message = fails_cleanly(server, tmp_path, unknown(server.serve(f"/{NAME}", page("text/html", body))))
-    assert "HTML page" in message
-
-
-@pytest.mark.parametrize(
-    "kind, body",
-    [
-        ("application/octet-stream", b"\xef\xbb\xbf" + PAGE),
-        ("application/xhtml+xml", b'<?xml version="1.0"?>\n' + PAGE),
-        ("Text/HTML", b"Please log in."),
-    ],
-    ids=["bom", "xml", "capitals"],
-)
-def test_a_page_in_disguise_is_not_trusted(server, tmp_path, kind, body):
-    message = fails_cleanly(server, tmp_path, unknown(server.serve(f"/{NAME}", page(kind, body))))
-    assert "HTML page" in message
+def test_an_html_page_instead_of_a_file_is_refused_with_its_title(server, tmp_path):
+    for case, (kind, body) in PAGES.items():
+        for source in (known, unknown) if case == "declared" else (unknown,):
+            folder = tmp_path / f"{case}, {source.__name__}"
+            message = fails_cleanly(server, folder, source(server.serve(f"/{NAME}", page(kind, body))))
+            title = " ('Sign in to go on')" if PAGE in body else ""
+            assert f"answers with an HTML page{title} instead of the file" in message, case
+            assert "Google" not in message
 
 
 def test_a_page_of_google_drive_is_named_as_such(server, tmp_path, monkeypatch):
@@ -717,11 +710,11 @@ def test_google_drive_is_known_by_its_host_alone():
 # Servers that refuse, stall, or are not there
 
 
-@pytest.mark.parametrize("code", [400, 401, 403, 404, 410])
-def test_a_refusal_is_not_asked_again(server, tmp_path, code):
-    message = fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", status(code))))
-    assert f"answers {code} " in message
-    assert server.ranges() == [None, None]
+def test_a_refusal_is_not_asked_again(server, tmp_path):
+    for code in (400, 404, 499):
+        message = fails_cleanly(server, tmp_path / str(code), known(server.serve(f"/{code}", status(code))))
+        assert f"answers {code} " in message
+        assert server.ranges(f"/{code}") == [None, None]
 
 
 def test_a_file_that_has_gone_after_a_cut_is_an_error(server, tmp_path):
@@ -736,18 +729,21 @@ def test_a_server_that_fails_and_recovers_gives_the_file(server, tmp_path):
     assert len(server.requests) == 3
 
 
-@pytest.mark.parametrize("code", [408, 429, 500, 503])
-def test_a_server_that_keeps_failing_is_asked_as_often_as_patience_says(server, tmp_path, code):
-    message = fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", status(code))))
-    assert f"answers {code} " in message and "3 tries" in message
-    assert len(server.requests) == 3 + 1
+def test_a_server_that_keeps_failing_is_asked_as_often_as_patience_says(server, tmp_path):
+    for code in (408, 425, 429, 500, 503):
+        message = fails_cleanly(server, tmp_path / str(code), known(server.serve(f"/{code}", status(code))))
+        assert f"answers {code} " in message and "3 tries" in message
+        assert len(server.ranges(f"/{code}")) == 3 + 1
 
 
-def test_a_server_that_asks_to_wait_is_waited_for(server, tmp_path):
-    fetch_one(known(server.serve(f"/{NAME}", status(429, Retry_After=1), file(CONTENT))), tmp_path)
+def test_a_server_that_asks_to_wait_is_waited_for_up_to_a_limit(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(fetch, "MAX_WAIT_SECONDS", 0.3)
+    caplog.set_level(logging.INFO)
+    fetch_one(known(server.serve(f"/{NAME}", status(429, Retry_After=9), file(CONTENT))), tmp_path)
     assert right(tmp_path)
     first, second = server.requests
-    assert second.when - first.when >= 1
+    assert 0.3 <= second.when - first.when < 9
+    assert any("answers 429 " in line and line.endswith("; retrying in 9 s") for line in caplog.messages)
 
 
 def test_a_wait_given_as_a_date_does_no_harm(server, tmp_path):
@@ -757,11 +753,11 @@ def test_a_wait_given_as_a_date_does_no_harm(server, tmp_path):
 
 
 def test_pauses_double(server, tmp_path):
-    patience = replace(PATIENT, tries=4, back_off=0.1)
+    patience = replace(PATIENT, tries=4, back_off=0.03)
     fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", status(500))), patience=patience)
     times = [request.when for request in server.requests[:4]]
     pauses = [after - before for before, after in zip(times, times[1:], strict=False)]
-    assert all(pause >= expected for pause, expected in zip(pauses, (0.1, 0.2, 0.4), strict=True))
+    assert all(pause >= expected for pause, expected in zip(pauses, (0.03, 0.06, 0.12), strict=True))
 
 
 @pytest.mark.parametrize("where", [f"/{NAME}", "/elsewhere"])
@@ -772,44 +768,38 @@ def test_an_endless_redirect_is_an_error(server, tmp_path, where):
     assert len(server.requests) <= 11 + 1
 
 
-@pytest.mark.parametrize("where", ["ftp://127.0.0.1/pack.zip", "http://", "file:///etc/passwd", None])
-def test_a_redirect_to_nowhere_is_an_error(server, tmp_path, where):
-    fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", status(302, Location=where))))
-
-
-@pytest.mark.parametrize(
-    "answer",
-    [
-        status(302, Location="http://[::1/pack.zip"),
+BAD_ANSWERS = {
+    "ftp": (status(302, Location="ftp://127.0.0.1/pack.zip"), "cannot be requested"),
+    "file": (status(302, Location="file:///etc/passwd"), "cannot be requested"),
+    "no host": (status(302, Location="http://"), "redirects more than 10 times"),
+    "no location": (status(302), "answers 302"),
+    "brackets": (status(302, Location="http://[::1/pack.zip"), "redirects to an invalid address"),
+    "latin1": (
         raw(b"HTTP/1.1 302 Found\r\nLocation: /\xe9.zip\r\nContent-Length: 0\r\n\r\n"),
-        raw(b"HTTP/1.1 503 Busy\r\nRetry-After: \xb2\r\nContent-Length: 0\r\n\r\n"),
-        raw(b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\n" + OTHER),
-    ],
-    ids=["address", "latin1", "retry_after", "length"],
-)
-def test_a_header_that_makes_no_sense_is_an_error_that_names_the_file(server, tmp_path, answer):
-    fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", answer)))
+        "redirects to an invalid address",
+    ),
+    "retry after": (raw(b"HTTP/1.1 503 Busy\r\nRetry-After: \xb2\r\nContent-Length: 0\r\n\r\n"), "answers 503 Busy"),
+    "length": (raw(b"HTTP/1.1 200 OK\r\nContent-Length: \xb2\r\n\r\n" + OTHER), "sends a different file"),
+    "nothing": (raw(b""), "RemoteDisconnected"),
+    "no http": (raw(b"what do you want?\r\n"), "BadStatusLine: what do you want"),
+    "no code": (raw(b"HTTP/1.1 twohundred\r\n\r\n"), "twohundred"),
+    "no body": (raw(b"HTTP/1.1 200 OK\r\n"), "sends an empty file"),
+}
 
 
-@pytest.mark.parametrize(
-    "data, answer",
-    [
-        (b"", "RemoteDisconnected"),
-        (b"what do you want?\r\n", "BadStatusLine: what do you want"),
-        (b"HTTP/1.1 twohundred\r\n\r\n", "twohundred"),
-        (b"HTTP/1.1 200 OK\r\n", "sends an empty file"),
-    ],
-)
-def test_an_answer_that_is_no_http_is_an_error(server, tmp_path, data, answer):
-    message = fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", raw(data))))
-    assert answer in message
+def test_a_redirect_or_answer_that_makes_no_sense_is_an_error_that_names_the_file(server, tmp_path):
+    for case, (answer, expected) in BAD_ANSWERS.items():
+        message = fails_cleanly(server, tmp_path / case, known(server.serve(f"/{NAME}", answer)))
+        assert expected in message, case
 
 
-@pytest.mark.parametrize("before", [0, HALF])
-def test_a_drip_is_an_error(server, tmp_path, before):
+@pytest.mark.parametrize("before", [HALF, pytest.param(0, marks=pytest.mark.thorough)])
+def test_a_body_that_arrives_byte_by_byte_is_an_error(server, tmp_path, fast_clock, before):
     url = server.serve(f"/{NAME}", drip(CONTENT, before, server.gate()))
     began = time.monotonic()
-    message = fails_cleanly(server, tmp_path, known(url), patience=HASTY)
+    message = fails_cleanly(
+        server, tmp_path, known(url), patience=Patience(connect=20, stall=2, tries=2, back_off=0.01)
+    )
     assert time.monotonic() - began < ENOUGH_SECONDS
     assert "below 1024 bytes/s" in message and "2 tries" in message
 
@@ -849,22 +839,22 @@ def test_a_redirect_whose_page_drips_is_followed_or_given_up(server, tmp_path):
     assert dripped == []
 
 
-def test_a_slow_file_above_the_slowest_pace_comes(server, tmp_path):
-    content = CONTENT[:24_000]
+def test_a_slow_file_above_the_minimum_pace_is_downloaded(server, tmp_path, fast_clock):
+    """The pace is checked once a second, about five times; the file arrives with 50 KB/s."""
 
     def steady(handler):
-        handler.head(200, Content_Length=len(content))
-        for start in range(0, len(content), 1000):
-            handler.send(content[start : start + 1000])
-            time.sleep(0.05)
+        handler.head(200, Content_Length=len(CONTENT))
+        for start in range(0, len(CONTENT), 12_000):
+            handler.send(CONTENT[start : start + 12_000])
+            time.sleep(0.02)
 
-    fetch_one(known(server.serve(f"/{NAME}", steady), content=content), tmp_path, replace(PATIENT, stall=0.8, tries=1))
-    assert right(tmp_path, content=content)
+    fetch_one(known(server.serve(f"/{NAME}", steady)), tmp_path, Patience(connect=20, stall=1, tries=1))
+    assert right(tmp_path)
 
 
 def test_a_file_that_stands_still_is_resumed(server, tmp_path):
     url = server.serve(f"/{NAME}", file(CONTENT, until=HALF, gate=server.gate()), file(CONTENT))
-    fetch_one(known(url), tmp_path, replace(PATIENT, stall=0.5))
+    fetch_one(known(url), tmp_path, replace(PATIENT, stall=0.3))
     assert right(tmp_path)
     assert server.ranges() == [None, f"bytes={HALF}-"]
 
@@ -872,7 +862,7 @@ def test_a_file_that_stands_still_is_resumed(server, tmp_path):
 def test_a_file_that_stands_still_again_and_again_is_an_error(server, tmp_path):
     url = server.serve(f"/{NAME}", *(file(CONTENT, until=HALF + step, gate=server.gate()) for step in (0, 99)))
     message = fails_cleanly(server, tmp_path, known(url), patience=HASTY)
-    assert "does not answer within 0.5 s" in message
+    assert "does not answer within 0.3 s" in message
     assert server.ranges() == [None, f"bytes={HALF}-", f"bytes={HALF + 99}-"]
 
 
@@ -882,9 +872,10 @@ def test_a_server_that_accepts_and_never_answers_is_an_error(server, tmp_path):
     def silent(handler):
         gate.wait(ENOUGH_SECONDS)
 
-    message = fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", silent)), patience=HASTY)
-    assert "does not answer" in message
-    assert len(server.requests) == 2 + 1
+    source = known(server.serve(f"/{NAME}", silent))
+    message = fails_cleanly(server, tmp_path, source, patience=replace(HASTY, tries=1))
+    assert "does not answer within 0.3 s" in message
+    assert len(server.requests) == 1 + 1
 
 
 def test_an_address_at_which_nobody_listens_is_an_error(server, tmp_path):
@@ -914,26 +905,26 @@ def test_a_cause_of_many_lines_is_one_short_line(server, tmp_path):
     lines = b"what\tdo\r\n" + b"you want? " * 1000
     message = fails_cleanly(server, tmp_path, known(server.serve(f"/{NAME}", raw(lines))))
     cause = re.search(r"closed the connection \((.*)\), after 0 bytes", message)[1]
-    assert len(cause) <= fetch.LONGEST_CAUSE and "\t" not in cause
+    assert len(cause) <= fetch.MAX_CAUSE_LENGTH and "\t" not in cause
 
 
-@pytest.mark.parametrize("url", ["gopher://example.org/a", "no address", "http://"])
-def test_an_address_that_is_none_is_an_error(server, tmp_path, url):
-    fails_cleanly(server, tmp_path, known(url))
+def test_an_invalid_address_is_an_error(server, tmp_path):
+    for number, url in enumerate(("gopher://example.org/a", "no address", "http://")):
+        assert "cannot be requested" in fails_cleanly(server, tmp_path / str(number), known(url))
 
 
 # Mirrors
 
 
-@pytest.mark.parametrize(
-    "first",
-    [status(404), page("text/html"), file(OTHER), file(OTHER + b"!"), status(500), raw(b"?"), chunked(CONTENT + b"!")],
-    ids=["404", "page", "checksum", "length", "500", "no_http", "longer"],
-)
-def test_the_next_mirror_is_asked_where_the_first_fails(server, tmp_path, first):
-    source = known(server.serve("/first", first), server.serve(f"/{NAME}", file(CONTENT)))
-    fetch_one(source, tmp_path)
-    assert right(tmp_path)
+def test_the_next_mirror_is_asked_where_the_first_fails(server, tmp_path):
+    page_, longer = page("text/html"), chunked(CONTENT + b"!")
+    for number, first in enumerate(
+        (status(404), page_, file(OTHER), file(OTHER + b"!"), status(500), raw(b"?"), longer)
+    ):
+        source = known(server.serve("/first", first), server.serve(f"/{NAME}", file(CONTENT)))
+        fetch_one(source, tmp_path / str(number))
+        assert right(tmp_path / str(number))
+    assert len(server.ranges("/first")) == 5 + 2 * PATIENT.tries
 
 
 def test_what_one_mirror_began_another_ends(server, tmp_path):
@@ -965,11 +956,7 @@ def test_without_a_checksum_no_mirror_ends_what_another_began(server, tmp_path):
     assert server.ranges() == [None]
 
 
-@pytest.mark.parametrize(
-    "second",
-    [status(404), status(503), page("text/html"), status(200, b""), raw(b"?"), status(302, Location="/gone")],
-    ids=["404", "503", "page", "empty", "no_http", "redirect"],
-)
+@pytest.mark.parametrize("second", [status(404), page("text/html"), status(200, b"")], ids=["404", "page", "empty"])
 def test_without_a_checksum_a_mirror_that_gives_no_bytes_leaves_those_of_the_first(server, tmp_path, second):
     whole = file(CONTENT, etag='"a"')
     source = unknown(
@@ -1093,7 +1080,7 @@ def test_a_folder_that_cannot_be_written_to_is_an_error(server, tmp_path):
 def test_check_space_names_folder_and_purpose(tmp_path):
     check_space(tmp_path, 0, "nothing")
     check_space(tmp_path, shutil.disk_usage(tmp_path).free // 2, "half of it")
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: moving in needs 1e+09 GB, the disk has")):
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: moving in needs 1e+09 GB, but the disk has only")):
         check_space(tmp_path, 10**18, "moving in")
 
 
@@ -1122,7 +1109,7 @@ def test_a_file_that_fails_stops_the_others_and_is_the_error(server, tmp_path):
     sources = [
         known(server.serve("/slow", endless), name="slow.zip"),
         known(server.serve("/gone", gone), name="gone.zip"),
-        *(known(server.serve(f"/{number}", endless), name=f"{number}.zip") for number in range(AT_ONCE)),
+        *(known(server.serve(f"/{number}", endless), name=f"{number}.zip") for number in range(PARALLEL_DOWNLOADS)),
     ]
     began = time.monotonic()
     message = fails_cleanly(server, tmp_path, *sources)
@@ -1167,9 +1154,8 @@ def test_two_processes_at_once_have_the_file_sent_once(server, tmp_path):
     assert sum(request.sent for request in server.requests) == len(CONTENT)
 
 
-@pytest.mark.parametrize("source", [known, unknown])
-def test_what_a_killed_process_left_is_gone_on_from(server, tmp_path, source):
-    source = source(
+def test_a_download_resumes_from_what_a_killed_process_left(server, tmp_path):
+    source = unknown(
         server.serve(f"/{NAME}", file(CONTENT, until=HALF, gate=server.gate(), etag='"a"'), file(CONTENT, etag='"a"'))
     )
     child = start_child(source, tmp_path)
@@ -1280,13 +1266,15 @@ def test_a_published_checksum_counts_and_no_record(server, tmp_path):
     assert right(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["pack.zip", "pack.tar.gz", "pack.gz", "pack.tgz"])
-@pytest.mark.parametrize("body", [b"Please come again tomorrow.", b"Rar!\x1a\x07\x00", b"P", bytes(5000)])
-def test_what_does_not_begin_like_an_archive_is_refused_without_a_checksum(server, tmp_path, name, body):
-    source = Source(name, (server.serve(f"/{NAME}", status(200, body)),))
-    message = fails_cleanly(server, tmp_path, source)
-    assert f"sends no archive, but a file that begins with {body[:16]!r}" in message
-    assert not (tmp_path / f"{name}.sha256").exists()
+def test_what_does_not_begin_like_an_archive_is_refused_without_a_checksum(server, tmp_path):
+    texts = [(name, b"Please come again tomorrow.") for name in ("pack.zip", "pack.tar.gz", "pack.gz", "pack.tgz")]
+    for number, (name, body) in enumerate(
+        [*texts, *((NAME, body) for body in (b"Rar!\x1a\x07\x00", b"P", bytes(5000)))]
+    ):
+        folder = tmp_path / str(number)
+        message = fails_cleanly(server, folder, Source(name, (server.serve(f"/{NAME}", status(200, body)),)))
+        assert f"sends no archive, but a file that begins with {body[:16]!r}" in message
+        assert not (folder / f"{name}.sha256").exists()
 
 
 def test_what_does_not_begin_like_an_archive_is_refused_after_a_cut_too(server, tmp_path):
@@ -1313,19 +1301,19 @@ def test_other_names_and_files_with_a_checksum_may_begin_as_they_like(server, tm
     assert right(tmp_path, name, content)
 
 
-@pytest.mark.parametrize("magic", [b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b\x08"])
-def test_both_kinds_of_archives_are_taken_for_one(server, tmp_path, magic):
-    source = Source("pack.tgz", (server.serve(f"/{NAME}", file(magic + CONTENT)),))
-    fetch_one(source, tmp_path)
-    assert right(tmp_path, "pack.tgz", magic + CONTENT)
+def test_zip_and_gzip_files_are_accepted_as_archives(server, tmp_path):
+    for number, magic in enumerate((b"PK\x03\x04", b"PK\x05\x06", b"\x1f\x8b\x08")):
+        source = Source(f"{number}.tgz", (server.serve(f"/{number}", file(magic + CONTENT)),))
+        fetch_one(source, tmp_path)
+        assert right(tmp_path, source.name, magic + CONTENT)
 
 
-@pytest.mark.parametrize("text", ["", "\n", "what is this?\n"])
-def test_a_record_that_is_none_is_an_error_that_names_it(server, tmp_path, text):
-    (tmp_path / f"{NAME}.sha256").write_text(text)
-    with pytest.raises(ValueError, match=re.escape(f"{NAME}.sha256")):
-        fetch_one(unknown(server.serve(f"/{NAME}", file(CONTENT))), tmp_path)
-    assert not (tmp_path / NAME).exists()
+def test_an_invalid_record_is_an_error_that_names_it(server, tmp_path):
+    for text in ("", "\n", "what is this?\n"):
+        (tmp_path / f"{NAME}.sha256").write_text(text)
+        with pytest.raises(ValueError, match=re.escape(f"{NAME}.sha256")):
+            fetch_one(unknown(server.serve(f"/{NAME}", file(CONTENT))), tmp_path)
+        assert not (tmp_path / NAME).exists()
 
 
 def test_a_failed_download_is_not_trusted(server, tmp_path):
@@ -1335,26 +1323,28 @@ def test_a_failed_download_is_not_trusted(server, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == []
 
 
-@pytest.mark.parametrize(
-    "old, new",
-    [
-        ({"etag": '"a"'}, {"etag": '"b"'}),
-        ({"modified": "Mon, 01 Jan 2024 00:00:00 GMT"}, {"modified": "Tue, 02 Jan 2024 00:00:00 GMT"}),
-        ({}, {}),
-        ({"etag": 'W/"a"'}, {"etag": 'W/"a"'}),
-        ({"etag": '"a"'}, {}),
-    ],
-    ids=["etag", "date", "nothing", "weak_etag", "no_longer"],
-)
-@pytest.mark.parametrize("calls", [1, 2])
-def test_two_versions_are_never_mixed(server, tmp_path, old, new, calls):
-    breaks = [status(503)] * 3 if calls == 2 else []
-    source = unknown(
-        server.serve(f"/{NAME}", file(OTHER, until=HALF, **old), *breaks, file(CONTENT[:-7], **new)),
-    )
-    if calls == 2:
-        with pytest.raises(ValueError, match=NAME):
-            fetch_one(source, tmp_path)
+VERSIONS = {
+    "etag": ({"etag": '"a"'}, {"etag": '"b"'}),
+    "date": ({"modified": "Mon, 01 Jan 2024 00:00:00 GMT"}, {"modified": "Tue, 02 Jan 2024 00:00:00 GMT"}),
+    "nothing": ({}, {}),
+    "weak etag": ({"etag": 'W/"a"'}, {"etag": 'W/"a"'}),
+    "no longer": ({"etag": '"a"'}, {}),
+}
+
+
+def test_two_versions_are_never_mixed(server, tmp_path):
+    for case, (old, new) in VERSIONS.items():
+        source = unknown(server.serve(f"/{NAME}", file(OTHER, until=HALF, **old), file(CONTENT[:-7], **new)))
+        fetch_one(source, tmp_path / case)
+        assert right(tmp_path / case, content=CONTENT[:-7]), case
+
+
+def test_two_versions_are_not_mixed_by_two_calls(server, tmp_path):
+    fails = [status(503)] * PATIENT.tries
+    again = file(CONTENT[:-7], etag='"b"')
+    source = unknown(server.serve(f"/{NAME}", file(OTHER, until=HALF, etag='"a"'), *fails, again))
+    with pytest.raises(ValueError, match=NAME):
+        fetch_one(source, tmp_path)
     fetch_one(source, tmp_path)
     assert right(tmp_path, content=CONTENT[:-7])
 
@@ -1412,7 +1402,7 @@ def test_holds_names_the_file_and_what_is_wrong_with_it(tmp_path):
     message = str(caught.value)
     assert message.startswith(f"{path}: ") and SHA256 in message and hashlib.sha256(OTHER).hexdigest() in message
     path.write_bytes(OTHER[:10])
-    with pytest.raises(ValueError, match=f"has 10 bytes, {NAME} has {len(CONTENT)}"):
+    with pytest.raises(ValueError, match=f"has 10 bytes, but {NAME} must have {len(CONTENT)}"):
         holds(known(), path)
 
 

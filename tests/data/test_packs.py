@@ -431,7 +431,7 @@ def test_a_local_archive_named_like_a_published_one_must_be_that_one(
     assert files_below(tmp_path / "target") == {"A/1": "one"}
 
     publish(files={"a.zip": published | {"size": 3}})
-    with pytest.raises(ValueError, match=re.escape(f"{archive}: has {archive.stat().st_size} bytes, a.zip has 3")):
+    with pytest.raises(ValueError, match=re.escape(f"{archive.stat().st_size} bytes, but a.zip must have 3")):
         bring_from(path)
 
 
@@ -668,7 +668,7 @@ def test_space_for_download_and_unpacking_is_asked_for_before_anything_is_fetche
 ):
     publish(files={name: {"urls": ["http://127.0.0.1:1/"], "size": 2 * 10**9} for name in ("a.zip", "b.tar.gz")})
     disk(8 * 10**9 - 1)
-    with pytest.raises(ValueError, match="downloading and unpacking mine needs 8 GB, the disk has 8 GB left"):
+    with pytest.raises(ValueError, match="downloading and unpacking mine needs 8 GB, but the disk has only 8 GB left"):
         bring_served()
     assert not (tmp_path / "downloads").exists()
     disk(8 * 10**9)

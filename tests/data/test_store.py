@@ -1,4 +1,4 @@
-"""Files and folders are whole under their final name, or not there at all."""
+"""Tests that files and folders are complete under their final name or absent, and that locks exclude each other."""
 
 import logging
 import subprocess
@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -180,6 +181,12 @@ def test_fewer_or_more_rows_than_announced_are_refused(tmp_path, rows):
 # Locks
 
 
+@pytest.fixture
+def quick(monkeypatch):
+    """Lets processes that wait for a lock ask for it every 10 ms."""
+    monkeypatch.setattr("bbnet.data.store.time", SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 20)))
+
+
 @contextmanager
 def holder(lock: Path):
     """A process that holds the lock, and has started one that outlives it."""
@@ -209,7 +216,7 @@ def is_free(lock: Path) -> bool:
         return False
 
 
-def test_a_lock_is_held_for_the_block_and_its_folder_is_made(tmp_path):
+def test_a_lock_is_held_for_the_block_and_its_folder_is_made(tmp_path, quick):
     lock = tmp_path / "new" / "folder" / ".pack.lock"
     with alone(lock):
         assert not is_free(lock)
@@ -225,7 +232,7 @@ def test_a_block_that_fails_frees_its_lock(tmp_path, error):
     assert is_free(tmp_path / "lock")
 
 
-def test_threads_are_inside_one_after_another(tmp_path):
+def test_threads_are_inside_one_after_another(tmp_path, quick):
     inside, most, total = [], [], []
 
     def work() -> None:
@@ -245,7 +252,7 @@ def test_threads_are_inside_one_after_another(tmp_path):
     assert set(most) == {1}
 
 
-def test_who_waits_says_so_once_and_goes_on_when_the_other_has_ended(tmp_path, caplog):
+def test_who_waits_says_so_once_and_goes_on_when_the_other_has_ended(tmp_path, caplog, quick):
     caplog.set_level(logging.INFO)
     asked = []
     with holder(tmp_path / "lock") as process:
@@ -261,7 +268,7 @@ def test_who_waits_says_so_once_and_goes_on_when_the_other_has_ended(tmp_path, c
     assert len(asked) >= 3
 
 
-def test_a_check_that_fails_ends_the_wait_and_leaves_the_lock_to_its_holder(tmp_path):
+def test_a_check_that_fails_ends_the_wait_and_leaves_the_lock_to_its_holder(tmp_path, quick):
     def stop() -> None:
         raise Interrupted
 
@@ -271,7 +278,7 @@ def test_a_check_that_fails_ends_the_wait_and_leaves_the_lock_to_its_holder(tmp_
         assert not is_free(tmp_path / "lock")
 
 
-def test_the_lock_of_a_killed_process_is_free_whatever_it_had_started(tmp_path):
+def test_the_lock_of_a_killed_process_is_free_whatever_it_had_started(tmp_path, quick):
     with holder(tmp_path / "lock") as process:
         assert not is_free(tmp_path / "lock")
         process.kill()

@@ -1070,7 +1070,7 @@ def test_what_cannot_work_is_refused_at_once_in_one_line_and_leaves_nothing_behi
 )
 def test_steps_that_are_no_whole_number_are_refused(option, value, mlp):
     model = mlp.build()
-    with pytest.raises(ValueError, match=f"^{option} is a number of steps, got {value!r}$"):
+    with pytest.raises(ValueError, match=f"^{option} must be an integer number of steps, got {value!r}$"):
         sparsify(model, sgd_of(model), mlp.slabs("in"), "sp_in", "0.25", **({"total_steps": 40} | {option: value}))
 
 
@@ -1280,7 +1280,7 @@ def test_a_state_of_another_model_is_refused_by_the_names_that_differ(name, case
     model = copy.deepcopy(model)
     mine = make(model, slabs)
     before = copy.deepcopy((model.state_dict(), mine.state_dict()))
-    with pytest.raises(ValueError, match="the sparsifier's state is of another run: ") as refusal:
+    with pytest.raises(ValueError, match="the sparsifier's state belongs to another run: ") as refusal:
         mine.load_state_dict(trained.state_dict())
     for each in differ:
         assert refusal.match(each)
@@ -1306,7 +1306,7 @@ def test_slabs_that_differ_in_side_or_units_are_named_too():
 
 def test_a_state_of_something_else_is_refused(mlp, sparse):
     model, _, sparsifier = sparse(mlp, "sp_in")
-    with pytest.raises(ValueError, match="no state of a sparsifier: its keys are first.weight, ") as refusal:
+    with pytest.raises(ValueError, match="not a state of a sparsifier: its keys are first.weight, ") as refusal:
         sparsifier.load_state_dict(model.state_dict())
     assert "\n" not in str(refusal.value)
 
@@ -1446,5 +1446,5 @@ def test_gates_are_not_applied_to_a_copy_made_before(mlp):
 @pytest.mark.parametrize("slabs", [["first"], [None]])
 def test_what_is_no_slab_is_refused(slabs, mlp):
     model = mlp.build()
-    with pytest.raises(ValueError, match=r"slabs are bbnet\.Slab, such as bbnet\.find_slabs returns, got"):
+    with pytest.raises(ValueError, match=r"slabs must be bbnet\.Slab objects, as bbnet\.find_slabs returns them, got"):
         sparsify(model, sgd_of(model), slabs, "sp_in", "0.25", total_steps=40)

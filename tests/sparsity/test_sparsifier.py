@@ -706,7 +706,7 @@ def test_a_state_of_another_run_is_refused_with_what_differs(other, mlp, sparse,
     method, budget, options, message = OTHER_RUNS[other]
     model, _, stranger = sparse(mlp, method if "algorithm" in method else SP_IN | method, budget, **options)
     before = copy.deepcopy((model.state_dict(), stranger.state_dict()))
-    with pytest.raises(ValueError, match=f"state is of another run: .*{message}"):
+    with pytest.raises(ValueError, match=f"state belongs to another run: .*{message}"):
         stranger.load_state_dict(sparsifier.state_dict())
     assert same((model.state_dict(), stranger.state_dict()), before)
 
@@ -737,7 +737,7 @@ def test_a_state_of_another_layout_is_refused_with_the_names_that_differ(algorit
         return sparsify(model, optimizer, slabs, method, "0.5", total_steps=40)
 
     mine = make([FIRST_IN, SECOND_OUT])
-    with pytest.raises(ValueError, match=f"state is of another run: .*{message}"):
+    with pytest.raises(ValueError, match=f"state belongs to another run: .*{message}"):
         make(slabs, width).load_state_dict(mine.state_dict())
 
 
@@ -987,7 +987,7 @@ REFUSED = {
     "budget nan": ({"budget": float("nan")}, "budget"),
     "infeasible budget": ({"budget": "0.04"}, r"slab first.*0\.05 to 1"),
     "dense with a budget": ({"method": "dense", "budget": 0.5}, "budget"),
-    "slab of the other side": ({"method": "sp_out"}, "slab first is of side in.*out"),
+    "slab of the other side": ({"method": "sp_out"}, "slab first has side in.*out"),
     "unknown layer": ({"slabs": [Slab("third", "in", "first")]}, "slab third"),
     "weight claimed twice": ({"slabs": [*FIRST, Slab("first", "out", "first")]}, "slab first.*already belongs"),
     "no slabs": ({"slabs": []}, "no slabs"),

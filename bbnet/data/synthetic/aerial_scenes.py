@@ -1,7 +1,7 @@
-"""Synthetic aerial scenes at two dates, between which buildings appear, in LEVIR-CD's layout.
+"""Renders synthetic aerial scenes at two dates, between which buildings appear, in the layout of LEVIR-CD.
 
-Lengths are in pixels, positions are (x, y) on a canvas that is `MARGIN` wider than the scene on every side, so that
-shadows and buildings can extend into the scene and a misregistered picture has no empty border.
+Lengths are in pixels. Positions are (x, y) on a canvas that extends `MARGIN` beyond the scene on every side, so that
+shadows and buildings can reach into the scene and a misregistered picture has no empty border.
 """
 
 import zlib
@@ -62,7 +62,7 @@ class Rectangle:
         return _quarter_turn(self.along)
 
     def corners(self, low: float = -1.0, high: float = 1.0) -> ndarray:
-        """Returns corners [4, 2] of the part between `low` and `high` across, in half widths."""
+        """Returns the corners [4, 2] of the part that lies between `low` and `high` across, in half widths."""
         lengthwise = np.array([[-0.5], [0.5], [0.5], [-0.5]]) * self.length * self.along
         crosswise = np.array([[low], [low], [high], [high]]) * (self.width / 2) * self.across
         return self.centre + lengthwise + crosswise
@@ -71,7 +71,7 @@ class Rectangle:
         return Rectangle(self.centre, self.along, self.length + 2 * by, self.width + 2 * by)
 
     def pixels(self) -> ndarray:
-        """Returns int [n, 2]: the pixels under sample points that are at most one pixel apart."""
+        """Returns int [n, 2]: the pixels under a grid of points in the rectangle that are at most one pixel apart."""
         lengths, widths = int(np.ceil(self.length)), int(np.ceil(self.width))
         u = (np.arange(lengths) + 0.5) * (self.length / lengths) - self.length / 2
         v = (np.arange(widths) + 0.5) * (self.width / widths) - self.width / 2
@@ -81,6 +81,8 @@ class Rectangle:
 
 @dataclass(frozen=True, eq=False)
 class Building:
+    """A building of one or two rectangles; `stands` says whether it exists at each of the two dates."""
+
     wings: tuple[Rectangle, ...]
     colour: ndarray
     height: float
@@ -90,7 +92,7 @@ class Building:
 
 @dataclass(frozen=True, eq=False)
 class Patch:
-    """An area of bare soil or pavement, which casts no shadow."""
+    """An area of bare soil or pavement without a shadow; `lies` says whether it exists at each of the two dates."""
 
     area: Rectangle
     colour: ndarray
@@ -99,7 +101,7 @@ class Patch:
 
 @dataclass(frozen=True, eq=False)
 class Terrain:
-    """Parcels, roads and texture, equal at both dates; maps are [side, side], `kind` and `tone` [fields, ...]."""
+    """Parcels, roads and texture, the same at both dates: maps [side, side]; `kind` and `tone` [fields, ...]."""
 
     side: int
     along: ndarray
@@ -146,11 +148,11 @@ class Scene:
 
 
 def write_scene_pairs(target: Path, *, seed: int, size: int, pairs: Mapping[str, int], unchanged: float) -> None:
-    """Writes `target/{split}/{A,B,label}/{split}_{i}.png`, i from 1, as LEVIR-CD names its files.
+    """Writes pairs and labels as `target/{split}/{A,B,label}/{split}_{i}.png`, with i from 1, the names of LEVIR-CD.
 
-    `size` is the side of a picture in pixels, `pairs` the number of pairs per split, `unchanged` the share of pairs of
-    every split whose label is empty. A and B are RGB, a label is "L" with 0 and 255. The bytes of a file depend only on
-    `seed`, `size`, `unchanged`, the name and number of pairs of the split, and `i`.
+    `size` is the side of a picture in pixels, `pairs` the number of pairs per split, `unchanged` the share of pairs in
+    each split whose label is empty. A and B have mode RGB; labels have mode L and values 0 and 255. The bytes of a file
+    depend only on `seed`, `size`, `unchanged`, the name and number of pairs of the split, and `i`.
     """
     for split, count in pairs.items():
         without_change = _pairs_without_change(seed, split, count, unchanged)
@@ -165,11 +167,11 @@ def write_scene_pairs(target: Path, *, seed: int, size: int, pairs: Mapping[str,
 def scene_pair(size: int, rng: np.random.Generator, changed: bool) -> tuple[ndarray, ndarray, ndarray]:
     """Renders a scene at two dates: A and B, uint8 [size, size, 3], and the label, uint8 [size, size] of 0 and 255.
 
-    The label marks the footprints of buildings that stand at only one date, in the frame of A. The size of buildings
-    in pixels grows only moderately with that of the picture: a larger picture shows more buildings.
+    The label marks the footprints of the buildings that exist at only one date, in the frame of A. The size of
+    buildings in pixels grows more slowly than that of the picture, so a larger picture shows more buildings.
     """
     scene = _scene(size, rng, changed)
-    while changed and not _label(scene).any():  # a building may not fit into a very small scene
+    while changed and not _label(scene).any():  # in a very small scene there may be no space for a building
         scene = _scene(size, rng, changed)
     first = _date(rng, shift=np.zeros(2))
     second = _date(rng, shift=rng.uniform(-0.9, 0.9, 2))
@@ -225,12 +227,12 @@ def _terrain(side: int, rng: np.random.Generator) -> Terrain:
 
 
 def _cuts(reach: float, rng: np.random.Generator) -> ndarray:
-    """Draws parcel borders from about -reach to reach."""
+    """Draws the positions of parcel borders from about -reach to reach."""
     return rng.uniform(-20, 0) - reach + np.cumsum(rng.uniform(20, 52, int(reach / 18)))
 
 
 def _roads(u: ndarray, v: ndarray, edges: ndarray, rng: np.random.Generator) -> ndarray:
-    """Returns the road cover: roads along some of the parcel borders, and occasionally across them."""
+    """Returns the share of each pixel covered by roads, which lie along parcel borders and occasionally across them."""
     lines = [v - edge for edge in edges if abs(edge) < v.max() and rng.random() < 0.35]
     lines += [u - rng.uniform(u.min(), u.max()) for _ in range(rng.binomial(len(edges), 0.12))]
     cover = np.zeros_like(u)
@@ -254,7 +256,7 @@ def _buildings(size: int, terrain: Terrain, taken: ndarray, rng: np.random.Gener
     changing_share = rng.uniform(*BUILT_SHARE_CHANGED)
     built_share = changing_share + rng.uniform(*BUILT_SHARE_STANDING)
     growth = (size / REFERENCE_SIZE) ** 0.25
-    footprints = list(_settle(size, terrain, taken, built_share, growth, rng))
+    footprints = list(_place_footprints(size, terrain, taken, built_share, growth, rng))
     changing = changing_share * size**2 if changed else 0
     buildings = []
     for wings, area in footprints:
@@ -266,18 +268,18 @@ def _buildings(size: int, terrain: Terrain, taken: ndarray, rng: np.random.Gener
     return buildings
 
 
-def _settle(
+def _place_footprints(
     size: int, terrain: Terrain, taken: ndarray, share: float, growth: float, rng: np.random.Generator
 ) -> Iterator[tuple[tuple[Rectangle, ...], int]]:
-    """Yields footprints on free ground, each with its area in the scene in pixels, until they cover `share` of it.
+    """Yields footprints on free ground, each with its area in pixels, until they cover `share` of the scene.
 
-    Marks the ground of each footprint in `taken`.
+    The ground of each footprint is marked in `taken`.
     """
     wanted = share * size**2
     for centre in rng.uniform(0, terrain.side, (int(wanted / 6), 2)):
         if wanted <= 0:
             return
-        if _is_surely_taken(centre, taken):
+        if _is_centre_taken(centre, taken):
             continue
         wings = _footprint(centre, terrain, growth, rng)
         ground = np.concatenate([wing.grown(CLEARANCE).pixels() for wing in wings]).clip(0, terrain.side - 1)
@@ -289,8 +291,8 @@ def _settle(
             yield wings, area
 
 
-def _is_surely_taken(centre: ndarray, taken: ndarray) -> bool:
-    """Checks quickly, before the exact test, whether any pixel of a square inside every possible footprint is taken."""
+def _is_centre_taken(centre: ndarray, taken: ndarray) -> bool:
+    """Returns whether a square inside every possible footprint has a taken pixel: a fast check before the exact one."""
     x, y = centre.astype(int).tolist()
     return bool(taken[max(0, y - 3) : y + 4, max(0, x - 3) : x + 4].any())
 
@@ -335,7 +337,7 @@ def _building(
 
 
 def _building_sites(buildings: list[Building], rng: np.random.Generator) -> list[Patch]:
-    """Returns bare ground around some of the new buildings, part of it already present at the first date."""
+    """Returns bare ground around some of the new buildings; some of it exists already at the first date."""
     new = [building for building in buildings if building.stands == (False, True)]
     return [
         Patch(building.wings[0].grown(rng.uniform(1, 5)), _lot_colour(rng), (bool(rng.random() < 0.5), True))
@@ -345,12 +347,12 @@ def _building_sites(buildings: list[Building], rng: np.random.Generator) -> list
 
 
 def _patches(size: int, terrain: Terrain, taken: ndarray, rng: np.random.Generator) -> list[Patch]:
-    """Returns lots with the shape of footprints; they may appear or disappear, but are no buildings."""
+    """Returns lots with the shape of footprints, which may appear or disappear, but are not buildings."""
     growth = (size / REFERENCE_SIZE) ** 0.25
-    comings_and_goings = [(False, True), (True, False), (True, True)]
+    presences = [(False, True), (True, False), (True, True)]
     return [
-        Patch(wings[0], _lot_colour(rng), comings_and_goings[rng.choice(3, p=[0.45, 0.35, 0.2])])
-        for wings, _ in _settle(size, terrain, taken, rng.uniform(*PATCH_SHARE), growth, rng)
+        Patch(wings[0], _lot_colour(rng), presences[rng.choice(3, p=[0.45, 0.35, 0.2])])
+        for wings, _ in _place_footprints(size, terrain, taken, rng.uniform(*PATCH_SHARE), growth, rng)
     ]
 
 
@@ -359,7 +361,7 @@ def _lot_colour(rng: np.random.Generator) -> ndarray:
 
 
 def _trees(terrain: Terrain, rng: np.random.Generator) -> Trees:
-    """Draws groves of trees; a single tree is a grove of one."""
+    """Draws groves of one or more trees; trees on roads are removed."""
     groves = rng.poisson((terrain.side / 28) ** 2)
     members = rng.geometric(0.35, groves)
     spread = rng.normal(0, 4.5, (members.sum(), 2))
@@ -390,7 +392,7 @@ def _date(rng: np.random.Generator, shift: ndarray) -> Date:
 
 
 def _view(scene: Scene, date: Date, when: int, rng: np.random.Generator) -> ndarray:
-    """Returns float [side, side, 3]: the scene in its true colours, 0 to 255, with the shadows of the date."""
+    """Returns float [side, side, 3]: the scene with the shadows of the date in colours from 0 to 255."""
     terrain = scene.terrain
     buildings = [building for building in scene.buildings if building.stands[when]]
     trees = _standing_trees(scene.trees, buildings, terrain.side, rng)
@@ -418,7 +420,7 @@ def _ground(terrain: Terrain, date: Date, rng: np.random.Generator) -> ndarray:
 
 
 def _standing_trees(trees: Trees, buildings: list[Building], side: int, rng: np.random.Generator) -> Trees:
-    """Returns the trees outside buildings, without a random few that are missing at this date."""
+    """Returns the trees outside buildings, except for a random tenth, which is missing at this date."""
     built = _footprints(buildings, side, grown=LARGEST_CROWN + 1) > 0
     x, y = np.floor(trees.centre).astype(int).clip(0, side - 1).T
     stay = ~built[y, x] & (rng.random(len(trees.radius)) > 0.1)
@@ -446,7 +448,7 @@ def _shadows(buildings: list[Building], trees: Trees, date: Date, side: int) -> 
 
 
 def _swept(corners: ndarray, reach: ndarray) -> list[ndarray]:
-    """Returns polygons whose union is the area swept by moving `corners` along `reach`."""
+    """Returns polygons whose union is the area swept by moving the polygon `corners` along `reach`."""
     following = np.roll(corners, -1, axis=0)
     return [corners + reach, *np.stack([corners, following, following + reach, corners + reach], axis=1)]
 
@@ -485,7 +487,7 @@ def _draw_gable(draw: ImageDraw.ImageDraw, wing: Rectangle, colour: ndarray, dat
 
 
 def _photograph(view: ndarray, date: Date, rng: np.random.Generator) -> ndarray:
-    """Returns uint8 [size, size, 3]: the view as the sensor records it at this date."""
+    """Returns uint8 [size, size, 3]: the view with the blur, shift, exposure and noise of the date."""
     seen = view
     for axis in (0, 1):
         seen = ndimage.correlate1d(seen, _displaced_blur(date.blur, date.shift[1 - axis]), axis=axis)
@@ -494,7 +496,7 @@ def _photograph(view: ndarray, date: Date, rng: np.random.Generator) -> ndarray:
 
 
 def _displaced_blur(deviation: float, by: float) -> ndarray:
-    """Returns [7]: one axis of a Gaussian point spread function that also shifts the picture by `by` pixels."""
+    """Returns [7]: one axis of a Gaussian point spread function, which also shifts the picture by `by` pixels."""
     weights = np.exp(-((np.arange(-3, 4) + by) ** 2) / (2 * deviation**2))
     return weights / weights.sum()
 
@@ -509,7 +511,7 @@ def _label(scene: Scene) -> ndarray:
 
 
 def _canvas(mode: str, side: int) -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    """Creates an empty (0) canvas. The last band of "RGBX" is the cover, which already weights the reduced colours."""
+    """Creates a canvas of zeros. The last band of "RGBX" is the cover, which already weights the reduced colours."""
     canvas = Image.new(mode, (side * OVERSAMPLING, side * OVERSAMPLING))
     return canvas, ImageDraw.Draw(canvas)
 

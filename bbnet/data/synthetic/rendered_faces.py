@@ -1,6 +1,6 @@
-"""Synthetic faces in the face pack's layout, rendered from the parameters of an identity and of a single shot.
+"""Renders synthetic faces in the layout of the face pack, from the parameters of an identity and of a single shot.
 
-Positions are (x, y): the centre of the face is at (0, 0), x points right, y down, image edges are at -1 and 1.
+Positions are (x, y): the centre of the face is at (0, 0), x points right, y points down, image edges are at -1 and 1.
 """
 
 import csv
@@ -36,7 +36,7 @@ BEARDS = ("none", "none", "none", "moustache", "full")
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """Parameters shared by all images of a person; lengths are in units of positions."""
+    """Parameters shared by all images of a person; lengths have the unit of positions."""
 
     skin: ndarray
     hair: ndarray
@@ -105,15 +105,15 @@ def write_face_pack(
     probes: int,
     strangers: int,
 ) -> None:
-    """Writes `classification/{train,dev,test}/{identity}/*.jpg` and `verification/` with `known/{identity}/*.jpg`,
-    `unknown_{dev,test}/*.jpg` and `verification_{dev,test}.csv` (file, label), in `target`.
+    """Writes a face pack to `target`. Equal arguments give equal files.
 
-    The number of training images per identity follows a Zipf law. People in `verification` do not occur in
-    `classification`, and strangers (label n000000) are not in the gallery. Equal arguments give equal files.
+    The pack has `classification/{train,dev,test}/{identity}/*.jpg` and, in `verification`, `known/{identity}/*.jpg`,
+    `unknown_{dev,test}/*.jpg` and `verification_{dev,test}.csv` (file, label). Training images per identity follow
+    Zipf's law. Nobody in `verification` is in `classification`, and strangers (label n000000) are not in the gallery.
 
     Args:
         size: height and width of an image in pixels.
-        identities: number of people to classify, with `train` images in total, and `val` and `test` images each.
+        identities: number of people to classify, with `train` images in total and `val` and `test` images each.
         gallery: number of people in the gallery, with `gallery_images` each, and `probes` in each of dev and test.
         strangers: number of people outside the gallery in each of dev and test, with one image each.
     Raises: ValueError if there are fewer than two training images per identity.
@@ -252,7 +252,7 @@ def render(who: Identity, shot: Shot, size: int, rng: np.random.Generator) -> Im
 
 
 class _Canvas:
-    """Draws shapes given in face positions, transformed by the pose."""
+    """Draws shapes, whose positions are transformed by the pose."""
 
     def __init__(self, side: int, shot: Shot) -> None:
         across = np.linspace(-1, 1, side)
@@ -266,16 +266,16 @@ class _Canvas:
         self.shot = shot
 
     def fill(self, points: ndarray, colour: ndarray, depth: float = 0.0) -> None:
-        """Fills a polygon [n, 2]; the larger its `depth`, the more it moves when the head turns."""
-        self.draw.polygon(self._seen(points, depth), fill=tuple(int(value) for value in colour))
+        """Fills a polygon [n, 2]. The larger its `depth`, the more it moves when the head turns."""
+        self.draw.polygon(self._project(points, depth), fill=tuple(int(value) for value in colour))
 
     def line(self, points: ndarray, colour: ndarray, width: float, depth: float = 0.0) -> None:
         pixels = max(1, round(width * self.side / 2))
         self.draw.line(
-            self._seen(points, depth), fill=tuple(int(value) for value in colour), width=pixels, joint="curve"
+            self._project(points, depth), fill=tuple(int(value) for value in colour), width=pixels, joint="curve"
         )
 
-    def _seen(self, points: ndarray, depth: float) -> list[tuple[float, float]]:
+    def _project(self, points: ndarray, depth: float) -> list[tuple[float, float]]:
         turned = points * [1 - 0.12 * abs(self.shot.yaw), 1 - 0.06 * abs(self.shot.pitch)]
         turned = turned + depth * np.array([np.sin(self.shot.yaw), np.sin(self.shot.pitch)])
         placed = turned @ self.turn.T + self.shot.shift
@@ -298,7 +298,7 @@ def _outline(who: Identity, grow: float = 0.0) -> ndarray:
 
 
 def _draw_back(canvas: _Canvas, who: Identity) -> None:
-    """Draws the hair behind the head, neck, shoulders and ears."""
+    """Draws the hair behind the head, the neck, shoulders and ears."""
     width, height = who.half_width, who.half_height
     if who.style in ("long", "bob"):
         bottom = 1.1 if who.style == "long" else 0.45
@@ -361,7 +361,7 @@ def _draw_mouth(canvas: _Canvas, who: Identity, shot: Shot) -> None:
 
 
 def _draw_front(canvas: _Canvas, who: Identity) -> None:
-    """Draws fringe and glasses."""
+    """Draws the fringe and glasses."""
     if who.style in ("fringe", "bob"):
         top, bottom = -0.8 * who.half_height, who.eye_height - 0.75 * who.brow_gap
         reach = 0.86 * who.half_width

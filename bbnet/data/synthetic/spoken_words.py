@@ -1,6 +1,6 @@
-"""Synthetic speech corpus in LibriSpeech's layout: English words under a Zipf law, spoken by espeak-ng, with noise.
+"""Generates a synthetic speech corpus in the layout of LibriSpeech: English words, spoken by espeak-ng, with noise.
 
-The speech comes from the espeakng-loader wheel, so no system package is needed. Equal parameters give equal files.
+espeak-ng comes from the espeakng-loader wheel, so no system package is needed. Equal parameters give equal files.
 """
 
 import ctypes
@@ -26,7 +26,7 @@ LOUDNESS_DB = (-6.0, 0.0)
 UTTERANCES_PER_CHAPTER = 25
 FIRST_SPEAKER, FIRST_CHAPTER = 1001, 200_001
 
-# In order of falling frequency in everyday English, so that the Zipf law makes common, short words the most frequent.
+# In order of decreasing frequency in everyday English, so that Zipf's law makes common, short words most frequent.
 WORDS = """
     the and that have with this from they say her she will one all would there their what out about
     who get which when make can like time just him know take people into year your good some could them see
@@ -55,9 +55,9 @@ class Section:
     """One split of the corpus.
 
     Args:
-        utterances, speakers: number of each; no speaker occurs in two splits.
+        utterances, speakers: number of each. No speaker occurs in two splits.
         noise_db: range of the signal-to-noise ratio in dB.
-        unseen: share of words drawn from those that do not occur in training.
+        unseen: share of the words that are drawn from those that do not occur in training.
     """
 
     utterances: int
@@ -86,14 +86,14 @@ def write_spoken_words(
     words_per_utterance: tuple[int, int],
     zipf: float,
 ) -> None:
-    """Writes `{split}/{speaker}/{chapter}/{speaker}-{chapter}-{number}.flac` and the chapters' `.trans.txt`.
+    """Writes `{split}/{speaker}/{chapter}/{speaker}-{chapter}-{number}.flac` and a `.trans.txt` per chapter.
 
     Args:
         sections: contents of each split, by name.
         words: size of the training lexicon; the word of rank r is drawn with probability proportional to r^-zipf.
-        unseen_words: number of further words, which occur only in splits with a share `unseen`.
-        words_per_utterance: smallest and largest number of words; drawn uniformly.
-    Raises: ValueError if there are not enough words in the lexicon or not enough voices.
+        unseen_words: number of further words, which occur only in splits whose share `unseen` is above 0.
+        words_per_utterance: smallest and largest number of words, between which it is drawn uniformly.
+    Raises: ValueError if there are too few words in the lexicon or too few voices.
     """
     if words + unseen_words > len(LEXICON):
         raise ValueError(f"words {words} and unseen_words {unseen_words}: the lexicon has only {len(LEXICON)} words")
@@ -148,7 +148,7 @@ def _speakers(seed: int, counts: Mapping[str, int]) -> dict[str, list[Speaker]]:
 
 
 def _record(wave: np.ndarray, noise_db: tuple[float, float], draw: np.random.Generator) -> np.ndarray:
-    """Returns the wave at a random loudness, with noise of falling spectrum, as float [samples] in [-1, 1]."""
+    """Returns the wave at a random loudness with noise whose spectrum falls, as float [samples] in [-1, 1]."""
     spectrum = np.fft.rfft(draw.standard_normal(len(wave)))
     spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)) / len(spectrum), 0.02))
     noise = np.fft.irfft(spectrum, len(wave))
@@ -159,7 +159,7 @@ def _record(wave: np.ndarray, noise_db: tuple[float, float], draw: np.random.Gen
 
 
 class Synthesiser:
-    """Runs espeak-ng in this process, without sound hardware."""
+    """Runs espeak-ng in this process, without audio hardware."""
 
     _RETRIEVAL_SYNCHRONOUS = 2
     _RATE, _PITCH = 1, 3
@@ -180,7 +180,7 @@ class Synthesiser:
         self._blocks: list[np.ndarray] = []
         self._speaker: Speaker | None = None
         kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
-        self._callback = kind(self._take)  # keeps a reference, because the library holds only the address
+        self._callback = kind(self._take)  # this reference keeps it alive: the library holds only the address
         self._library.espeak_SetSynthCallback(self._callback)
 
     def speak(self, text: str, speaker: Speaker) -> np.ndarray:

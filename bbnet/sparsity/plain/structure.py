@@ -1,9 +1,8 @@
 """Structure: finds the hidden units of a plain PyTorch model by following its data flow.
 
-The model is traced with torch.fx, with layers of torch.nn as single nodes. Of torch's own transformer layers only the
-feed-forward block is traced. If a module cannot be traced, because its control flow depends on data, its children are
-traced separately; patterns across their boundaries are then not found. What is traced is a copy in evaluation mode,
-without weights and hooks.
+torch.fx traces a copy of the model in evaluation mode, without weights and hooks. Layers of torch.nn are single nodes;
+of torch's own transformer layers the feed-forward block is traced separately. If a module cannot be traced, because its
+control flow depends on data, its children are traced instead, and patterns across their boundaries are not found.
 """
 
 import copy
@@ -54,9 +53,7 @@ METADATA = ("size", "dim", "numel", "shape", "ndim", "device", "dtype")
 
 
 def _functions(*names: str) -> set[Callable]:
-    return {
-        getattr(module, name) for module in (functional, torch, operator) for name in names if hasattr(module, name)
-    }
+    return {getattr(lib, name) for lib in (functional, torch, operator) for name in names if hasattr(lib, name)}
 
 
 _ACTIVATION_NAMES = ("relu", "relu6", "leaky_relu", "elu", "celu", "selu", "gelu", "silu", "mish", "hardswish")

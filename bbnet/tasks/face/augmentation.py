@@ -1,4 +1,4 @@
-"""Random variants of images in batches, on their device."""
+"""Random augmentation of batches of images, on the device of the images."""
 
 import math
 from functools import cache
@@ -10,17 +10,17 @@ from torch.nn import functional
 from bbnet.tasks.face.settings import Augmentation
 
 LUMA = (0.299, 0.587, 0.114)
-# To luma and two axes of chroma (NTSC's YIQ), in which hue is an angle.
+# From RGB to YIQ (NTSC), that is luma and two chroma axes, in whose plane the hue is an angle.
 TO_YIQ = ((0.299, 0.587, 0.114), (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135))
 
 
 def augmented(images: Tensor, how: Augmentation, generator: torch.Generator) -> Tensor:
-    """Each image mirrored or not, then turned, then changed in brightness, contrast, saturation and hue.
+    """Mirrors each image at random, rotates it, and changes its brightness, contrast, saturation and hue.
 
     Args:
-        images: [batch, 3, height, width] of 0 to 255.
-        generator: of the images' device.
-    Returns: float of the same shape.
+        images: [batch, 3, height, width] with values from 0 to 255.
+        generator: a generator on the device of the images.
+    Returns: the images as float of the same shape.
     """
     draws = torch.rand(6, len(images), generator=generator, device=images.device)
     sides = 2 * draws[1:] - 1
@@ -32,14 +32,16 @@ def augmented(images: Tensor, how: Augmentation, generator: torch.Generator) -> 
 
 
 def rotated(images: Tensor, angles: Tensor, mirrored: Tensor) -> Tensor:
-    """Images [batch, 3, height, width], height = width, turned about their middle by `angles` [batch] in radians,
-    counter-clockwise, after mirroring those of `mirrored` [batch]; bilinear, black where nothing was."""
+    """Mirrors the images where `mirrored` [batch], then rotates them counter-clockwise by `angles` [batch] in radians.
+
+    Square images [batch, 3, size, size] are rotated about the centre with bilinear interpolation; new area is black.
+    """
     size = images.shape[-1]
     cos, sin = (each.reshape(-1, 1, 1) for each in (torch.cos(angles), torch.sin(angles)))
     flip = torch.where(mirrored, -1.0, 1.0).reshape(-1, 1, 1)
     across = (2 * torch.arange(size, device=images.device) + 1) / size - 1
     down = across[:, None]
-    # Where each pixel comes from, written in place: torch's affine_grid takes longer than the sampling.
+    # The sampling grid is computed here because torch's affine_grid takes longer than the sampling itself.
     grid = images.new_empty(len(images), size, size, 2)
     torch.sub(flip * cos * across, flip * sin * down, out=grid[..., 0])
     torch.add(sin * across, cos * down, out=grid[..., 1])
@@ -47,8 +49,11 @@ def rotated(images: Tensor, angles: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def recoloured(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
-    """Images [batch, 3, height, width] of 0 to 255 with factors [batch] about black, the image's mean grey and each
-    pixel's grey, and the chroma turned by `hue` [batch] in radians; clamped."""
+    """Changes the colours of images [batch, 3, height, width] and clamps them to 0 to 255.
+
+    `brightness`, `contrast` and `saturation` are factors [batch] of the distance from black, from the image's mean grey
+    and from each pixel's grey; `hue` [batch] is the rotation of the chroma in radians.
+    """
     brightness, contrast, saturation, hue = (
         values.reshape(-1, 1, 1) for values in (brightness, contrast, saturation, hue)
     )
@@ -68,6 +73,6 @@ def recoloured(images: Tensor, brightness: Tensor, contrast: Tensor, saturation:
 
 @cache
 def _colour_axes(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """`LUMA`, `TO_YIQ` and its inverse on the device, where they are made once: to make them is to wait for a GPU."""
+    """Returns `LUMA`, `TO_YIQ` and its inverse. Cached because copying them to the device synchronises with a GPU."""
     to_yiq = torch.tensor(TO_YIQ)
     return torch.tensor(LUMA).to(device), to_yiq.to(device), torch.linalg.inv(to_yiq).to(device)

@@ -1,4 +1,4 @@
-"""Bottleneck ResNets (He et al. 2016) with a classifier on their pooled features, and their slabs."""
+"""Bottleneck ResNets (He et al. 2016) with a classifier on the pooled features, and their slabs."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ IMAGENET_MEAN, IMAGENET_SD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 class Bottleneck(nn.Module):
-    """A 1x1 reduce, a 3x3 and a 1x1 expand convolution, with the names and structure of torchvision's."""
+    """A bottleneck block (1x1 reduce, 3x3, 1x1 expand), with the parameter names and structure of torchvision's."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -66,14 +66,14 @@ class SmallResNet(nn.Module):
 
 
 def _initialise(network: nn.Module) -> None:
-    """Initialises weights as torchvision does: He et al. 2015 by fan out."""
+    """Initialises the convolutions as torchvision does (He et al. 2015, by fan-out)."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 class CosineHead(nn.Module):
-    """ArcFace (Deng et al. 2019): logits are s cos(angle to each class), with m added to that of the true class."""
+    """ArcFace (Deng et al. 2019): logits are s cos(angle to the class), with m added to that of the true class."""
 
     def __init__(self, features: int, classes: int, scale: float, margin: float) -> None:
         super().__init__()
@@ -90,12 +90,12 @@ class CosineHead(nn.Module):
             return self.scale * cosines
         own = functional.one_hot(labels, cosines.shape[1]).bool()
         angles = torch.acos(cosines.clamp(-1 + 1e-7, 1 - 1e-7))
-        # The cosine increases again for angles above pi.
+        # Clamped to pi, because the cosine increases again for larger angles.
         return self.scale * torch.where(own, torch.cos((angles + self.margin).clamp(max=torch.pi)), cosines)
 
 
 class FaceNetwork(nn.Module):
-    """A backbone and a head over identities."""
+    """A backbone and a head that classifies identities. Pretrained ones use ImageNet's `mean` and `sd` of pixels."""
 
     def __init__(self, settings: ResNet, classes: int, mean: list[float], sd: list[float]) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class FaceNetwork(nn.Module):
             self.backbone: nn.Module = SmallResNet(settings.stages())
             features = self.backbone.features
         else:
-            from torchvision.models import resnet101  # imported late, since it takes seconds
+            from torchvision.models import resnet101  # imported here because it takes seconds
 
             self.backbone = resnet101()
             features = self.backbone.fc.in_features
@@ -126,32 +126,32 @@ class FaceNetwork(nn.Module):
         """Maps images [batch, 3, height, width] of pixels 0 to 255 to logits [batch, classes].
 
         Args:
-            labels: [batch], the classes to which an ArcFace head applies its margin.
+            labels: [batch], the true classes, to which an ArcFace head applies its margin.
         """
         features = self.features(images)
         return self.head(features) if labels is None else self.head(features, labels)
 
 
 def load_pretrained(model: FaceNetwork, path: Path) -> None:
-    """Loads a state of torchvision's ResNet-101 into the backbone; its classifier of 1,000 classes is left out.
+    """Loads weights of torchvision's ResNet-101 into the backbone, except its classifier of 1,000 classes.
 
-    Raises: ValueError naming a file that contains none.
+    Raises: ValueError naming the file if it does not contain such weights.
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         state = {name: tensor for name, tensor in state.items() if not name.startswith("fc.")}
         model.backbone.load_state_dict(state)
     except Exception as error:
-        raise ValueError(f"{path}: holds no weights of ResNet-101 ({str(error).splitlines()[0]})") from None
+        raise ValueError(f"{path}: contains no weights of ResNet-101 ({str(error).splitlines()[0]})") from None
 
 
 def slabs(model: FaceNetwork, which: str, side: str) -> list[Slab]:
-    """Returns the 1x1 convolutions that may be sparsified; both sides have the same ones.
+    """Returns the slabs of the 1x1 convolutions that may be sparsified, which are the same on all sides.
 
-    `paper`: the reduce convolution of every bottleneck. `wide`: also the expand convolutions and those of the
-    shortcuts. On side `in` the units are a convolution's own channels, which own its rows; those of an expand or
-    shortcut convolution are the bottleneck's outputs. On side `out` the units are the channels it reads. On side `both`
-    every second bottleneck, beginning with the first, is masked by `in`, the others by `out`.
+    `paper` selects the reduce convolution of every bottleneck, `wide` also the expand and the shortcut convolutions. On
+    side `in` the units are the output channels of a convolution (for expand and shortcut convolutions, the outputs of
+    the bottleneck); on side `out` they are its input channels. On side `both` the first, third, ... bottleneck uses
+    side `in`, the others side `out`.
     """
     chosen = []
     before = "backbone.bn1"

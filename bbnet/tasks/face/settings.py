@@ -14,20 +14,20 @@ EXPANSION = 4
 
 
 class RenderedFaces(Section):
-    """The embedded pack: rendered faces in the face pack's layout."""
+    """The embedded pack: rendered faces in the layout of the face pack."""
 
-    pack: Literal["rendered_faces"] = Field(description="Rendered here, nothing is fetched.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Of the generator; not a seed of the study.")
+    pack: Literal["rendered_faces"] = Field(description="Rendered locally, without any download.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the generator; independent of the seeds of the study.")
     size: int = Field(ge=24, le=512, description="Height and width of an image in pixels.")
-    identities: int = Field(ge=2, le=100_000, description="People to classify.")
-    train: int = Field(ge=4, le=10_000_000, description="Training images of all of them together.")
-    zipf: float = Field(0.7, ge=0, le=3, description="Beyond two each they are shared as rank^-zipf.")
-    val: int = Field(ge=1, le=1000, description="Images of each in dev.")
-    test: int = Field(ge=1, le=1000, description="Images of each in test.")
-    gallery: int = Field(ge=0, le=100_000, description="People known to verification, who are not in training.")
+    identities: int = Field(ge=2, le=100_000, description="Number of people to classify.")
+    train: int = Field(ge=4, le=10_000_000, description="Training images of all these people in total.")
+    zipf: float = Field(0.7, ge=0, le=3, description="Each person has two, plus a share of the rest ~ rank^-zipf.")
+    val: int = Field(ge=1, le=1000, description="Images of each person in dev.")
+    test: int = Field(ge=1, le=1000, description="Images of each person in test.")
+    gallery: int = Field(ge=0, le=100_000, description="Other people, who form the gallery of verification.")
     gallery_images: int = Field(1, ge=1, le=1000, description="Images of each of them in the gallery.")
-    probes: int = Field(ge=0, le=1000, description="Further images of each, in either set to be identified.")
-    strangers: int = Field(ge=0, le=100_000, description="People in either set who are not in the gallery.")
+    probes: int = Field(ge=0, le=1000, description="Probes of each of them in dev, and as many in test.")
+    strangers: int = Field(ge=0, le=100_000, description="Probes of further people in dev, and as many in test.")
 
     @model_validator(mode="after")
     def _images_suffice(self) -> "RenderedFaces":
@@ -48,42 +48,42 @@ Rule = Literal["refuse", "skip"]
 
 
 class Faults(Section):
-    """What is done with unusable files: `refuse` raises an error, `skip` leaves them out and counts them."""
+    """Handling of unusable files: `refuse` raises an error, `skip` omits and counts them."""
 
     undecodable: Rule = Field("refuse", description="An image that cannot be decoded.")
     empty_identity: Rule = Field("refuse", description="An identity's folder without images.")
 
 
 class Weights(Section):
-    """ImageNet weights of torchvision's ResNet-101, as `resnet101-63fe2227.pth`."""
+    """ImageNet weights of torchvision's ResNet-101, `resnet101-63fe2227.pth`."""
 
     pack: Literal["imagenet_resnet101"]
     path: str | None = Field(
         None,
         min_length=1,
-        description="The file, read in place, whose name ends in the first digits of its SHA-256; absent: downloaded.",
+        description="Local file, whose name ends in the first digits of its SHA-256; absent: download.",
     )
 
 
 class ResNet(Section):
-    """A bottleneck ResNet: torchvision's ResNet-101, or a small one for small images."""
+    """A bottleneck ResNet: torchvision's ResNet-101, or a network for small images."""
 
     architecture: Literal["resnet101", "small"] = Field(
-        description="small: a 3x3 convolution of stride 2 in front, no pooling, a stage per width."
+        description="small: a 3x3 convolution of stride 2, no max pooling, then one stage per width."
     )
     widths: list[Annotated[int, Field(ge=1, le=4096)]] | None = Field(
         None,
         min_length=1,
         max_length=6,
-        description="Of small: channels of each stage's 3x3 convolutions; 4 times as many leave it.",
+        description="Only for small: channels of the 3x3 convolutions of each stage, which outputs 4 times as many.",
     )
     blocks: list[Annotated[int, Field(ge=1, le=100)]] | None = Field(
-        None, description="Of small: bottlenecks of each stage."
+        None, description="Only for small: number of bottlenecks of each stage."
     )
-    weights: Weights | None = Field(None, description="Of resnet101: where it starts; absent: at random.")
+    weights: Weights | None = Field(None, description="Only for resnet101: pretrained weights; absent: random weights.")
     head: Literal["linear", "arcface"] = Field("linear", description="arcface: cosines with an angular margin.")
-    arcface_scale: float = Field(30.0, gt=0, le=1000, description="Of arcface: s, what cosines are multiplied by.")
-    arcface_margin: float = Field(0.5, ge=0, le=1.5, description="Of arcface: m, added to the angle, in radians.")
+    arcface_scale: float = Field(30.0, gt=0, le=1000, description="Only for arcface: s, the factor of the cosines.")
+    arcface_margin: float = Field(0.5, ge=0, le=1.5, description="Only for arcface: m, added to the angle, in radians.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="0.1 in the released notebook.")
 
     @model_validator(mode="after")
@@ -91,33 +91,32 @@ class ResNet(Section):
         small = self.architecture == "small"
         for name in ("widths", "blocks"):
             if (getattr(self, name) is None) == small:
-                raise ValueError(
-                    f"{name} {'is missing' if small else 'is of small alone'}: architecture {self.architecture}"
-                )
+                problem = "is required by" if small else "is not allowed with"
+                raise ValueError(f"{name} {problem} architecture {self.architecture}")
         if small and len(self.widths) != len(self.blocks):
-            raise ValueError(f"blocks has {len(self.blocks)} stages, widths {len(self.widths)}")
+            raise ValueError(f"blocks has {len(self.blocks)} stages, but widths has {len(self.widths)}")
         if small and self.weights is not None:
-            raise ValueError("weights are of resnet101 alone")
+            raise ValueError("weights is only allowed with architecture resnet101")
         return self
 
     def stages(self) -> list[tuple[int, int]]:
-        """Returns width and number of bottlenecks of each stage."""
+        """Returns the width and the number of bottlenecks of each stage."""
         sizes = RESNET101 if self.widths is None else {"widths": self.widths, "blocks": self.blocks}
         return list(zip(sizes["widths"], sizes["blocks"], strict=True))
 
 
 class Augmentation(Section):
-    """Random variants of training images: mirrored with probability 0.5, the rest uniform within these bounds."""
+    """Random changes of training images, uniform within these bounds. Images are mirrored with probability 0.5."""
 
-    rotation: float = Field(10.0, ge=0, le=180, description="Degrees to either side; what is uncovered is black.")
-    brightness: float = Field(0.2, ge=0, lt=1, description="Factor 1 ± this.")
-    contrast: float = Field(0.2, ge=0, lt=1, description="Factor 1 ± this, about the image's mean grey.")
-    saturation: float = Field(0.2, ge=0, lt=1, description="Factor 1 ± this, about each pixel's grey.")
-    hue: float = Field(0.1, ge=0, le=0.5, description="Turns of the colour circle to either side.")
+    rotation: float = Field(10.0, ge=0, le=180, description="Largest rotation in degrees; new area is black.")
+    brightness: float = Field(0.2, ge=0, lt=1, description="Largest difference of the factor from 1.")
+    contrast: float = Field(0.2, ge=0, lt=1, description="The same, relative to the mean grey of the image.")
+    saturation: float = Field(0.2, ge=0, lt=1, description="The same, relative to the grey of each pixel.")
+    hue: float = Field(0.1, ge=0, le=0.5, description="Largest rotation of the hue, in full turns.")
 
 
 class FaceTraining(FixedBatchTraining):
-    """Training with batches of equally many images."""
+    """Training settings of the face task, with batches of a fixed number of images."""
 
     augmentation: Augmentation = Field(default_factory=Augmentation, description=Augmentation.__doc__)
 
@@ -125,19 +124,19 @@ class FaceTraining(FixedBatchTraining):
 class Settings(Section):
     """Face identification and verification."""
 
-    data: Data = Field(description="Where images come from.")
-    size: int = Field(ge=16, le=1024, description="Images are prepared at this height and width.")
+    data: Data = Field(description="Source of the images.")
+    size: int = Field(ge=16, le=1024, description="Height and width to which images are resized.")
     resize: Literal["crop", "pad", "stretch"] = Field(
         "crop",
-        description="crop: the shorter edge to size, then the middle; pad: the longer edge to size, black around.",
+        description="crop: scale the shorter edge to size, then crop; pad: scale the longer edge, pad with black.",
     )
     faults: Faults = Field(default_factory=Faults, description=Faults.__doc__)
-    slabs: Literal["paper", "wide"] = Field("paper", description="1x1 reduce convolutions, or all 1x1 of the blocks.")
-    models: dict[ModelLabel, ResNet] = Field(min_length=1, description="Label: its sizes.")
+    slabs: Literal["paper", "wide"] = Field("paper", description="1x1 reduce convolutions, or all 1x1 convolutions.")
+    models: dict[ModelLabel, ResNet] = Field(min_length=1, description="Settings of each model, by label.")
     training: FaceTraining
 
     def estimate(self, pack: "Pack | None") -> Estimate:
-        """Returns the exact size of the embedded pack, or that of a published one by its counts."""
+        """Returns the size of the data: exact for the embedded pack, otherwise from the counts of `pack`."""
         data = self.data
         if isinstance(data, RenderedFaces):
             verification = data.gallery * (data.gallery_images + 2 * data.probes) + 2 * data.strangers
@@ -148,15 +147,15 @@ class Settings(Section):
         return Estimate(train // self.training.batch_size, 3 * self.size**2 * (train + others))
 
     def steps_per_epoch(self) -> int | None:
-        """Returns the optimiser steps of an epoch if they are known before the data are prepared."""
+        """Returns the optimiser steps per epoch, or None if they are unknown until the data are prepared."""
         return self.estimate(None).steps_per_epoch if isinstance(self.data, RenderedFaces) else None
 
     def scoring(self) -> dict[str, Any]:
-        """Returns the settings that only the scoring on test uses: none."""
+        """Returns the settings that only scoring on test uses, of which this task has none."""
         return {}
 
     def fans(self) -> dict[str, set[int]]:
-        """Returns the fans of the slabs of each model, on either side."""
+        """Returns the fans that occur among the slabs of each model, on any side."""
         found = {}
         for label, model in self.models.items():
             fans, inputs = set(), model.stages()[0][0]

@@ -78,14 +78,14 @@ def test_the_layout_is_librispeechs(written):
                 assert name == f"{speaker}-{chapter}.trans.txt"
 
 
-@pytest.mark.parametrize("split", SECTIONS)
-def test_every_recording_has_a_transcript_and_every_transcript_a_recording(written, split):
-    audio = {path.stem for path in written.glob(f"{split}/*/*/*.flac")}
-    assert audio == set(transcripts(written, split))
-    assert len(audio) == SECTIONS[split].utterances
-    for path in written.glob(f"{split}/*/*"):
-        assert len(list(path.glob("*.trans.txt"))) == 1
-        assert set(transcripts(path.parents[2], split)) >= {own.stem for own in path.glob("*.flac")}
+def test_every_recording_has_a_transcript_and_every_transcript_a_recording(written):
+    for split, section in SECTIONS.items():
+        audio = {path.stem for path in written.glob(f"{split}/*/*/*.flac")}
+        assert audio == set(transcripts(written, split))
+        assert len(audio) == section.utterances
+        for path in written.glob(f"{split}/*/*"):
+            assert len(list(path.glob("*.trans.txt"))) == 1
+            assert set(transcripts(path.parents[2], split)) >= {own.stem for own in path.glob("*.flac")}
 
 
 def test_recordings_are_16_khz_mono_flac_with_something_to_hear(written):
@@ -162,7 +162,7 @@ def test_no_unseen_words_means_none(tmp_path, mute):
     assert {word.lower() for text in transcripts(root).values() for word in text.split()} <= set(LEXICON[:12])
 
 
-@pytest.mark.parametrize("zipf", [0.0, 1.0, 1.5])
+@pytest.mark.parametrize("zipf", [0.0, 1.5])
 def test_words_follow_zipfs_law(tmp_path, mute, zipf):
     sections = {"train-clean-100": Section(400, 2, (0.0, 1.0))}
     root = write(tmp_path, sections=sections, zipf=zipf, words_per_utterance=(2, 4))

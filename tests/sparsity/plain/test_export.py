@@ -719,7 +719,7 @@ def test_dtypes_and_shapes_that_a_gpu_refuses():
     model = two_of_four(nn.Linear(256, 128)).cuda()
     with pytest.warns(UserWarning, match="1 of 1 Linear.*not torch.float32"):
         export(model, semi_structured=True)
-    with pytest.warns(UserWarning, match="1 of 1 Linear.*no multiple of"):
+    with pytest.warns(UserWarning, match="1 of 1 Linear.*not a multiple of"):
         export(two_of_four(nn.Linear(256, 100)).cuda().half(), semi_structured=True)
 
 

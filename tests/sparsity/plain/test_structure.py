@@ -41,14 +41,14 @@ def found(model, side="in"):
 
 
 def reasons(model, side, capsys):
-    """Of the layers passed over, by name."""
+    """Returns the reasons of skipped layers by name."""
     capsys.readouterr()
     try:
         find_slabs(model, side, verbose=True)
     except ValueError as error:
         assert NOTHING in str(error)
     table = capsys.readouterr().out.split("\n\n")[1].splitlines()
-    assert table[0].split() == ["passed", "over", "reason"]
+    assert table[0].split() == ["skipped", "reason"]
     return dict(row.split(maxsplit=1) for row in table[1:])
 
 
@@ -446,7 +446,7 @@ def test_layers_called_at_places_that_differ_are_left_out(capsys):
     model = Net(forward, a=nn.Linear(9, 9), loop=nn.Linear(9, 9), b=nn.Linear(9, 9), c=nn.Linear(9, 2))
     assert found(model, "in") == [("a", "in")]
     assert found(model, "out") == []
-    assert reasons(model, "in", capsys)["loop"] == "its calls differ in what becomes of its outputs"
+    assert reasons(model, "in", capsys)["loop"] == "its calls differ in how its outputs are used"
     assert reasons(model, "out", capsys)["b"] == "does not read the units of one layer of its kind"
 
 
@@ -744,9 +744,9 @@ def test_the_report_lists_every_layer_once(capsys):
         "2      out   0      16 x 12",
         "5      out   3      12 x 9",
         "",
-        "passed over  reason",
-        "0            fan 3 is below 8; does not read the units of one layer of its kind",
-        "6.2          output layer",
+        "skipped  reason",
+        "0        fan 3 is below 8; does not read the units of one layer of its kind",
+        "6.2      output layer",
     ]
 
 

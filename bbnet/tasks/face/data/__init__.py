@@ -1,1 +1,1 @@
-"""Face data: a pack in the face pack's layout, its images as arrays, batches of these."""
+"""Reads a pack in the layout of the face pack, prepares its images as arrays, and serves batches of them."""

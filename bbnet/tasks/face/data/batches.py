@@ -1,4 +1,4 @@
-"""Prepared images in batches."""
+"""Serves prepared images in batches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ EVALUATION_PIXELS = 2**18
 
 @dataclass(frozen=True)
 class Batch(batches.Batch):
-    """`images` [batch, 3, size, size] of 0 to 255, uint8 or, once augmented, float; `labels` int64 [batch]."""
+    """`images` [batch, 3, size, size] of 0 to 255, uint8 or, after augmentation, float; `labels` int64 [batch]."""
 
     images: Tensor
     labels: Tensor
@@ -30,8 +30,8 @@ class Faces:
     """The images of one part of the prepared data.
 
     Attributes:
-        files: names within the pack.
-        labels: int64 [images], places in the list of identities or of the gallery; -1 is nobody.
+        files: paths within the pack.
+        labels: int64 [images], indices of identities or, in verification, of people in the gallery; -1 is nobody.
     """
 
     ARRAYS = ("images", "labels")
@@ -55,17 +55,17 @@ class Faces:
         return batches.shuffled_batches(len(self), training, generator)
 
     def in_order(self) -> list[Tensor]:
-        """Every image once, in batches for evaluation."""
+        """Returns the indices of every image once, in batches for evaluation."""
         if not len(self):
             return []
         return list(torch.arange(len(self)).split(max(1, EVALUATION_PIXELS // self.images.shape[-1] ** 2)))
 
 
 class FacesToScore(Faces):
-    """The images to classify on test, and what verification takes: the gallery, and the probes of dev and test.
+    """The images to classify in test, and those of verification: the gallery, and the probes of dev and test.
 
     Attributes:
-        buckets: by label of classification, 0, 1 and 2 for Head, Mid and Tail.
+        buckets: bucket of each identity: 0, 1 or 2 for Head, Mid or Tail.
     """
 
     def __init__(self, prepared: Path, index: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A pack in the face pack's layout: what lies where, who is who, and what cannot be used."""
+"""Reads a pack in the layout of the face pack: its files, their identities, and which of them are unusable."""
 
 import csv
 import hashlib
@@ -25,15 +25,15 @@ NAMED_IN_ERRORS = 3
 
 
 def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) -> dict[str, Any]:
-    """Renders or unpacks a pack or puts weights into `target`, or takes what is named; checks what is there.
+    """Renders the embedded pack, or downloads a pack or weights, into `target`, or uses the given path; and checks it.
 
-    Returns the manifest: the names of the pack's two folders, or the file of weights, and what `bring` adds.
-    Raises: ValueError naming a folder that is missing or not complete, weights whose content is not what their name
-        says, or what cannot be fetched.
+    Returns the manifest: the names of the pack's two folders or of the weights file, and the entries of `bring`.
+    Raises: ValueError naming a folder that is missing or incomplete, weights that do not match the checksum in their
+        name, or what cannot be downloaded.
     """
     pack = TypeAdapter(Data | Weights).validate_python(data)
     if isinstance(pack, RenderedFaces):
-        # Imported late, since training jobs need no generator.
+        # Imported here because training jobs do not need the generator.
         from bbnet.data.synthetic.rendered_faces import write_face_pack
 
         write_face_pack(target, **pack.model_dump(exclude={"pack"}))
@@ -43,7 +43,7 @@ def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) ->
     root, origin = bring(pack.pack, pack.path, target, downloads, holding=[f"*{half}" for half in HALVES])
     halves = _halves(root)
     if pack.complete:
-        _check_whole(root, halves, read_pack(pack.pack).counts)
+        _check_complete(root, halves, read_pack(pack.pack).counts)
     return {"pack": pack.pack} | halves | origin
 
 
@@ -57,7 +57,7 @@ def _fetch_weights(pack: Weights, target: Path, downloads: Path) -> dict[str, An
     return {"file": file} | origin
 
 
-def _check_whole(root: Path, halves: Mapping[str, str], published: Mapping[str, int]) -> None:
+def _check_complete(root: Path, halves: Mapping[str, str], published: Mapping[str, int]) -> None:
     classification, verification = (root / halves[half] for half in HALVES)
     train = _images_by_folder(classification / "train")
     unknown_people = sorted(set(_images_by_folder(classification / "dev")) - set(train))
@@ -73,21 +73,21 @@ def _check_whole(root: Path, halves: Mapping[str, str], published: Mapping[str, 
         **{verification / name: _images_in(verification / name) for name in PROBE_FOLDERS.values()},
     }
     for folder, found in images.items():
-        missing = _unseen_probes(verification, folder.name, found)
+        missing = _missing_probes(verification, folder.name, found)
         refuse_incomplete(folder, len(found), published[folder.name], "images", missing)
         for image in spread(found):
             decode(image, "RGB")
 
 
-def _unseen_probes(home: Path, folder: str, found: Sequence[Path]) -> list[str]:
-    """Returns the images that the label file of a folder of probes names but that do not exist."""
+def _missing_probes(home: Path, folder: str, found: Sequence[Path]) -> list[str]:
+    """Returns the images that are named in the label file of a folder of probes but do not exist."""
     split = next((split for split, probes in PROBE_FOLDERS.items() if probes == folder), None)
     if split is None or not _label_file(home, split).is_file():
         return []
     _, rows = _read_labels(_label_file(home, split))
     values = {value for _, row in rows for column, value in row.items() if column != LABEL}
-    there = {_join_key(file.name) for file in found}
-    return sorted(one for one in values if Path(one).suffix.lower() in SUFFIXES and _join_key(one) not in there)
+    existing = {_join_key(file.name) for file in found}
+    return sorted(one for one in values if Path(one).suffix.lower() in SUFFIXES and _join_key(one) not in existing)
 
 
 def _images_by_folder(home: Path) -> dict[str, list[Path]]:
@@ -95,10 +95,12 @@ def _images_by_folder(home: Path) -> dict[str, list[Path]]:
 
 
 def check_weights(path: Path) -> None:
-    """Raises ValueError unless the SHA-256 of the file begins with the digits that end its name."""
+    """Raises ValueError unless the SHA-256 of the file begins with the digits at the end of the file's name."""
     digits = re.search(r"-([0-9a-f]{8,64})$", path.stem)
     if digits is None:
-        raise ValueError(f"{path}: the name must end in the first digits of the SHA-256, as resnet101-63fe2227.pth")
+        raise ValueError(
+            f"{path}: the name must end in the first digits of the SHA-256, such as resnet101-63fe2227.pth"
+        )
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     with path.open("rb") as file:
@@ -108,13 +110,13 @@ def check_weights(path: Path) -> None:
 
 
 def _halves(root: Path) -> dict[str, str]:
-    """Returns the folders whose names end in `classification` and `verification`, with any prefix."""
+    """Returns the name of the folder that ends in `classification`, and of the one that ends in `verification`."""
     found = {}
     for half, needed in zip(HALVES, (("train", "dev"), ("known", "unknown_dev")), strict=True):
         folders = sorted(path for path in root.glob(f"*{half}") if path.is_dir())
         if len(folders) != 1:
             named = ", ".join(path.name for path in folders) or "none"
-            raise ValueError(f"{root}: needs one folder whose name ends in {half}, found {named}")
+            raise ValueError(f"{root}: needs exactly one folder whose name ends in {half}, found {named}")
         for name in needed:
             if not (folders[0] / name).is_dir():
                 raise ValueError(f"{folders[0] / name}: no such folder")
@@ -124,26 +126,26 @@ def _halves(root: Path) -> dict[str, str]:
 
 @dataclass
 class Faulty:
-    """Unusable files: refused or skipped by the rule of their kind."""
+    """Handles unusable files by the rule of their kind: refuse or skip. `skipped` lists the skipped ones by kind."""
 
     rules: Faults
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def judge(self, kind: str, found: Sequence[str], what: str) -> None:
-        """Raises ValueError naming the first of a kind that is refused; counts those that are skipped."""
+        """Raises ValueError naming the first of `found` if their kind is refused; otherwise logs and lists all of them."""
         if not found:
             return
         named = "; ".join(found[:NAMED_IN_ERRORS])
         others = f"; and {len(found) - NAMED_IN_ERRORS} more" if len(found) > NAMED_IN_ERRORS else ""
         if getattr(self.rules, kind) != "skip":
-            raise ValueError(f"{named}{others}: {what} (faults.{kind}: skip leaves such out)")
+            raise ValueError(f"{named}{others}: {what} (faults.{kind}: skip omits such files)")
         logger.info("%d skipped (faults.%s), %s: %s%s", len(found), kind, what, named, others)
         self.skipped.setdefault(kind, []).extend(found)
 
 
 @dataclass(frozen=True)
 class Images:
-    """Files, and the index of each one's identity in a list of names; -1 is nobody."""
+    """Image files, with the index of each one's identity in a list of identities, or -1 for nobody."""
 
     files: list[Path]
     labels: list[int]
@@ -156,35 +158,35 @@ class Images:
 
 
 def read_classification(home: Path, faulty: Faulty) -> tuple[dict[str, Images], list[str], list[str]]:
-    """Returns images of train, val and test, the identities, and what had to be divided."""
+    """Returns the images of train, val and test, the identities, and `["classification"]` if dev was divided."""
     found = {split: _by_identity(home / folder, faulty) for split, folder in CLASSIFICATION_FOLDERS.items()}
     identities = sorted(found["train"])
     if not identities:
-        raise ValueError(f"{home / 'train'}: holds no identities; it needs {{identity}}/*.jpg or another image format")
+        raise ValueError(f"{home / 'train'}: has no identities; allowed are {{identity}}/*.jpg and other image formats")
     parts = {}
     for split, folder in CLASSIFICATION_FOLDERS.items():
-        strange = sorted(set(found[split]) - set(identities))
-        if strange:
-            raise ValueError(f"{home / folder / strange[0]}: no such identity in {home / 'train'}")
+        unknown = sorted(set(found[split]) - set(identities))
+        if unknown:
+            raise ValueError(f"{home / folder / unknown[0]}: no such identity in {home / 'train'}")
         parts[split] = _labelled(found[split], identities)
     if parts["test"].files:
         return parts, identities, []
-    logger.info("%s has no identities: every second image of dev is taken for test", home / "test")
+    logger.info("%s has no identities: every second image of dev is used for test", home / "test")
     parts["val"], parts["test"] = _every_second(parts["val"])
     if not parts["test"].files:
-        raise ValueError(f"{home / 'dev'}: holds a single image, which cannot be divided into dev and test")
+        raise ValueError(f"{home / 'dev'}: has a single image, which cannot be divided into dev and test")
     return parts, identities, ["classification"]
 
 
 def _by_identity(folder: Path, faulty: Faulty) -> dict[str, list[Path]]:
-    """Returns images by the name of their folder; none if the folder, or a test without identities, is missing."""
+    """Returns the images of each identity (subfolder); none if `folder` is missing or is a test without identities."""
     if not folder.is_dir():
         return {}
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if folders and _images_in(folder):
-        raise ValueError(f"{_images_in(folder)[0]}: lies beside folders of identities, in none of them")
+        raise ValueError(f"{_images_in(folder)[0]}: is not in the folder of an identity")
     if not folders and _images_in(folder) and folder.name != CLASSIFICATION_FOLDERS["test"]:
-        raise ValueError(f"{folder}: holds images but no folders of identities")
+        raise ValueError(f"{folder}: has images but no folders of identities")
     found = {path.name: _images_in(path) for path in folders}
     empty = [str(folder / name) for name, files in found.items() if not files]
     faulty.judge("empty_identity", empty, "an identity's folder without images")
@@ -204,7 +206,7 @@ def _labelled(by_identity: Mapping[str, list[Path]], identities: Sequence[str]) 
 
 
 def _every_second(images: Images) -> tuple[Images, Images]:
-    """Returns the first, third, ... of all images in the order of identities and names, and the others."""
+    """Returns the first, third, ... image, in the order of identities and names, and the other images."""
     first = [False] * len(images.labels)
     for place, image in enumerate(sorted(range(len(images.labels)), key=lambda one: (images.labels[one], one))):
         first[image] = place % 2 == 0
@@ -212,10 +214,15 @@ def _every_second(images: Images) -> tuple[Images, Images]:
 
 
 def read_verification(home: Path, faulty: Faulty) -> tuple[Images, dict[str, Images], list[str], list[str]]:
-    """Returns images of the gallery, probes of dev and test, identities of the gallery, and what had to be divided."""
+    """Returns the gallery, the probes of dev and test, the gallery's identities, and a list that names a divided half.
+
+    The list is `["verification"]` if test has no labels and every second probe of dev is used for it, else empty.
+    """
     by_identity = _by_identity(home / "known", faulty)
     if NOBODY in by_identity:
-        raise ValueError(f"{home / 'known' / NOBODY}: this name says that a probe is of nobody in the gallery")
+        raise ValueError(
+            f"{home / 'known' / NOBODY}: not allowed as an identity; it labels probes of people outside the gallery"
+        )
     gallery = sorted(by_identity)
     known = _labelled(by_identity, gallery)
     if not gallery:
@@ -223,7 +230,7 @@ def read_verification(home: Path, faulty: Faulty) -> tuple[Images, dict[str, Ima
     probes = {"dev": _probes(home, "dev", gallery)}
     if _label_file(home, "test").is_file():
         return known, probes | {"test": _probes(home, "test", gallery)}, gallery, []
-    logger.info("there is no %s: every second probe of dev is taken for test", _label_file(home, "test"))
+    logger.info("%s does not exist: every second probe of dev is used for test", _label_file(home, "test"))
     dev, test = _every_second(probes["dev"])
     return known, {"dev": dev, "test": test}, gallery, ["verification"]
 
@@ -233,10 +240,10 @@ def _label_file(home: Path, split: str) -> Path:
 
 
 def _probes(home: Path, split: str, gallery: Sequence[str]) -> Images:
-    """Returns the images that a label file names, with the index of each one's identity in the gallery, by name.
+    """Returns the probes of a split, ordered by file name, with the index of each one's identity in the gallery.
 
-    Images are joined by their names, in whichever column these are, with or without folder and suffix; names of digits
-    alone by their number.
+    The rows of the label file are matched to images by file name, with or without folder and suffix, in any column.
+    Names that consist of digits are compared as numbers.
     """
     path, folder = _label_file(home, split), home / PROBE_FOLDERS[split]
     columns, rows = _read_labels(path)
@@ -245,7 +252,9 @@ def _probes(home: Path, split: str, gallery: Sequence[str]) -> Images:
     files = {}
     for file in _images_in(folder):
         if _join_key(file.name) in files:
-            raise ValueError(f"{file}: cannot be told from {files[_join_key(file.name)].name} by name")
+            raise ValueError(
+                f"{file}: has the same name as {files[_join_key(file.name)].name} without suffix and leading zeros"
+            )
         files[_join_key(file.name)] = file
     names = _column_of_names(path, columns, rows, files)
     place = {name: number for number, name in enumerate(gallery)} | {NOBODY: -1}
@@ -255,7 +264,7 @@ def _probes(home: Path, split: str, gallery: Sequence[str]) -> Images:
         if key not in files:
             raise ValueError(f"{path}, line {line}: there is no image {row[names]} in {folder}")
         if key in labels:
-            raise ValueError(f"{path}, line {line}: image {row[names]} is given twice")
+            raise ValueError(f"{path}, line {line}: image {row[names]} occurs twice")
         if row[LABEL] not in place:
             raise ValueError(f"{path}, line {line}: identity {row[LABEL]} is neither in {home / 'known'} nor {NOBODY}")
         labels[key] = place[row[LABEL]]
@@ -267,7 +276,7 @@ def _probes(home: Path, split: str, gallery: Sequence[str]) -> Images:
 
 
 def _read_labels(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Returns the columns, and the rows with the line of the file at which each ends."""
+    """Returns the columns, and the rows with the number of the line at which each ends."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
@@ -288,7 +297,7 @@ def _read_labels(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]
 def _column_of_names(
     path: Path, columns: Sequence[str], rows: Sequence[tuple[int, Mapping[str, str]]], files: Mapping[str, Path]
 ) -> str:
-    """Returns the column, except `label`, that names most images; names are preferred to numbers."""
+    """Returns the column, except `label`, with the most image names, spelled exactly or else as compared numbers."""
     spelled = {spelling for file in files.values() for spelling in (file.name, file.stem)}
 
     def named(column: str) -> tuple[int, int]:

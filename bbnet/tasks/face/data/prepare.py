@@ -1,4 +1,4 @@
-"""Turns image files into arrays and an index."""
+"""Decodes image files into arrays and writes their index."""
 
 import os
 from collections.abc import Mapping
@@ -25,18 +25,19 @@ from bbnet.tasks.face.data.pack import (
 from bbnet.tasks.face.settings import Faults
 
 IMAGES_AT_ONCE = 256
-LONGEST_SCALED = 4  # in shorter edges
-WHOLE_PARTS = ("train", "known")  # of whose identities none may be lost
+LONGEST_SCALED = 4  # largest ratio of the edges of an image that is scaled
+COMPLETE_PARTS = ("train", "known")  # parts in which every identity must have an image
 
 
 def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
-    """Decodes every image once: uint8 `{part}.npy` [images, 3, size, size] of train, val, test, known, dev and test.
+    """Decodes every image once into `{part}.npy`, uint8 [images, 3, size, size].
 
-    If test has no identities or labels, every second image or probe of dev, by identity and name, is used instead.
+    The parts are train, val, test, known (the gallery), probes_dev and probes_test. If test has no identities or no
+    labels, every second image or probe of dev, in the order of identities and names, is used instead.
 
-    Returns the index: identities, and files and labels of each part; mean and sd of the training pixels.
+    Returns the index: identities, files and labels of each part, and mean and sd of the training pixels.
     Raises: ValueError naming an image that cannot be decoded, an identity without images, an image or identity of a
-    label file that does not exist, and an image or row that occurs twice or has no counterpart.
+        label file that does not exist, or an image or row that occurs twice or has no counterpart.
     """
     root = Path(manifest["root"])
     classification, verification = (root / manifest[half] for half in HALVES)
@@ -52,9 +53,9 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
             raise ValueError(f"{classification / CLASSIFICATION_FOLDERS[part]}: no image is left")
         if part == "train":
             index["mean"], index["sd"] = pixels.mean_and_sd()
-        gone = sorted(set(images.labels) - set(used.labels))
-        if gone and part in WHOLE_PARTS:
-            raise ValueError(f"{images.files[images.labels.index(gone[0])].parent}: no image of this identity is left")
+        lost = sorted(set(images.labels) - set(used.labels))
+        if lost and part in COMPLETE_PARTS:
+            raise ValueError(f"{images.files[images.labels.index(lost[0])].parent}: no image of this identity is left")
         index["splits"][part] = {
             "files": [str(file.relative_to(root)) for file in used.files],
             "labels": used.labels,
@@ -65,7 +66,7 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
 def _write(
     images: Images, settings: Mapping[str, Any], path: Path, part: str, faulty: Faulty, pixels: PixelMoments
 ) -> Images:
-    """Decodes into uint8 [images, 3, size, size]; returns the images that could be decoded, which come first."""
+    """Writes the images to `path`, uint8 [images, 3, size, size]; returns the decodable ones, which come first."""
     size = settings["size"]
     read = partial(_read, size=size, rule=settings["resize"])
     array = create_array(path, (len(images.files), 3, size, size), np.uint8)
@@ -75,18 +76,18 @@ def _write(
         for group in track(groups, f"prepare {part}"):
             decoded = list(pool.map(read, group))
             faults += [str(one) for one in decoded if isinstance(one, ValueError)]
-            whole = [one for one in decoded if not isinstance(one, ValueError)]
+            pictures = [one for one in decoded if not isinstance(one, ValueError)]
             start = sum(usable)
-            if whole:
-                array[start : start + len(whole)] = whole
-                pixels.add(np.stack(whole))
+            if pictures:
+                array[start : start + len(pictures)] = pictures
+                pixels.add(np.stack(pictures))
             usable += [not isinstance(one, ValueError) for one in decoded]
     faulty.judge("undecodable", faults, "cannot be used")
     return images.chosen(usable)
 
 
 def _read(path: Path, size: int, rule: str) -> np.ndarray | ValueError:
-    """Returns uint8 [3, size, size], or what is wrong with the file."""
+    """Returns the image, uint8 [3, size, size], or the error of a file that cannot be decoded."""
     try:
         return np.asarray(resize(decode(path, "RGB"), size, rule)).transpose(2, 0, 1)
     except ValueError as error:
@@ -94,21 +95,21 @@ def _read(path: Path, size: int, rule: str) -> np.ndarray | ValueError:
 
 
 def resize(image: Image.Image, size: int, rule: str) -> Image.Image:
-    """Returns `size` x `size` pixels by a rule of `Settings.resize`; bilinear, antialiased when shrinking."""
+    """Resizes to `size` x `size` pixels by a rule of `Settings.resize`; bilinear, with antialiasing when shrinking."""
     width, height = image.size
     if rule == "stretch":
         return image.resize((size, size), Image.Resampling.BILINEAR)
     edge = min(width, height) if rule == "crop" else max(width, height)
-    if rule == "crop" and max(width, height) > LONGEST_SCALED * edge:  # a narrow strip would need all memory
-        image = _middle(image, min(width, LONGEST_SCALED * edge), min(height, LONGEST_SCALED * edge))
+    if rule == "crop" and max(width, height) > LONGEST_SCALED * edge:  # scaling a narrow strip would exhaust memory
+        image = _centred(image, min(width, LONGEST_SCALED * edge), min(height, LONGEST_SCALED * edge))
     scaled = image.resize(
         (max(1, round(image.width * size / edge)), max(1, round(image.height * size / edge))),
         Image.Resampling.BILINEAR,
     )
-    return _middle(scaled, size, size)
+    return _centred(scaled, size, size)
 
 
-def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Crops the middle, or pads with black."""
+def _centred(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Crops the image about its centre, or pads it with black on both sides."""
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
