@@ -4,11 +4,15 @@ import re
 from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
+from PIL import Image
 
 from bbnet.sparsity.algorithms import SlabView
+from bbnet.tasks.task import Task
 from tests.workflow.conftest import build_house
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -71,7 +75,70 @@ def clone(tmp_path):
 def test_the_tutorial_shows_a_method_and_a_task_whole():
     task = [f"bbnet/tasks/largest/{name}.py" for name in ("settings", "metrics", "data", "task")]
     method = [f"bbnet/sparsity/{folder}/noisy.py" for folder in ("algorithms", "parameters")]
-    assert {*FILES} == {*task, *method, "studies/largest.yaml"}
+    assert {*FILES} == {*task, *method, "studies/largest.yaml", "studies/my_pairs.yaml"}
+    described = {*Task.__annotations__, *(name for name in vars(Task) if not name.startswith("_"))}
+    for name in described:
+        assert re.search(rf"\b{name}\b", FILES["bbnet/tasks/largest/task.py"]), name
+
+
+def test_the_method_of_the_tutorial_keeps_its_budget_and_follows_its_noise():
+    declared: dict = {"__name__": "declared"}
+    exec(compile(FILES["bbnet/sparsity/parameters/noisy.py"], "parameters", "exec"), declared)
+    imported = "from bbnet.sparsity.parameters.noisy import Parameters\n"
+    method = FILES["bbnet/sparsity/algorithms/noisy.py"]
+    assert imported in method
+    namespace: dict = {"__name__": "shown", "Parameters": declared["Parameters"]}
+    exec(compile(method.replace(imported, ""), "algorithm", "exec"), namespace)
+    scores = torch.rand(12, 40, generator=torch.Generator().manual_seed(0))
+    view = SlabView("slab", "in", (), scores, scores > -1, torch.ones(12), seed=1, step=0, progress=0.0)
+    by_noise = {}
+    for noise in (0, 100):
+        (by_noise[noise],) = namespace["Noisy"](side="in", noise=noise).masks([view], Decimal("0.30"))
+        assert int(by_noise[noise].sum()) == 144
+    assert scores[by_noise[0]].min() > scores[~by_noise[0]].max()
+    assert not torch.equal(by_noise[0], by_noise[100])
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        linked = page.parent / name if name else page
+        assert linked.is_file(), target
+        headings = re.findall(r"^#+ (.*)$", linked.read_text(), re.MULTILINE) if anchor else []
+        anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+        assert not anchor or anchor in anchors, target
+
+
+def test_the_profile_that_the_tutorial_explains_has_these_lines():
+    table = TUTORIAL.split("## A cluster", 1)[1]
+    profile = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text())
+    assert set(profile) <= {*re.findall(r"[a-z-]+", table)}
+    for section in ("default-resources", "set-resources"):
+        for name in profile[section]:
+            assert f"`{name}`" in table, name
+    for name in ("jobs", "retries", "latency-wait"):
+        assert f"`{name}: {profile[name]}`" in table
+
+
+@pytest.mark.thorough
+def test_pairs_in_the_layout_of_the_tutorial_are_prepared(clone):
+    generator = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for part, shape in {"A": (32, 32, 3), "B": (32, 32, 3), "label": (32, 32)}.items():
+            folder = clone.root / "my_pairs" / split / part
+            folder.mkdir(parents=True)
+            for number in range(8):
+                pixels = generator.integers(2, size=shape, dtype=np.uint8) * 255
+                Image.fromarray(pixels).save(folder / f"field_{number}.png")
+    result = clone.snakemake("data", "--config", "study=my_pairs")
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert len(list((clone.root / "data/prepared").glob("change-*.json"))) == 1
 
 
 def test_the_study_of_the_tutorial_is_planned(clone):

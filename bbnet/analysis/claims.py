@@ -26,9 +26,9 @@ def selectivity(on_rates: pd.Series) -> pd.Series:
 def slabs_table(codes: pd.DataFrame, units: pd.DataFrame) -> pd.DataFrame:
     """Returns one row per run and slab: the columns of `codes_table`, and the fit of the balance line to its units.
 
-    The line selectivity = slope * degree + intercept is fitted by least squares to the units that are not silent. `slope`
-    and `r2` use the on-rates of the run; `slope_before` and `r2_before` those of the warm start, with the run's degrees.
-    They are NaN if all degrees or all selectivities are equal, as in a dense slab.
+    The line selectivity = slope * degree + intercept is fitted by least squares to the units that are not silent.
+    `slope` and `r2` use the on-rates of the run; `slope_before` and `r2_before` those of the warm start, with the same
+    degrees. They are NaN if all degrees or all selectivities are equal, as in a dense slab.
     """
     of_runs = with_warm_start(units)
     active = of_runs[~of_runs["silent"].astype(bool)]
@@ -66,8 +66,7 @@ def _fit(units: pd.DataFrame, y: pd.Series, suffix: str) -> pd.DataFrame:
 def claims_table(slabs: pd.DataFrame) -> pd.DataFrame:
     """Returns one row per run and measure: `value`, and `dense`, the value of the dense run of the same seed.
 
-    Both are means over the slabs of the run, weighted by their numbers of units. R^2 of the balance line has no value for
-    dense.
+    Both are means over the slabs of the run, weighted by number of units. R^2 of the balance line is NaN for dense.
     """
     names = [*MEASURES, "r2", "r2_before"]
     weighted = slabs.melt([*KEYS, *SLAB, "units"], names, "measure", "value").dropna(subset="value")

@@ -62,10 +62,10 @@ class Run:
 def read_runs(
     cells: Sequence[Cell], metrics: Mapping[str, Metrics], selection: Mapping[str, str]
 ) -> tuple[list[Cell], list[Run]]:
-    """Reads the runs of all taken cells. Returns the cells, with status failed if a run's files are invalid, and the runs.
+    """Reads the runs of all taken cells. Returns the cells, now failed if a run's files are invalid, and the runs.
 
     Args:
-        metrics: by task, the function that computes metrics from items. A stored metric may be NaN only if it returns NaN.
+        metrics: by task, the function that computes metrics from items. A stored NaN is valid only if it returns NaN.
         selection: by task, the selection metric, which must not be NaN.
     """
     found, runs = [], []
@@ -135,8 +135,8 @@ def runs_table(runs: Sequence[Run], relative_metrics: Mapping[str, Callable] = M
     dev) are shares of the units of all slabs.
 
     Args:
-        relative_metrics: by task, a function of the items of a run and of the dense run of the same seed. Its metrics are
-            omitted if that dense run is not taken.
+        relative_metrics: by task, a function of the items of a run and of the dense run of the same seed. Its metrics
+            are omitted if that dense run is not taken.
     """
     dense = {_comparable(run): run for run in runs if run.keys["method"] == "dense"}
     rows = []
@@ -208,7 +208,7 @@ def _side_of_slab(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def timing_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Returns date, time, memory and machine of each training, the only table that differs if a study is repeated."""
+    """Returns date, time, memory and machine of each training, the only table that may differ between equal studies."""
     measured = ("began", "seconds", "peak_memory_mib", "device")
     rows = [
         run.keys | {key: run.record[key] for key in measured} | {"host": run.record["environment"]["host"]}

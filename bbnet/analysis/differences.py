@@ -40,9 +40,9 @@ class Summary:
 def compare(new: Summary, reference: Summary, limit: float) -> pd.DataFrame:
     """Returns all comparisons as rows with `COLUMNS`, ordered by task.
 
-    `difference` is new - reference in the metric's unit, and `sigmas` its absolute value in standard deviations; both are
-    NaN if undefined. `cell` is model/method/side/budget. `seed` is a string, empty for rows that are not about a single
-    run. `verdict` is `ok`, `out` or `not comparable`; `why` gives the reason for the last two.
+    `difference` is new - reference in the metric's unit, and `sigmas` its absolute value in standard deviations; both
+    are NaN if undefined. `cell` is model/method/side/budget. `seed` is a string, empty for rows that are not about a
+    single run. `verdict` is `ok`, `out` or `not comparable`; `why` gives the reason for the last two.
 
     Args:
         limit: tolerance of scores, in standard deviations.

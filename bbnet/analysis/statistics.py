@@ -43,7 +43,7 @@ def bootstrap(
 
     Args:
         items: sufficient statistics, [seeds, items], with the same items in the same order for every seed.
-        metrics: the task's metrics, called with items and weights, or with items, `dense` and weights if `dense` is given.
+        metrics: the task's metrics, called with items and weights, or with items, `dense` and weights.
         dense: items of the dense runs, in the same format.
     """
     count = next(iter(items.values())).shape[-1]
@@ -164,7 +164,7 @@ def cells_table(
 
 
 def curves_table(items: pd.DataFrame, curve: Metrics) -> pd.DataFrame:
-    """Returns one row per cell and point of a curve: mean, 95 % interval (`low`, `high`), n_seeds and each seed's value.
+    """Returns one row per cell and point of a curve: mean, interval (`low`, `high`), n_seeds, and values of `seeds`.
 
     Args:
         items: `collect.items_table` of one task and model.

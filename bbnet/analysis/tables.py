@@ -24,7 +24,7 @@ DASH = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """A table with unrounded `data`, formatted text `shown`, and the (row, heading) pairs `bold` that are highlighted."""
+    """A table: unrounded `data`, formatted text `shown`, and `bold`, the (row, heading) pairs that are highlighted."""
 
     data: pd.DataFrame
     shown: pd.DataFrame
@@ -39,7 +39,7 @@ def results(summary: Summary, task: ModuleType) -> Table:
     shown = shown_table(data, metrics)
     caption = (
         f"{summary.task}, {summary.model}: mean over seeds on test, 95 % interval in brackets. Churn: share of the "
-        "connections that a refresh at the budget changes. Units at k_min or below, and units silent on dev: share of all."
+        "connections that a refresh at the budget changes. Units at k_min or below, units silent on dev: share of all."
     )
     if data["seeds"].min() < FEW_SEEDS:
         caption += " With so few seeds the intervals are wide (t is 12.7 for two seeds); they are not clipped."
@@ -84,8 +84,8 @@ def costs(summary: Summary, task: ModuleType) -> Table:
     shown["peak memory (MiB)"] = [f"{value:.0f}" for value in data["peak_memory_mib"]]
     devices = ", ".join(sorted(set(summary.read("timing")["device"])))
     caption = (
-        f"{summary.task}, {summary.model}: means over seeds. Density: kept share of the slabs' connections; net density: "
-        f"kept share of all weights; FLOPs: per sample. Time and memory of the sparse phase, on {devices}."
+        f"{summary.task}, {summary.model}: means over seeds. Density: kept share of the slabs' connections; net "
+        f"density: kept share of all weights; FLOPs: per sample. Time and memory of the sparse phase, on {devices}."
     )
     return Table(data, shown, caption)
 
@@ -140,8 +140,8 @@ def results_table(cells: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFra
 
     Args:
         cells: `statistics.cells_table` of one task and model.
-        metrics: units by name, in the order of the columns. A cell without a value is NaN, such as dense for metrics that
-            are relative to dense.
+        metrics: units by name, in the order of the columns. A cell without a value is NaN, such as dense for metrics
+            that are relative to dense.
     """
     rows = []
     for (method, side, budget), cell in cells.groupby(["method", "side", "budget"], sort=False):

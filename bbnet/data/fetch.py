@@ -224,10 +224,10 @@ class _Download:
 
     def _resumable(self, url: str) -> int:
         """Returns the number of bytes after which a download from `url` can resume."""
-        there = size_of(self.part)
-        too_many = self.source.size is not None and there > self.source.size
+        size = size_of(self.part)
+        too_many = self.source.size is not None and size > self.source.size
         unknown = self.source.digits is None and self._validator(url) is None
-        return 0 if too_many or unknown else there
+        return 0 if too_many or unknown else size
 
     def _validator(self, url: str) -> str | None:
         """Returns the recorded ETag or date of the part file, or None if it has none or is from another address."""
@@ -320,9 +320,9 @@ class _Download:
         self._record_origin(response, url)
         self._count(start)
         self._append(body, first, start, expected)
-        there = size_of(self.part)
-        if expected is not None and there < expected:
-            raise _InterruptedError(_with_size(f"ended before its {expected} bytes", there))
+        size = size_of(self.part)
+        if expected is not None and size < expected:
+            raise _InterruptedError(_with_size(f"ended before its {expected} bytes", size))
         return start
 
     def _check_status(self, response: requests.Response, url: str, start: int) -> int:
@@ -363,14 +363,14 @@ class _Download:
             self._digest_of_part()
         with self.part.open("r+b" if start else "wb") as file:
             file.seek(start)
-            there = start
+            size = start
             for chunk in body.chunks(first):
-                there += len(chunk)
-                if expected is not None and there > expected:
+                size += len(chunk)
+                if expected is not None and size > expected:
                     raise _UnusableError(f"sends more than the {expected} bytes of {self.source.name}")
                 file.write(chunk)
                 self.digest.update(chunk)
-                self._count(there)
+                self._count(size)
             file.flush()
             os.fsync(file.fileno())
 

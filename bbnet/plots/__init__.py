@@ -1,1 +1,1 @@
-"""Draws the figures, one module per figure, from the summary only."""
+"""Draws the figures from the tables of the summary, one module per figure."""

@@ -1,4 +1,4 @@
-"""The balance line: selectivity against degree, with the on-rates of the warm start and of the run."""
+"""Plots the balance line: selectivity of units against their degree, in the warm start and after training."""
 
 from types import ModuleType
 
@@ -12,29 +12,29 @@ from bbnet.analysis.claims import SLAB, selectivity, with_warm_start
 from bbnet.analysis.summary import Summary
 from bbnet.plots.style import method_colours, method_label
 
-MOST_METHODS = 8
+MAX_METHODS = 8
 WIDTH_OF_METHOD, WIDTH_OF_REST, HEIGHT = 2.3, 0.8, 5.0
 ROWS = {"on_rate_before": "warm start", "on_rate": "after training"}
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """Returns the figure of a task and model, and its data."""
+    """Returns the figure of one task and model, and the data shown."""
     return plot_balance(summary.read("slabs"), with_warm_start(summary.read("units")))
 
 
 def plot_balance(slabs: pd.DataFrame, units: pd.DataFrame) -> tuple[Figure, pd.DataFrame]:
-    """Draws one column of axes per method with unequal degrees; returns the figure and the units shown.
+    """Draws one column of axes per method with unequal degrees. Returns the figure and the units shown.
 
-    The smallest budget and the first seed with unequal degrees are shown, with the on-rates of the warm start above and
-    those of the run below. Points are units that are not silent, lines are the fits of single slabs.
+    Each column shows the smallest budget and first seed with unequal degrees, with the on-rates of the warm start above
+    and those of the run below. Points are the units that are not silent; each line is the fit of one slab.
 
     Args:
         slabs: `slabs.csv` of one task and model.
-        units: `claims.with_warm_start` of the same.
+        units: `claims.with_warm_start` of the same task and model.
     """
     colours = method_colours(list(slabs["method"]))
     fitted = slabs.dropna(subset="r2")
-    methods = list(dict.fromkeys(zip(fitted["method"], fitted["side"], strict=True)))[:MOST_METHODS]
+    methods = list(dict.fromkeys(zip(fitted["method"], fitted["side"], strict=True)))[:MAX_METHODS]
     columns = max(1, len(methods))
     figure, axes = plt.subplots(
         len(ROWS),
@@ -60,7 +60,7 @@ def plot_balance(slabs: pd.DataFrame, units: pd.DataFrame) -> tuple[Figure, pd.D
             )
         column[1].set_xlabel("degree (share of fan)")
     if not methods:
-        axes[0, 0].set_title("no degrees differ")
+        axes[0, 0].set_title("all degrees are equal")
     for row, name in zip(axes, ROWS.values(), strict=True):
         row[0].set_ylabel(f"{name}:\nselectivity log((1 − a) / a)")
     return figure, pd.concat(drawn)

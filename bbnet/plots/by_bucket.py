@@ -1,4 +1,4 @@
-"""A metric relative to dense by bucket, such as Head, Mid and Tail."""
+"""Plots a metric relative to dense for each bucket of the training data (Head, Mid and Tail)."""
 
 from collections.abc import Mapping
 from itertools import pairwise
@@ -28,7 +28,7 @@ DENSE_LINE = {"color": DENSE_COLOUR, "linewidth": 1.2, "linestyle": "--", "label
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """Returns the figure of a task and model, and its data."""
+    """Returns the figure of one task and model, and the data shown."""
     cells, runs, items = (summary.read(name) for name in ("cells", "runs", "items"))
     _, of_one_run = next(iter(items.groupby(KEYS, sort=False)))
     names = [metric for of_buckets in task.BY_BUCKET.values() for metric in of_buckets.values()]
@@ -48,17 +48,18 @@ def plot_by_bucket(
     better: Literal["higher", "lower"],
     counted: str,
 ) -> Figure:
-    """Draws one column of axes per budget and one row per test set: all methods in each bucket, with dense at 0.
+    """Draws one column of axes per budget and one row per test set, with all methods in each bucket and dense at 0.
 
-    With at least 3 seeds the mean and its 95 % interval are shown; below, the mean and single seeds as small points.
+    With at least 3 seeds, the mean and its 95 % interval are shown; otherwise the mean and the single seeds.
 
     Args:
         cells: `cells.csv` of one task and model.
-        runs: `runs.csv` of the same.
+        runs: `runs.csv` of the same task and model.
         metrics: by test set and bucket, the metric relative to dense; all have the same unit.
-        sizes: by test set and bucket, the number of `counted`, such as words.
+        sizes: by test set and bucket, the number of `counted`.
         name: the common name of the metrics, such as ΔWER.
-        better: which direction is better.
+        better: the direction that is better.
+        counted: what buckets consist of, such as words.
     """
     relative = cells[cells["metric"].isin([metric for row in metrics.values() for metric in row.values()])]
     budgets = sorted(set(relative["budget"]))
@@ -83,17 +84,17 @@ def plot_by_bucket(
                         draw_cell(axis, x + place, cell, values, colours[method], MARKERS[side])
     for axis, budget in zip(axes[0], budgets, strict=True):
         axis.set_title(f"budget {budget}")
-    figure.supylabel(f"{name} to dense ({relative['unit'].iloc[0]}; {better} is better)", fontsize="medium")
+    figure.supylabel(f"{name} relative to dense ({relative['unit'].iloc[0]}; {better} is better)", fontsize="medium")
     figure.legend(
         handles=[plt.Line2D([], [], **DENSE_LINE), *method_handles(methods, colours)],
         loc="outside right center",
-        title=seeds_title(relative["n_seeds"], "; from left to\nright in this order"),
+        title=seeds_title(relative["n_seeds"], "; methods in this\norder from left to right"),
     )
     return figure
 
 
 def _draw_buckets(axis: Axes, sizes: Mapping[str, int], counted: str) -> None:
-    """Labels the buckets with names and sizes below the axis, and draws lines between them."""
+    """Labels the buckets with their names and sizes below the axis, and draws lines between them."""
     places = range(len(sizes))
     axis.set_xticks(places, [f"{bucket}\n{size:,} {counted}" for bucket, size in sizes.items()])
     axis.set_xlim(-0.5, len(sizes) - 0.5)

@@ -1,4 +1,4 @@
-"""Mask churn: the share of connections that each refresh changes."""
+"""Plots mask churn, the share of connections that each refresh changes."""
 
 from types import ModuleType
 
@@ -14,24 +14,24 @@ WIDTH_OF_BUDGET, WIDTH_OF_REST, HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 3.4, 2.2, 3.4, 
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """Returns the figure of a task and model, and its data."""
+    """Returns the figure of one task and model, and the data shown."""
     churn = churn_table(summary.read("refreshes"))
     return plot_churn(churn, list(summary.read("cells")["method"])), churn
 
 
 def churn_table(refreshes: pd.DataFrame) -> pd.DataFrame:
-    """Returns one row per run and refresh: connections pruned and regrown over those before and after, of all slabs."""
+    """Returns one row per run and refresh; churn is (pruned + regrown) / (before + after) over all slabs."""
     sums = refreshes.groupby([*KEYS, "step"], sort=False)[["connections", "pruned", "regrown"]].sum().reset_index()
-    both = 2 * sums["connections"] + sums["pruned"] - sums["regrown"]
-    return sums.assign(churn=(sums["pruned"] + sums["regrown"]) / both)
+    before_and_after = 2 * sums["connections"] + sums["pruned"] - sums["regrown"]
+    return sums.assign(churn=(sums["pruned"] + sums["regrown"]) / before_and_after)
 
 
 def plot_churn(churn: pd.DataFrame, methods: list[str]) -> Figure:
-    """Draws one axis per budget with every seed of every method.
+    """Draws one axis per budget, with one line per method and seed.
 
     Args:
         churn: `churn_table` of one task and model.
-        methods: all methods, which determine the colours.
+        methods: all methods of the task and model; they determine the colours.
     """
     colours = method_colours(methods)
     budgets = sorted(set(churn["budget"]))

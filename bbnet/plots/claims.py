@@ -1,4 +1,4 @@
-"""Entropy, correlation and rank of units by budget, beside dense on the same slabs."""
+"""Plots entropy, correlation and rank of units against the budget, next to dense on the same slabs."""
 
 from types import ModuleType
 
@@ -24,20 +24,20 @@ DENSE = {"color": DENSE_COLOUR, "marker": "_", "markersize": 9, "linestyle": "no
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """Returns the figure of a task and model, and its data."""
+    """Returns the figure of one task and model, and the data shown."""
     claims = summary.read("claims")
     claims = claims[claims["measure"].isin(MEASURES)]
     return plot_claims(claims, list(summary.read("cells")["method"])), claims
 
 
 def plot_claims(claims: pd.DataFrame, methods: list[str]) -> Figure:
-    """Draws one axis per measure: at each budget all methods, each beside dense on the slabs of its side.
+    """Draws one axis per measure, with all methods at each budget and the value of dense on the same slabs.
 
-    With at least 3 seeds the mean and its 95 % interval over seeds are shown; below, single seeds as small points.
+    With at least 3 seeds, the mean and its 95 % interval over seeds are shown; otherwise the mean and single seeds.
 
     Args:
         claims: `claims.csv` of one task and model.
-        methods: all methods, which determine the colours.
+        methods: all methods of the task and model; they determine the colours.
     """
     colours = method_colours(methods)
     shown = list(dict.fromkeys(zip(claims["method"], claims["side"], strict=True)))
@@ -60,7 +60,7 @@ def plot_claims(claims: pd.DataFrame, methods: list[str]) -> Figure:
     figure.legend(
         handles=[plt.Line2D([], [], **DENSE), *method_handles(shown, colours)],
         loc="outside right center",
-        title=seeds_title(seeds, "; from left to\nright in this order"),
+        title=seeds_title(seeds, "; methods in this\norder from left to right"),
     )
     return figure
 

@@ -1,4 +1,4 @@
-"""Forest plot: each method minus dense and minus the other methods on its slabs, with intervals."""
+"""Forest plot of the contrasts: paired differences between a method and dense or another method, with intervals."""
 
 from types import ModuleType
 
@@ -15,19 +15,19 @@ KEYS = ["budget", "method", "side", "reference", "reference_side"]
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """Returns the figure of a task and model, and its data."""
+    """Returns the figure of one task and model, and the data shown."""
     contrasts, cells = summary.read("contrasts"), summary.read("cells")
     better = {metric: task.METRICS[metric].better for metric in task.PRIMARY}
     return plot_contrasts(contrasts, better, list(cells["method"])), contrasts
 
 
 def plot_contrasts(contrasts: pd.DataFrame, better: dict[str, str], methods: list[str]) -> Figure:
-    """Draws one column of axes per metric and one row per contrast, by budget; filled if Holm's p is below 5 %.
+    """Draws one column of axes per metric and one row per contrast, ordered by budget. Significant ones are filled.
 
     Args:
         contrasts: `contrasts.csv` of one task and model.
-        better: by metric, which direction is better; the metrics to show.
-        methods: all methods, which determine the colours.
+        better: by metric to show, the direction that is better.
+        methods: all methods of the task and model; they determine the colours.
     """
     rows = list(dict.fromkeys(contrasts.sort_values("budget", kind="stable")[KEYS].itertuples(index=False, name=None)))
     colours = method_colours(methods)
@@ -57,7 +57,7 @@ def plot_contrasts(contrasts: pd.DataFrame, better: dict[str, str], methods: lis
 
 
 def _draw_contrast(axis: Axes, place: int, contrast: pd.Series, colour: str, marker: str) -> None:
-    """Draws one contrast. Below 3 seeds single seeds are shown beside the mean, and the interval only in the table."""
+    """Draws one contrast: the mean with its 95 % interval, or with the single seeds if there are fewer than 3."""
     if contrast["n_seeds"] >= SEEDS_FOR_INTERVALS:
         axis.plot([contrast["low"], contrast["high"]], [place] * 2, color=colour, linewidth=1.2)
     else:
@@ -85,5 +85,5 @@ def _handles(with_intervals: bool) -> list[plt.Line2D]:
     shown = "95 % interval" if with_intervals else "single seeds"
     return [
         plt.Line2D([], [], **style, markerfacecolor="white", label=f"mean of paired differences, {shown}"),
-        plt.Line2D([], [], **style, label="p < .05, Holm within the task"),
+        plt.Line2D([], [], **style, label="p < .05 (Holm, over all contrasts of the task)"),
     ]

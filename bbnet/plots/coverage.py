@@ -1,4 +1,4 @@
-"""Coverage: which cells of the grid are done."""
+"""Plots which runs of the grid are done."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -13,13 +13,13 @@ COLOURS = ListedColormap(["#d9d9d9", "#fdd49e", "#c7e9c0"])
 
 
 def draw(summary: Summary, task: None) -> tuple[Figure, pd.DataFrame]:
-    """Returns the figure of the whole study, and its data."""
+    """Returns the figure of the whole study, and the data shown."""
     counts = coverage_table(summary.read("grid"))
     return plot_coverage(counts), counts
 
 
 def coverage_table(grid: pd.DataFrame) -> pd.DataFrame:
-    """Returns one row per task, model, method and budget: the number of runs, and the number of each status."""
+    """Returns one row per task, model, method and budget: number of runs (`asked`), and number of each status."""
     keys = ["task", "model", "method", "side", "budget"]
     counts = grid.groupby([*keys, "status"], sort=False).size().unstack(fill_value=0)
     for status in ("done", "failed", "stale", "missing"):
@@ -30,7 +30,7 @@ def coverage_table(grid: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_coverage(counts: pd.DataFrame) -> Figure:
-    """Draws a row per task, model and method, and a column per budget; cells show runs done of all runs, and others."""
+    """Draws a row per task, model and method, and a column per budget. Cells count done, failed and stale runs."""
     rows = list(dict.fromkeys(zip(counts["task"], counts["model"], counts["method"], strict=True)))
     budgets = sorted(set(counts["budget"]))
     shades = [[float("nan")] * len(budgets) for _ in rows]
@@ -46,7 +46,7 @@ def plot_coverage(counts: pd.DataFrame) -> Figure:
     axis.imshow(shades, cmap=COLOURS, vmin=NOTHING, vmax=ALL, aspect="auto")
     axis.set_xticks(range(len(budgets)), budgets)
     axis.set_yticks(range(len(rows)), [f"{task} {model}: {method}" for task, model, method in rows])
-    axis.set_xlabel("budget; runs done / asked for")
+    axis.set_xlabel("budget (cells: runs done / all runs)")
     axis.grid(visible=False)
     axis.tick_params(length=0)
     for spine in axis.spines.values():

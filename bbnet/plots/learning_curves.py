@@ -1,4 +1,4 @@
-"""Learning curves: the selection metric on dev and the density after each epoch."""
+"""Plots learning curves: the selection metric on dev and the density after each epoch."""
 
 from types import ModuleType
 
@@ -10,11 +10,11 @@ from bbnet.analysis.collect import KEYS
 from bbnet.analysis.summary import Summary
 from bbnet.plots.style import LINES, method_colours
 
-PHASES = {"warm_up": ("end of warm-up", ":"), "sparse": ("masks frozen from here", "--")}
+PHASES = {"warm_up": ("end of warm-up", ":"), "sparse": ("start of the freeze", "--")}
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """Returns the figure of a task and model, and its data."""
+    """Returns the figure of one task and model, and the data shown."""
     history, shown = summary.read("history"), f"dev_{task.SELECTION}"
     columns = [*KEYS, "epoch", "phase", "step", "density", shown, "selected"]
     unit = task.METRICS[task.SELECTION].unit
@@ -22,11 +22,12 @@ def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
 
 
 def plot_learning_curves(history: pd.DataFrame, metric: str, unit: str) -> Figure:
-    """Draws one column per budget with every seed of every method and dense in grey; the ends of phases are marked.
+    """Draws one column per budget, with one line per method and seed, dense in grey. Vertical lines end the phases.
 
     Args:
         history: `history.parquet` of one task and model.
-        metric: name of the metric, whose values on dev are in the column `dev_{metric}`, in `unit`.
+        metric: name of the metric. Its values on dev are in the column `dev_{metric}`.
+        unit: unit of the metric.
     """
     dense = history[history["method"] == "dense"]
     budgets = sorted(set(history["budget"]) - set(dense["budget"])) or sorted(set(dense["budget"]))
@@ -62,7 +63,7 @@ def plot_learning_curves(history: pd.DataFrame, metric: str, unit: str) -> Figur
         plt.Line2D([], [], color=colour, linestyle=LINES[sides[method]], label=method)
         for method, colour in colours.items()
     ]
-    handles.append(plt.Line2D([], [], color="0.4", marker="o", linestyle="none", markersize=4, label="selected"))
+    handles.append(plt.Line2D([], [], color="0.4", marker="o", linestyle="none", markersize=4, label="selected epoch"))
     handles += [plt.Line2D([], [], color="0.6", linestyle=style, label=label) for label, style in PHASES.values()]
     figure.legend(handles=handles, loc="outside right center", title="one line per seed")
     return figure

@@ -1,4 +1,4 @@
-"""Panels of speech recognition: reference and hypotheses aligned word by word; best, median and worst case."""
+"""Plots speech recognition cases (best, median and worst): reference and hypotheses, aligned word by word."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +37,7 @@ SAMPLES = {"substituted": "WORD", "deleted": "––––", "inserted": "+WORD"
 
 @dataclass(frozen=True)
 class Word:
-    """A word at a position of a line; `kind` is one of STYLES."""
+    """A word to show; `kind` is a key of `STYLES`."""
 
     text: str
     kind: str = "equal"
@@ -46,15 +46,15 @@ class Word:
         return self.text if len(self.text) <= LONGEST_WORD else f"{self.text[: LONGEST_WORD - 1]}…"
 
 
-Column = tuple[Word, ...]  # of the reference, then of each hypothesis
+Column = tuple[Word, ...]  # corresponding words: that of the reference first, then that of each hypothesis
 NOTHING = Word("")
 
 
 def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budget: str) -> Figure:
-    """Shows the best, median and worst case by errors of dense minus errors of the method; long utterances are wrapped.
+    """Draws the best, median and worst case by errors of dense minus errors of the method. Long utterances are wrapped.
 
     Args:
-        panels: `summary/panels/asr.npz`.
+        panels: the contents of `summary/panels/asr.npz`.
     """
     described = json.loads(str(panels["cases"]))
     names = ("reference", "dense", method)
@@ -80,9 +80,9 @@ def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budge
 
 
 def align(reference: str, hypotheses: Sequence[str]) -> list[Column]:
-    """Returns columns of corresponding words, by the fewest edits between the reference and each hypothesis.
+    """Returns columns of corresponding words, by minimum edit distance between the reference and each hypothesis.
 
-    Words inserted at the same position of the reference share columns.
+    Words that several hypotheses insert at the same position of the reference share columns.
     """
     words = reference.split()
     found = [_align_one(reference, hypothesis) for hypothesis in hypotheses]
@@ -96,23 +96,23 @@ def align(reference: str, hypotheses: Sequence[str]) -> list[Column]:
 
 
 def _align_one(reference: str, hypothesis: str) -> tuple[list[Word], list[list[Word]]]:
-    """Returns what corresponds to each word of the reference, and what is inserted before each and at the end."""
+    """Returns the word aligned with each reference word, and the words inserted before each of them and at the end."""
     output = jiwer.process_words(reference, hypothesis)
-    (words,), (heard,), (chunks,) = output.references, output.hypotheses, output.alignments
+    (words,), (hypothesis_words,), (chunks,) = output.references, output.hypotheses, output.alignments
     aligned = [Word("–" * len(word), "deleted") for word in words]
     inserted: list[list[Word]] = [[] for _ in range(len(words) + 1)]
     for chunk in chunks:
-        written = heard[chunk.hyp_start_idx : chunk.hyp_end_idx]
+        words_of_chunk = hypothesis_words[chunk.hyp_start_idx : chunk.hyp_end_idx]
         if chunk.type == "insert":
-            inserted[chunk.ref_start_idx] += [Word(f"+{word}", "inserted") for word in written]
+            inserted[chunk.ref_start_idx] += [Word(f"+{word}", "inserted") for word in words_of_chunk]
         elif chunk.type != "delete":
             kind = "equal" if chunk.type == "equal" else "substituted"
-            aligned[chunk.ref_start_idx : chunk.ref_end_idx] = [Word(word, kind) for word in written]
+            aligned[chunk.ref_start_idx : chunk.ref_end_idx] = [Word(word, kind) for word in words_of_chunk]
     return aligned, inserted
 
 
 def wrap(columns: Sequence[Column], room: float) -> Iterator[list[Column]]:
-    """Splits columns into blocks of at most `room` characters, including the gap behind every column."""
+    """Yields blocks of columns that are at most `room` characters wide, including the gap after each column."""
     block: list[Column] = []
     for column in columns:
         if block and sum(map(_width, [*block, column])) > room:
@@ -153,7 +153,7 @@ def _write_legend(axis: Axes, about: str, line: float) -> None:
 
 
 def _write(axis: Axes, text: str, character: float, line: float, **style: Any) -> None:
-    """Writes text at a position counted in characters and lines from the upper left corner of the axes."""
+    """Writes text at a position in characters and lines from the upper left corner of the axes."""
     place = (character * CHARACTER_POINTS, -(line + 0.7) * LINE_POINTS)
     corner = {"xy": (0, 1), "xycoords": "axes fraction", "xytext": place, "textcoords": "offset points"}
     axis.annotate(text, **corner, **{"family": FONT, "fontsize": FONT_SIZE, "va": "center_baseline"} | style)

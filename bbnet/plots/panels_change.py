@@ -1,4 +1,4 @@
-"""Panels of change detection: true and false positives of a method and of dense; best, median and worst case."""
+"""Plots change detection cases (best, median and worst): true and false positives of a method and of dense."""
 
 import json
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ BOTH, DENSE_ONLY, METHOD_ONLY, MISSED = (0.0, 0.62, 0.45), (0.84, 0.37, 0.0), (0
 
 
 def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budget: str) -> Figure:
-    """Draws rows for best, median and worst case by delta TP - delta FP: both dates, label, true and false positives.
+    """Draws a row for the best, median and worst case by ΔTP - ΔFP: both dates, label, true and false positives.
 
     Args:
-        panels: `summary/panels/change.npz`.
+        panels: the contents of `summary/panels/change.npz`.
     """
     described = json.loads(str(panels["cases"]))
     ranks = [rank for rank in ("best", "median", "worst") if f"{model}/{method}/b{budget}/{rank}" in described]
@@ -52,7 +52,7 @@ def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budge
 def _colour(
     background: np.ndarray, region: np.ndarray, dense: np.ndarray, other: np.ndarray, mark_missed: bool = True
 ) -> np.ndarray:
-    """Returns the image in pale grey, with pixels of `region` coloured by which method predicts change."""
+    """Returns the image in pale grey. In `region`, colours show whether dense, the method or both predict change."""
     grey = background.mean(axis=2, keepdims=True) / 255
     shown = np.repeat(0.35 * grey + 0.65, 3, axis=2)
     shown[region & dense & other] = BOTH

@@ -1,4 +1,4 @@
-"""Pareto plot: metrics against budget, net density and FLOPs."""
+"""Pareto plot of the primary metrics against budget, net density and FLOPs."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -15,9 +15,9 @@ from bbnet.analysis.summary import Summary
 from bbnet.plots.style import LINES, MARKERS, SEEDS_FOR_INTERVALS, method_colours, method_label, seeds_title
 
 LABEL_POINTS = (20, 8)
-LABELLED_METHODS = 8
+MAX_LABELLED_METHODS = 8
 DODGE_POINTS = 3
-WIDEST_DODGE_POINTS = 24
+MAX_DODGE_POINTS = 24
 WIDTH, HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 12, 3.8, 0.2
 AXES = {
     "budget": "budget (kept share of the slabs)",
@@ -27,22 +27,22 @@ AXES = {
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """Returns the figure of a task and model, and its data."""
+    """Returns the figure of one task and model, and the data shown."""
     cells = summary.read("cells")
     shown = cells["metric"].isin([*task.PRIMARY, *AXES])
     return plot_pareto(cells, summary.read("runs"), task.PRIMARY), cells[shown]
 
 
 def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str]) -> Figure:
-    """Draws the mean of each metric over seeds for every method and budget, a row of axes per metric; dense is a band.
+    """Draws the mean over seeds of each metric for every method and budget, with a row of axes per metric.
 
-    Points are labelled by budget, unless there are too many methods. A method that keeps all weights is not shown on
-    the axis of net density. With at least 3 seeds bars and band are the 95 % interval; below, single seeds are drawn as
-    small points and thin lines beside the mean.
+    Points are labelled with their budgets unless there are too many methods. A method that keeps all weights is not
+    shown against net density. With at least 3 seeds, bars and the band of dense are 95 % intervals; otherwise small
+    points and thin lines show the single seeds.
 
     Args:
         cells: `cells.csv` of one task and model.
-        runs: `runs.csv` of the same.
+        runs: `runs.csv` of the same task and model.
     """
     values = cells.pivot_table(index=["method", "side", "budget"], columns="metric", values="mean", sort=False)
     flops_of_dense = float(values.loc["dense", "flops"].iloc[0])
@@ -76,11 +76,9 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str])
         handles,
         labels,
         loc="outside right center",
-        title=seeds_title(
-            cells[cells["metric"].isin(metrics)]["n_seeds"], "; methods of equal cost\nstand side by side"
-        ),
+        title=seeds_title(cells[cells["metric"].isin(metrics)]["n_seeds"], "; methods of equal cost\nare side by side"),
     )
-    if len(colours) > LABELLED_METHODS:
+    if len(colours) > MAX_LABELLED_METHODS:
         return figure
     figure.draw_without_rendering()
     for metric, row in zip(metrics, axes, strict=True):
@@ -90,7 +88,7 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str])
 
 
 def _shown(values: pd.DataFrame, metric: str, cost: str) -> pd.Series:
-    """Returns the means that can be shown on an axis of `cost`."""
+    """Returns the means to show against `cost`. For net density, methods that keep all weights are left out."""
     sparse = values.drop("dense")
     if cost == "net_density":
         sparse = sparse[sparse.groupby(level="method")["net_density"].transform("min") < 1]
@@ -107,8 +105,8 @@ def _draw_dense(axis: Axes, dense: pd.Series, singles: pd.Series) -> None:
 
 
 def _dodge(axis: Axes, methods: list[str], method: str) -> Transform:
-    """Returns data coordinates shifted by a few points, so that methods of equal cost are side by side."""
-    points = min(DODGE_POINTS, WIDEST_DODGE_POINTS / len(methods)) * (methods.index(method) - len(methods) / 2)
+    """Returns a data transform shifted by a few points per method, so that methods of equal cost do not overlap."""
+    points = min(DODGE_POINTS, MAX_DODGE_POINTS / len(methods)) * (methods.index(method) - len(methods) / 2)
     return axis.transData + ScaledTranslation(points / 72, 0, axis.figure.dpi_scale_trans)
 
 
@@ -147,7 +145,7 @@ def _draw_method(
 
 
 def _label_points(axis: Axes, x: pd.Series, y: pd.Series, colours: dict[str, str]) -> None:
-    """Writes each point's budget to its right, shifted up where it would overlap the label below."""
+    """Writes the budget to the right of each point, shifted up where it would overlap the label below."""
     taken: list[tuple[float, float]] = []
     for key in y.sort_values().index:
         method, _, budget = key

@@ -1,4 +1,4 @@
-"""ROC curves of pairs: true accept rate against false accept rate."""
+"""Plots ROC curves of verification: true accept rate against false accept rate."""
 
 from types import ModuleType
 
@@ -15,18 +15,18 @@ WIDTH_OF_BUDGET, WIDTH_OF_REST, HEIGHT = 3.4, 2.2, 3.6
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """Returns the figure of a task and model, and its data."""
+    """Returns the figure of one task and model, and the data shown."""
     curves = curves_table(summary.read("items"), task.roc_points)
     return plot_roc(curves), curves.drop(columns="seeds")
 
 
 def plot_roc(curves: pd.DataFrame) -> Figure:
-    """Draws one axis per budget: the mean over seeds of each method's true accept rate at every false accept rate.
+    """Draws one axis per budget, with each method's true accept rate, averaged over seeds, at every false accept rate.
 
-    With at least 3 seeds a band shows the 95 % interval at each point; below, single seeds are thin lines.
+    With at least 3 seeds, a band shows the 95 % interval at each point; otherwise thin lines show the single seeds.
 
     Args:
-        curves: `statistics.curves_table` of one task and model; points are false accept rates.
+        curves: `statistics.curves_table` of one task and model; its points are false accept rates.
     """
     colours = method_colours(list(curves["method"]))
     dense = curves[curves["method"] == "dense"]
@@ -45,7 +45,7 @@ def plot_roc(curves: pd.DataFrame) -> Figure:
         axis.set_xscale("log")
         axis.set_xlim(points[0], 1)
         axis.set_ylim(0, 1)
-        axis.set_title(f"budget {budget}" if len(curves) else "no pairs of both kinds")
+        axis.set_title(f"budget {budget}" if len(curves) else "no genuine or no impostor pairs")
         axis.set_xlabel("false accept rate")
     axes[0, 0].set_ylabel("true accept rate")
     handles = {

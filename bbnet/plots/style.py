@@ -1,4 +1,4 @@
-"""The style of all figures: colour = method, marker and line = side; readable in grey and by the colour-blind."""
+"""The style of all figures. Colours show methods; markers and line styles show sides, and remain legible in grey."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ MARKERS = {"none": "s", "in": "o", "out": "^", "both": "D"}
 LINES = {"none": "-", "in": "-", "out": "--", "both": "-."}
 DENSE_COLOUR = "0.25"
 SEEDS_FOR_INTERVALS = 3
-DODGE, WIDEST_DODGE = 0.13, 0.76
+DODGE, MAX_DODGE = 0.13, 0.76
 COLOURBLIND_COLOURS = 10
 SIDE_SUFFIX = re.compile("_(in|out|both)$")
 FILE_METADATA = {".pdf": {"CreationDate": None}, ".png": {}}
@@ -42,9 +42,9 @@ def use_style() -> None:
 
 
 def method_colours(methods: Sequence[str]) -> dict[str, str]:
-    """Returns a colour per method, with dense in grey. It depends only on the order of `methods`.
+    """Returns a colour per method, with dense in grey. It depends only on `methods` and their order.
 
-    Labels that differ only in the side at their end, such as sp_in and sp_out, share a colour; marker and line differ.
+    Labels that differ only in a final side, such as sp_in and sp_out, share a colour; marker and line style differ.
     """
     families = {method: SIDE_SUFFIX.sub("", method) for method in methods if method != "dense"}
     names = list(dict.fromkeys(families.values()))
@@ -58,7 +58,7 @@ def method_label(method: str, side: str) -> str:
 
 
 def seeds_title(n_seeds: pd.Series, remark: str = "") -> str:
-    """Returns the title of a legend, which says how seeds are drawn and how many there are at least."""
+    """Returns the title of a legend: how seeds are shown, and the smallest number of seeds of a cell."""
     if not len(n_seeds):
         return "nothing to show"
     fewest = n_seeds.min()
@@ -67,18 +67,18 @@ def seeds_title(n_seeds: pd.Series, remark: str = "") -> str:
 
 
 def note(figure: Figure, text: str) -> None:
-    """Writes a remark above the figure, such as that cells are missing; nothing for an empty text."""
+    """Writes a remark above the figure, such as the number of missing runs. An empty text is not drawn."""
     if text:
         figure.suptitle(text, color="firebrick", fontsize="medium")
 
 
 def save(figure: Figure, data: pd.DataFrame, paths: Sequence[Path]) -> None:
-    """Writes the figure under each path, in the format of its suffix, and its data as .csv.
+    """Writes the figure to each path in the format of its suffix, and its data to paths that end with .csv.
 
-    Figures contain no dates, so that equal figures are equal files.
+    No creation date is written, so that equal figures are equal files.
     """
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # otherwise the layout is computed again for each format
+    figure.set_layout_engine("none")  # otherwise the layout would be recomputed for each format
     for path in paths:
         if path.suffix == ".csv":
             data.to_csv(path, index=False)
@@ -95,7 +95,7 @@ def draw_cell(
     colour: str,
     marker: str,
 ) -> None:
-    """Draws a cell's mean with its 95 % interval, or below 3 seeds with the single seeds as small points."""
+    """Draws a cell's mean with its 95 % interval, or with single seeds as small points if there are fewer than 3."""
     if cell["n_seeds"] >= SEEDS_FOR_INTERVALS:
         axis.plot([x] * 2, [cell["low"], cell["high"]], color=colour, linewidth=1.0)
     else:
@@ -104,12 +104,12 @@ def draw_cell(
 
 
 def side_by_side(count: int) -> np.ndarray:
-    """Returns the offsets of `count` methods around a position; positions are 1 apart."""
-    return (np.arange(count) - (count - 1) / 2) * min(DODGE, WIDEST_DODGE / count)
+    """Returns the offsets of `count` methods around a position on an axis whose positions are 1 apart."""
+    return (np.arange(count) - (count - 1) / 2) * min(DODGE, MAX_DODGE / count)
 
 
 def method_handles(methods: Sequence[tuple[str, str]], colours: Mapping[str, str]) -> list[plt.Line2D]:
-    """Returns legend markers of methods and sides."""
+    """Returns a legend handle for each method and side."""
     return [
         plt.Line2D(
             [],

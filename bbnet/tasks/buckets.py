@@ -1,4 +1,4 @@
-"""Head, Mid and Tail: the types of the training data, as words, by how often they occur. Imports no torch."""
+"""Groups types of the training data, such as words, into Head, Mid and Tail by frequency. Imports no torch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ HEAD_PERCENTILE, TAIL_PERCENTILE = 90, 50
 
 
 def bucket_types(counts: Mapping[str, int]) -> dict[str, Any]:
-    """Puts every type into a bucket by its count c.
+    """Assigns every type to a bucket by its count c.
 
     head: c >= the 90th percentile of the counts; tail: c < their median; mid: between. Percentiles are interpolated
     linearly, so types of equal count share a bucket.

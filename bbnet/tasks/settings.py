@@ -44,7 +44,6 @@ class Training(Section):
 
     @property
     def sparse_epochs(self) -> int:
-        """Returns the number of epochs of the sparse phase."""
         return self.epochs - self.warm_up_epochs
 
     @model_validator(mode="after")

@@ -243,11 +243,11 @@ def test_a_file_that_is_gone_fails_its_run(cells, file):
     ("content", "why"),
     [
         ('{"f1": NaN, "iou": 0.5}', "f1 is nan"),
-        ('{"f1": 0.5, "iou": NaN}', "iou is nan, its items say 0.5"),
+        ('{"f1": 0.5, "iou": NaN}', "iou is nan, but items.parquet gives 0.5"),
         ('{"iou": 0.5}', "f1 is missing"),
         ('{"f1": Infinity}', "f1 is inf"),
         ('{"f1": "good"}', "f1 is 'good'"),
-        ("[1, 2]", "holds list, not a map"),
+        ("[1, 2]", "must be a map, found list"),
     ],
 )
 def test_a_metric_that_is_no_number_fails_its_run_by_name(cells, content, why):
@@ -266,7 +266,7 @@ def test_a_metric_that_its_items_leave_undefined_is_kept(cells):
 def test_two_runs_with_the_same_key_are_told_by_their_records(cells):
     record = json.loads((cells[1].folder / "record.json").read_text())
     cell, _ = damage(cells, "record.json", json.dumps(record))
-    assert cell.why.startswith("record.json: is of another run, ")
+    assert cell.why.startswith("record.json: belongs to another run, ")
     assert "'seed': 1" in cell.why
 
 

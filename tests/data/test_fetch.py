@@ -1077,6 +1077,17 @@ def test_a_folder_that_cannot_be_written_to_is_an_error(server, tmp_path):
     assert right(tmp_path)
 
 
+def test_a_folder_that_cannot_be_created_and_a_name_that_is_taken_by_a_folder_are_errors(server, tmp_path):
+    source = known(server.serve(f"/{NAME}", file(CONTENT)))
+    (tmp_path / "taken").touch()
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / 'taken'}: cannot be created (")):
+        fetch_one(source, tmp_path / "taken")
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path / NAME}: exists, but is not a file")):
+        fetch_one(source, tmp_path)
+    assert server.requests == []
+
+
 def test_check_space_names_folder_and_purpose(tmp_path):
     check_space(tmp_path, 0, "nothing")
     check_space(tmp_path, shutil.disk_usage(tmp_path).free // 2, "half of it")

@@ -1,4 +1,4 @@
-"""The table of published packs says what it must, and a pack comes to lie in a folder wherever it was before."""
+"""Tests the table of published packs, and how packs are downloaded, checked and unpacked."""
 
 import hashlib
 import io
@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from bbnet.data import packs
+from bbnet.data import fetch, packs
 from bbnet.data.packs import TABLE, bring, read_pack, refuse_incomplete, spread
 from bbnet.data.unpack import ArchiveError, DiskError
 
@@ -42,28 +42,25 @@ HOLDING = ("A", "*.txt")
 # The table
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_every_pack_of_the_table_is_whole(name):
-    pack = read_pack(name)
-    assert pack.title and pack.licence and pack.cite
-    assert urlsplit(pack.home).scheme == "https"
-    for file, published in pack.files.items():
-        source = published.source(file)
-        assert source.name == file
-        assert len(set(source.urls)) == len(source.urls) > 0
-        assert all(urlsplit(url).scheme == "https" and urlsplit(url).hostname for url in source.urls)
-        assert not any("{" in url for url in source.urls)
-        assert source.digits == (published.md5 if source.algorithm == "md5" else published.sha256)
-
-
-def test_the_table_has_the_packs_of_the_tasks():
+def test_every_pack_of_the_table_is_complete():
     assert set(NAMES) >= {"librispeech", "levir_cd", "faces", "imagenet_resnet101"}
+    for name in NAMES:
+        pack = read_pack(name)
+        assert pack.title and pack.licence and pack.cite
+        assert urlsplit(pack.home).scheme == "https"
+        for file, published in pack.files.items():
+            source = published.source(file)
+            assert source.name == file
+            assert len(set(source.urls)) == len(source.urls) > 0
+            assert all(urlsplit(url).scheme == "https" and urlsplit(url).hostname for url in source.urls)
+            assert not any("{" in url for url in source.urls)
+            assert source.digits == (published.md5 if source.algorithm == "md5" else published.sha256)
 
 
-@pytest.mark.parametrize("part", SHA256)
-def test_librispeech_has_its_checksums(part):
-    source = read_pack("librispeech").files[f"{part}.tar.gz"].source(f"{part}.tar.gz")
-    assert (source.algorithm, source.digits) == ("sha256", SHA256[part])
+def test_librispeech_has_its_checksums():
+    for part, digits in SHA256.items():
+        source = read_pack("librispeech").files[f"{part}.tar.gz"].source(f"{part}.tar.gz")
+        assert (source.algorithm, source.digits) == ("sha256", digits)
 
 
 def test_librispeech_has_the_numbers_of_its_paper():
@@ -86,11 +83,11 @@ def test_librispeech_has_the_numbers_of_its_paper():
     assert all(len(file.sha256) == 64 and file.size > 3e8 and file.into == "" for file in pack.files.values())
 
 
-@pytest.mark.parametrize("part", MD5)
-def test_levir_cd_has_its_checksums(part):
-    file = read_pack("levir_cd").files[f"{part}.zip"]
-    source = file.source(f"{part}.zip")
-    assert (source.algorithm, source.digits, file.into) == ("md5", MD5[part], part)
+def test_levir_cd_has_its_checksums():
+    for part, digits in MD5.items():
+        file = read_pack("levir_cd").files[f"{part}.zip"]
+        source = file.source(f"{part}.zip")
+        assert (source.algorithm, source.digits, file.into) == ("md5", digits, part)
 
 
 def test_levir_cd_has_its_numbers():
@@ -143,42 +140,42 @@ def one_file(**changes):
     return plain(files={"a.zip": {"urls": ["https://example.org"]} | changes})
 
 
-@pytest.mark.parametrize(
-    "pack, key",
-    [
-        ({key: value for key, value in plain().items() if key != "licence"}, "mine.licence"),
-        (plain(license="CC0"), "mine.license"),
-        (plain(title=["a"]), "mine.title"),
-        (plain(files={}), "mine.files"),
-        (plain(files=["a.zip"]), "mine.files"),
-        (plain(files={"a.zip": None}), "mine.files.a.zip"),
-        (plain(files={"../a.zip": {"urls": ["https://example.org"]}}), "mine.files"),
-        (plain(files={".a.zip": {"urls": ["https://example.org"]}}), "mine.files"),
-        (one_file(urls=[]), "mine.files.a.zip.urls"),
-        (one_file(urls="https://example.org"), "mine.files.a.zip.urls"),
-        (one_file(size=0), "mine.files.a.zip.size"),
-        (one_file(size="large"), "mine.files.a.zip.size"),
-        (one_file(sha256="G" * 64), "mine.files.a.zip.sha256"),
-        (one_file(sha256="abc"), "mine.files.a.zip.sha256"),
-        (one_file(sha256="A" * 64), "mine.files.a.zip.sha256"),
-        (one_file(md5="a" * 31), "mine.files.a.zip.md5"),
-        (one_file(md5="a" * 32, sha256="a" * 64), "mine.files.a.zip"),
-        (one_file(into="../up"), "mine.files.a.zip.into"),
-        (one_file(sha1="a" * 40), "mine.files.a.zip.sha1"),
-        (plain(counts={"train": -1}), "mine.counts.train"),
-        (plain(hours={"train": "many"}), "mine.hours.train"),
-        (plain(image_size="large"), "mine.image_size"),
-        (None, "mine"),
-        ("a pack", "mine"),
-    ],
-)
-def test_a_broken_pack_is_an_error_that_names_the_key(tmp_path, pack, key):
-    table = write_table(tmp_path, pack)
-    with pytest.raises(ValueError) as caught:
-        read_pack("mine", table)
-    message = str(caught.value)
-    assert type(caught.value) is ValueError
-    assert message.startswith(f"{table}: {key}: ") and len(message.splitlines()) == 1
+BROKEN = [
+    ({key: value for key, value in plain().items() if key != "licence"}, "mine.licence"),
+    (plain(license="CC0"), "mine.license"),
+    (plain(title=["a"]), "mine.title"),
+    (plain(files={}), "mine.files"),
+    (plain(files=["a.zip"]), "mine.files"),
+    (plain(files={"a.zip": None}), "mine.files.a.zip"),
+    (plain(files={"../a.zip": {"urls": ["https://example.org"]}}), "mine.files"),
+    (plain(files={".a.zip": {"urls": ["https://example.org"]}}), "mine.files"),
+    (one_file(urls=[]), "mine.files.a.zip.urls"),
+    (one_file(urls="https://example.org"), "mine.files.a.zip.urls"),
+    (one_file(size=0), "mine.files.a.zip.size"),
+    (one_file(size="large"), "mine.files.a.zip.size"),
+    (one_file(sha256="G" * 64), "mine.files.a.zip.sha256"),
+    (one_file(sha256="abc"), "mine.files.a.zip.sha256"),
+    (one_file(sha256="A" * 64), "mine.files.a.zip.sha256"),
+    (one_file(md5="a" * 31), "mine.files.a.zip.md5"),
+    (one_file(md5="a" * 32, sha256="a" * 64), "mine.files.a.zip"),
+    (one_file(into="../up"), "mine.files.a.zip.into"),
+    (one_file(sha1="a" * 40), "mine.files.a.zip.sha1"),
+    (plain(counts={"train": -1}), "mine.counts.train"),
+    (plain(hours={"train": "many"}), "mine.hours.train"),
+    (plain(image_size="large"), "mine.image_size"),
+    (None, "mine"),
+    ("a pack", "mine"),
+]
+
+
+def test_a_broken_pack_is_an_error_that_names_the_key(tmp_path):
+    for pack, key in BROKEN:
+        table = write_table(tmp_path, pack)
+        with pytest.raises(ValueError) as caught:
+            read_pack("mine", table)
+        message = str(caught.value)
+        assert type(caught.value) is ValueError
+        assert message.startswith(f"{table}: {key}: ") and len(message.splitlines()) == 1, key
 
 
 def test_a_pack_that_the_table_lacks_is_an_error_that_names_the_others(tmp_path):
@@ -187,22 +184,13 @@ def test_a_pack_that_the_table_lacks_is_an_error_that_names_the_others(tmp_path)
         read_pack("yours", table)
 
 
-@pytest.mark.parametrize("text", ["mine: [1,", "", "- mine\n", "mine", "\t- a"])
-def test_a_table_that_is_none_is_an_error_that_names_it(tmp_path, text):
+def test_an_invalid_table_is_an_error_of_one_line_that_names_it(tmp_path):
     table = tmp_path / "table.yaml"
-    table.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(f"{table}: ")) as caught:
-        read_pack("mine", table)
-    assert type(caught.value) is ValueError
-
-
-@pytest.mark.parametrize("text", ["mine: [1,", ""])
-def test_the_error_of_a_broken_table_is_one_line(tmp_path, text):
-    table = tmp_path / "table.yaml"
-    table.write_text(text)
-    with pytest.raises(ValueError) as caught:
-        read_pack("mine", table)
-    assert len(str(caught.value).splitlines()) == 1
+    for text in ("mine: [1,", "", "- mine\n", "mine", "\t- a"):
+        table.write_text(text)
+        with pytest.raises(ValueError, match=re.escape(f"{table}: ")) as caught:
+            read_pack("mine", table)
+        assert type(caught.value) is ValueError and len(str(caught.value).splitlines()) == 1
 
 
 # Bringing a pack
@@ -373,13 +361,13 @@ def test_a_folder_beside_some_archives_does_not_make_up_for_those_that_lack(brin
         bring_from(home)
 
 
-@pytest.mark.parametrize("name", ["weights.pth", "pack.rar", "pack.tar", "pack.gz", "zip", "a.zip.part"])
-def test_a_path_of_a_file_that_is_no_archive_is_refused_with_what_is_allowed(bring_from, tmp_path, home, name):
-    (home / name).write_text("something")
-    with pytest.raises(ValueError) as caught:
-        bring_from(home / name)
-    allowed = "allowed are .zip, .tar.gz, .tgz"
-    assert str(caught.value) == f"{home / name}: is neither a folder nor an archive; {allowed}"
+def test_a_path_of_a_file_that_is_no_archive_is_refused_with_what_is_allowed(bring_from, tmp_path, home):
+    for name in ("weights.pth", "pack.rar", "pack.tar", "pack.gz", "zip", "a.zip.part"):
+        (home / name).write_text("something")
+        with pytest.raises(ValueError) as caught:
+            bring_from(home / name)
+        allowed = "allowed are .zip, .tar.gz, .tgz"
+        assert str(caught.value) == f"{home / name}: is neither a folder nor an archive; {allowed}"
     assert list((tmp_path / "target").iterdir()) == []
 
 
@@ -412,8 +400,7 @@ def test_a_folder_of_another_name_in_an_archive_stays(bring_from, publish, home)
     assert files_below(root) == {"train/A/1": "one"}
 
 
-@pytest.mark.parametrize("algorithm", ["sha256", "md5"])
-@pytest.mark.parametrize("as_folder", [False, True], ids=["archive", "folder"])
+@pytest.mark.parametrize("algorithm, as_folder", [("sha256", False), ("md5", True)], ids=["archive", "folder"])
 def test_a_local_archive_named_like_a_published_one_must_be_that_one(
     bring_from, publish, tmp_path, home, algorithm, as_folder
 ):
@@ -517,7 +504,13 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def bring_served(tmp_path, monkeypatch):
+def impatient(monkeypatch):
+    """Tries each address only once, so that an address at which nobody listens fails at once."""
+    monkeypatch.setattr(fetch, "Patience", partial(fetch.Patience, tries=1))
+
+
+@pytest.fixture
+def bring_served(tmp_path, monkeypatch, impatient):
     """Brings the pack `mine` from its server into a new folder."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     calls = itertools.count()
@@ -662,7 +655,6 @@ def disk(monkeypatch):
     return leave
 
 
-@pytest.mark.thorough
 def test_space_for_download_and_unpacking_is_asked_for_before_anything_is_fetched(
     publish, bring_served, tmp_path, disk
 ):
@@ -697,8 +689,7 @@ def test_files_of_unknown_size_are_counted_when_they_are_there(served, bring_ser
     assert files_below(bring_served()[0]) == {"A/1": "one", "A/2": "two"}
 
 
-@pytest.mark.thorough
-def test_parts_that_nobody_needs_need_no_space(publish, tmp_path, disk):
+def test_parts_that_are_not_needed_need_no_space(publish, tmp_path, disk, impatient):
     publish(
         files={
             "a.zip": {"urls": ["http://127.0.0.1:1/"], "size": 1000},

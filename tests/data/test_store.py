@@ -1,6 +1,10 @@
 """Tests that files and folders are complete under their final name or absent, and that locks exclude each other."""
 
+import errno
+import fcntl
 import logging
+import os
+import socket
 import subprocess
 import sys
 import threading
@@ -79,6 +83,26 @@ def test_a_block_that_writes_nothing_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError), whole_file(tmp_path / "table.csv"):
         pass
     assert tree(tmp_path) == {}
+
+
+def test_files_left_by_killed_processes_of_this_machine_are_removed(tmp_path):
+    child = subprocess.Popen(["true"])
+    child.wait()
+    host, dead, alive = socket.gethostname(), child.pid, os.getppid()
+    stale = [f".table.partial-{host}-{dead}.csv"]
+    kept = [f".table.partial-{host}-{alive}.csv", f".table.partial-other{host}-{dead}.csv"]
+    kept += [f".table.partial-{host}-{dead}.json", f".tables.partial-{host}-{dead}.csv"]
+    for name in stale + kept:
+        (tmp_path / name).touch()
+    with whole_file(tmp_path / "table.csv") as partial:
+        partial.write_text("whole")
+    assert set(tree(tmp_path)) == {"table.csv", *kept}
+
+
+def test_an_error_of_the_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError) as caught, whole_file(tmp_path / "table.csv"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "table.csv")
 
 
 def test_a_folder_appears_when_the_block_ends_and_not_before(tmp_path):
@@ -284,3 +308,21 @@ def test_the_lock_of_a_killed_process_is_free_whatever_it_had_started(tmp_path, 
         process.kill()
         process.wait(ENOUGH_SECONDS)
         assert is_free(tmp_path / "lock")
+
+
+def test_a_file_system_without_locks_is_a_warning_and_other_errors_are_raised(tmp_path, monkeypatch, caplog):
+    def fail(number):
+        def flock(*_):
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+
+    fail(errno.ENOLCK)
+    with alone(tmp_path / "lock"):
+        pass
+    assert caplog.messages == [
+        f"{tmp_path / 'lock'}: this file system does not support locks; simultaneous calls may interfere"
+    ]
+    fail(errno.EIO)
+    with pytest.raises(OSError, match="Input/output error"), alone(tmp_path / "lock"):
+        pytest.fail("the lock is not held")

@@ -107,7 +107,7 @@ def test_the_sizes_of_buckets_are_below_them(plot):
 
 def test_what_is_counted_and_compared_is_named_by_the_task(plot):
     _, figure = plot(3, name="Δtop-1", better="higher", counted="images")
-    assert figure.get_supylabel() == "Δtop-1 to dense (points; higher is better)"
+    assert figure.get_supylabel() == "Δtop-1 relative to dense (points; higher is better)"
     assert figure.axes[0].get_xticklabels()[0].get_text() == "head\n1,412 images"
 
 

@@ -286,7 +286,7 @@ def test_balance_shows_the_units_of_the_smallest_budget_and_first_seed():
 def test_balance_without_degrees_of_their_own_says_so():
     for units in (units_table(["topk"], ["0.20"]), units_table([], [])):
         figure, _ = draw_balance(units)
-        assert figure.axes[0].get_title() == "no degrees differ"
+        assert figure.axes[0].get_title() == "all degrees are equal"
 
 
 def test_balance_without_degrees_of_their_own_can_be_read():

@@ -145,7 +145,7 @@ def test_without_pairs_of_both_kinds_the_figure_says_so():
     table = curves(2)
     table["mean"] = table["low"] = table["high"] = float("nan")
     figure = plot_roc(table)
-    assert {axis.get_title() for axis in figure.axes} == {"no pairs of both kinds"}
+    assert {axis.get_title() for axis in figure.axes} == {"no genuine or no impostor pairs"}
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["chance"]
     plt.close("all")

@@ -212,7 +212,7 @@ STUDIES = [
     wrong("tasks.asr.models.transformer.heads", "3", "twice the 3 heads", named="tasks.asr.models.transformer"),
     wrong("tasks.face.data.identities", "33", "two images for each", named="tasks.face.data"),
     wrong("tasks.face.models.resnet.widths", None, "widths is missing", named="tasks.face.models.resnet"),
-    wrong("tasks.face.models.resnet.blocks", "[1]", "blocks has 1 stages, widths 2", named="tasks.face.models.resnet"),
+    wrong("tasks.face.models.resnet.blocks", "[1]", "1 stages, but widths has 2", named="tasks.face.models.resnet"),
     wrong("tasks.face.training.batch_size", "65", "exceeds the 64 training images", named="tasks.face"),
     # Paths that do not exist.
     wrong("tasks.change.data", LEVIR, "no folder or archive /nowhere/levir", named="tasks.change.data.path"),

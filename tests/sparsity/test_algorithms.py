@@ -4,7 +4,7 @@ import copy
 import math
 from collections import OrderedDict
 from decimal import Decimal
-from itertools import pairwise, product
+from itertools import cycle, pairwise, product
 from types import SimpleNamespace
 
 import numpy as np
@@ -175,9 +175,8 @@ def dense_gradients(model, loss_of, batches):
     return {name: weight.grad for name, weight in twin.items()}
 
 
-@pytest.fixture
 def in_double(net):
-    """The nets in float64, where the order in which a reference adds decides no rank."""
+    """A net in float64, where the order in which a reference adds decides no rank."""
     build, batch = net.build, net.batch
     return SimpleNamespace(
         build=lambda: build().double(),
@@ -186,11 +185,18 @@ def in_double(net):
     )
 
 
-@pytest.mark.parametrize("side", ["in", "out", "both"])
-@pytest.mark.parametrize("drop_fraction, distribution", [(0.3, "uniform"), (0.9, "erk")])
-def test_rigl_equals_a_literal_reading(drop_fraction, distribution, side, in_double, sparse, loss_of):
+@pytest.mark.parametrize(
+    "net_name, side, drop_fraction, distribution",
+    [
+        ("mlp", "in", 0.3, "uniform"),
+        ("mlp", "both", 0.9, "erk"),
+        ("conv_net", "out", 0.9, "erk"),
+        ("conv_net", "both", 0.3, "uniform"),
+    ],
+)
+def test_rigl_equals_a_literal_reading(net_name, side, drop_fraction, distribution, request, sparse, loss_of):
     """At every refresh, of weights after the step and dense gradients of its micro-batches, which are then clipped."""
-    net, stepped = in_double, {}
+    net, stepped = in_double(request.getfixturevalue(net_name)), {}
 
     def before(model, optimizer, slabs):
         weights = dict(model.named_parameters())
@@ -433,15 +439,15 @@ def chi_square(counts, expected):
 
 
 def test_set_grows_uniformly_over_all_that_is_pruned(halved):
-    """6 of 66 places, 4,000 times. Were they uniform, chi-square over 65 would seldom leave 65 +- 5 sqrt(130)."""
+    """6 of 66 places, 1,000 times. If they are uniform, chi-square over 65 seldom leaves 65 +- 5 sqrt(130)."""
     kept = largest(14, places_of(halved.mask), [halved.scores.tolist()])
     counts = dict.fromkeys(everywhere(halved.mask) - kept, 0)
-    for seed in range(4000):
+    for seed in range(1000):
         grown = places_of(moved("set", replaced(halved, seed=seed))) - kept
         assert len(grown) == 6
         for place in grown:
             counts[place] += 1
-    assert chi_square(counts.values(), 4000 * 6 / 66) < 65 + 5 * math.sqrt(130)
+    assert chi_square(counts.values(), 1000 * 6 / 66) < 65 + 5 * math.sqrt(130)
     assert min(counts.values()) > 0
 
 
@@ -449,13 +455,13 @@ def test_set_grows_uniformly_over_all_that_is_pruned(halved):
 
 
 def test_a_random_mask_has_its_exact_size_and_any_place_equally_often():
-    """Not each connection with probability b: the size never varies. 24 of 80 places, 4,000 times."""
+    """Not each connection with probability b: the size never varies. 24 of 80 places, 1,000 times."""
     counts = torch.zeros(8, 10)
-    for seed in range(4000):
+    for seed in range(1000):
         mask = moved("random", slab_view(torch.rand(8, 10), seed=seed, step=0), "0.3")
         assert int(mask.sum()) == 24
         counts += mask
-    assert chi_square(counts.flatten().tolist(), 4000 * 0.3) < 79 + 5 * math.sqrt(158)
+    assert chi_square(counts.flatten().tolist(), 1000 * 0.3) < 79 + 5 * math.sqrt(158)
     assert int(counts.min()) > 0
 
 
@@ -501,13 +507,12 @@ def test_on_a_ramp_random_masks_are_nested_and_end_as_without(same):
 # --- Distributions over slabs -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("budget", ["0.10", "0.25", "0.50", "0.90"])
-@pytest.mark.parametrize("side", ["in", "out", "both"])
-@pytest.mark.parametrize("algorithm", ["rigl", "set", "random"])
+@pytest.mark.parametrize("budget", ["0.10", "0.90"])
+@pytest.mark.parametrize("algorithm, side", [("rigl", "in"), ("set", "out"), ("random", "both")])
 def test_erk_counts_are_those_of_the_paper_and_sum_to_the_uniform_ones(
     algorithm, side, budget, net, sparse, train, exact_count, literal_erk
 ):
-    """Of the convolutions the 1 x 1 one is whole at b = .9, and at .5."""
+    """Of the convolutions the 1 x 1 one is whole at b = .9."""
     method = {"algorithm": algorithm, "side": side, "distribution": "erk"}
     model, optimizer, sparsifier = sparse(net, method, budget, total_steps=20, every=3)
     train(net, model, optimizer, 6)
@@ -518,7 +523,7 @@ def test_erk_counts_are_those_of_the_paper_and_sum_to_the_uniform_ones(
     counts = [int(masks[slab.name].sum()) for slab in net.slabs(side)]
     assert sum(counts) == total
     assert all(math.floor(share) <= count <= math.ceil(share) for count, share in zip(counts, shares, strict=True))
-    if "narrow" in masks and budget in ("0.50", "0.90"):
+    if "narrow" in masks and budget == "0.90":
         assert bool(masks["narrow"].all())
 
 
@@ -529,8 +534,8 @@ def still():
 
 
 @pytest.mark.parametrize("side", ["in", "out", "both"])
-def test_global_magnitude_is_one_sort_of_all_slabs(side, in_double, sparse, train, still, exact_count):
-    net = in_double
+def test_global_magnitude_is_one_sort_of_all_slabs(side, net, sparse, train, still, exact_count):
+    net = in_double(net)
     method = {"algorithm": "magnitude", "side": side, "distribution": "global"}
     model, optimizer, sparsifier = sparse(net, method, "0.15", **still)
     norms = [norms_of(model.get_submodule(slab.name).weight, slab.side) for slab in net.slabs(side)]
@@ -804,13 +809,27 @@ def test_a_gate_that_is_removed_lets_everything_pass(gated):
 SPARSE_AT_ONCE = ("rigl", "set", "random")
 
 
-@pytest.mark.parametrize("pattern, budget", [("2:4", "0.5"), ("1:4", "0.25"), ("3:4", "0.75")])
 @pytest.mark.parametrize(
-    "algorithm, parameters", [*product(MASKING, [{}]), *product(SPARSE_AT_ONCE, [{"ramp": True}])], ids=str
+    "pattern, budget, net_name, algorithm, parameters",
+    [
+        *(
+            ("2:4", "0.5", net_name, *each)
+            for net_name, each in zip(
+                cycle(["mlp", "conv_net"]),
+                [*product(MASKING, [{}]), *product(SPARSE_AT_ONCE, [{"ramp": True}])],
+                strict=False,
+            )
+        ),
+        ("1:4", "0.25", "conv_net", "budgeted_broadcast", {}),
+        ("3:4", "0.75", "mlp", "budgeted_broadcast", {}),
+        ("1:4", "0.25", "mlp", "rigl", {}),
+    ],
+    ids=str,
 )
 def test_every_group_keeps_at_least_n_on_the_ramp_and_exactly_n_at_the_budget(
-    algorithm, parameters, pattern, budget, net, sparse, train, exact_count
+    pattern, budget, net_name, algorithm, parameters, request, sparse, train, exact_count
 ):
+    net = request.getfixturevalue(net_name)
     method = {"algorithm": algorithm, "side": "both", "pattern": pattern} | parameters
     model, optimizer, sparsifier = sparse(net, method, budget)
     n, m = map(int, pattern.split(":"))

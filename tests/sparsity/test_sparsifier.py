@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import zlib
 from collections import OrderedDict
 from decimal import Decimal
 from itertools import cycle, permutations, product
@@ -17,29 +18,32 @@ from torch import nn
 
 from bbnet.sparsity import algorithms
 from bbnet.sparsity.degrees import LAWS, allocate_degrees
+from bbnet.sparsity.masks import keep_largest_of_all
 from bbnet.sparsity.slab import Slab
 from bbnet.sparsity.sparsifier import METHODS, sparsify
 
-SIDES = ("in", "out", "both")
-RESCALES = ("none", "sqrt", "energy")
 MASKING = [name for name in algorithms.names() if algorithms.make(name).masks_weights]
-METHODS_BY_SIDE = [{"algorithm": name, "side": side} for name in MASKING for side in SIDES]
 METHODS_ON_BOTH = [{"algorithm": name, "side": "both"} for name in MASKING]
-VARIANTS = [
-    {"algorithm": "magnitude", "side": "both", "distribution": "global"},
-    {"algorithm": "rigl", "side": "both", "distribution": "erk"},
-    {"algorithm": "set", "side": "in", "distribution": "erk"},
-    {"algorithm": "random", "side": "out", "distribution": "erk"},
-    {"algorithm": "rigl", "side": "in", "ramp": True},
-    {"algorithm": "set", "side": "both", "ramp": True},
-    {"algorithm": "random", "side": "both", "ramp": True},
-    {"algorithm": "rigl", "side": "out", "ramp": True, "distribution": "erk"},
+# Every algorithm, side, variant, kind of law and pattern at least once, on the two nets in turn.
+CASES = [
+    ("mlp", {"algorithm": "budgeted_broadcast", "side": "in"}),
+    ("conv_net", {"algorithm": "budgeted_broadcast", "side": "both", "law": "shuffled"}),
+    ("conv_net", {"algorithm": "magnitude", "side": "out"}),
+    ("mlp", {"algorithm": "magnitude", "side": "both", "distribution": "global"}),
+    ("mlp", {"algorithm": "random", "side": "in"}),
+    ("conv_net", {"algorithm": "random", "side": "both", "ramp": True}),
+    ("conv_net", {"algorithm": "rigl", "side": "both"}),
+    ("mlp", {"algorithm": "rigl", "side": "out", "ramp": True, "distribution": "erk"}),
+    ("mlp", {"algorithm": "set", "side": "out"}),
+    ("conv_net", {"algorithm": "set", "side": "in", "distribution": "erk"}),
+    ("mlp", {"algorithm": "wanda", "side": "both"}),
+    ("conv_net", {"algorithm": "wanda", "side": "out"}),
+    ("mlp", {"algorithm": "magnitude", "side": "in", "pattern": "2:4"}),
+    ("conv_net", {"algorithm": "rigl", "side": "both", "pattern": "2:4"}),
 ]
-LAW_METHODS = [{"algorithm": "budgeted_broadcast", "side": "both", "law": law} for law in LAWS[1:]]
-PATTERNED = [
-    {"algorithm": name, "side": side, "pattern": "2:4"} for name, side in zip(MASKING, cycle(SIDES), strict=False)
+EVERY = [method for _, method in CASES] + [
+    {"algorithm": "budgeted_broadcast", "side": "both", "law": law} for law in LAWS[1:]
 ]
-EVERY = METHODS_BY_SIDE + VARIANTS + LAW_METHODS + PATTERNED
 SP_IN = METHODS["sp_in"]
 
 
@@ -121,6 +125,7 @@ class Shadow:
         self.rescale = rescale
         self.regrows_at_zero = regrows_at_zero
         self.refreshes = []
+        self.others_changed = []
 
     def watch(self, model, optimizer, slabs):
         self.model, self.optimizer, self.slabs = model, optimizer, slabs
@@ -136,6 +141,17 @@ class Shadow:
         self.found_state = copy.deepcopy(
             {name: self.optimizer.state.get(weight, {}) for name, weight in self.model.named_parameters()}
         )
+
+    def check_others(self, same):
+        """After a step: lists the parameters and buffers outside the slabs that the sparsifier changed."""
+        own = {f"{slab.name}.weight" for slab in self.slabs}
+        now, parameters = self.model.state_dict(), dict(self.model.named_parameters())
+        self.others_changed += [name for name in now if name not in own and not same(now[name], self.found[name])]
+        self.others_changed += [
+            name
+            for name, parameter in parameters.items()
+            if name not in own and not same(dict(self.optimizer.state.get(parameter, {})), self.found_state[name])
+        ]
 
     def compare(self, sparsifier):
         """After a refresh."""
@@ -163,6 +179,8 @@ class Shadow:
                     scale=scale * factor,
                     expected=torch.where(live, rescaled, torch.zeros_like(full)),
                     weight=weight_of(self.model, slab).detach().clone(),
+                    state=copy.deepcopy(dict(self.optimizer.state.get(weight_of(self.model, slab), {}))),
+                    state_before=self.found_state[key],
                 )
             )
             self.masks[slab.name] = new
@@ -182,31 +200,43 @@ class Shadow:
         return torch.where(moved & (norm_old > 0) & (norm_new > 0), norm_old / norm_new, ones)
 
 
+@pytest.fixture(scope="module")
+def shadowed_runs():
+    """The runs of `shadowed` so far; tests only read them."""
+    return {}
+
+
 @pytest.fixture
-def shadowed(sparse, train, over_weight):
+def shadowed(sparse, train, over_weight, same, request, shadowed_runs):
     """A warm start and 40 steps with their shadow; live weights are shrunk twice, so that dormant ones regrow."""
 
-    def run(net, method, rescale="none", each=lambda shadow, sparsifier: None):
+    def run(net_name, method, rescale="none"):
+        key = (net_name, label(method), rescale)
+        if key not in shadowed_runs:
+            shadowed_runs[key] = train_with_shadow(request.getfixturevalue(net_name), method, rescale)
+        return shadowed_runs[key]
+
+    def train_with_shadow(net, method, rescale):
         shadow = Shadow(over_weight, rescale, regrows_at_zero(method))
 
         def warm_up(model, optimizer, slabs):
             train(net, model, optimizer, range(101, 104))
             shadow.watch(model, optimizer, slabs)
 
-        model, optimizer, sparsifier = sparse(net, method, budget_of(method), rescale=rescale, before=warm_up)
+        _, optimizer, sparsifier = sparse(net, method, budget_of(method), rescale=rescale, before=warm_up)
 
         def follow(step):
             if step <= 30:
                 shadow.compare(sparsifier)
-            each(shadow, sparsifier)
+            shadow.check_others(same)
             if step in (18, 24):
                 with torch.no_grad():
                     for slab in shadow.slabs:
-                        weight_of(model, slab).mul_(0.2)
+                        weight_of(shadow.model, slab).mul_(0.2)
 
         if starts_sparse(method):
             follow(0)
-        train(net, model, optimizer, 40, follow)
+        train(net, shadow.model, optimizer, 40, follow)
         assert len(shadow.refreshes) == len(shadow.slabs) * (30 + starts_sparse(method))
         return shadow, sparsifier
 
@@ -214,15 +244,18 @@ def shadowed(sparse, train, over_weight):
 
 
 @pytest.mark.parametrize(
-    "method, budget",
+    "net_name, method, budget",
     [
-        *((method, budget_of(method)) for method in EVERY),
-        *product(METHODS_ON_BOTH + VARIANTS, ["0.10"]),
+        *((net_name, method, budget_of(method)) for net_name, method in CASES),
+        *(("mlp", method, "0.10") for method in METHODS_ON_BOTH),
     ],
     ids=label,
 )
-def test_every_refresh_keeps_exactly_k_connections(method, budget, net, sparse, train, exact_count, over_weight):
+def test_every_refresh_keeps_exactly_k_connections(
+    net_name, method, budget, request, sparse, train, exact_count, over_weight
+):
     """Of each slab, or of all slabs together; density counts masks, and outside a mask weights are 0."""
+    net = request.getfixturevalue(net_name)
     model, optimizer, sparsifier = sparse(net, method, budget)
     slabs = net.slabs(method["side"])
 
@@ -248,7 +281,7 @@ def test_every_refresh_keeps_exactly_k_connections(method, budget, net, sparse, 
             assert not weight[~over_weight(mask, weight, slab.side)].any()
 
     check(0)
-    train(net, model, optimizer, 40, check)
+    train(net, model, optimizer, 32, check)
     shapes = [weight_of(model, slab).shape[:2] for slab in slabs]
     masks = [sparsifier.masks()[slab.name] for slab in slabs]
     assert [mask.shape for mask in masks] == [
@@ -257,9 +290,13 @@ def test_every_refresh_keeps_exactly_k_connections(method, budget, net, sparse, 
     assert sum(int(mask.sum()) for mask in masks) == sum(exact_count(budget, *shape) for shape in shapes)
 
 
-@pytest.mark.parametrize("method", METHODS_BY_SIDE + VARIANTS + PATTERNED, ids=label)
-def test_regrown_weights_return_to_their_dormant_value_or_start_at_zero(method, net, shadowed):
-    shadow, _ = shadowed(net, method)
+with_shadow = pytest.mark.xdist_group("shadowed runs")
+
+
+@with_shadow
+@pytest.mark.parametrize("net_name, method", CASES, ids=label)
+def test_regrown_weights_return_to_their_dormant_value_or_start_at_zero(net_name, method, shadowed):
+    shadow, _ = shadowed(net_name, method)
     for refresh in shadow.refreshes:
         assert torch.equal(refresh.weight, refresh.expected), f"{refresh.slab.name} at step {refresh.step}"
     regrown = torch.cat([refresh.weight[refresh.regrown] for refresh in shadow.refreshes])
@@ -270,67 +307,46 @@ def test_regrown_weights_return_to_their_dormant_value_or_start_at_zero(method, 
         assert bool((regrown == 0).all() if regrows_at_zero(method) else regrown.all())
 
 
-@pytest.mark.parametrize("method", METHODS_ON_BOTH + VARIANTS, ids=label)
-def test_a_refresh_changes_nothing_outside_its_slabs(method, net, shadowed, same):
-    def check(shadow, sparsifier):
-        own = {f"{slab.name}.weight" for slab in shadow.slabs}
-        now, state = shadow.model.state_dict(), shadow.optimizer.state
-        assert same(
-            {k: v for k, v in now.items() if k not in own}, {k: v for k, v in shadow.found.items() if k not in own}
-        )
-        for name, parameter in shadow.model.named_parameters():
-            if name not in own:
-                assert same(dict(state[parameter]), shadow.found_state[name])
-
-    shadowed(net, method, each=check)
-
-
-@pytest.mark.parametrize("method", METHODS_ON_BOTH + VARIANTS, ids=label)
-def test_a_refresh_zeroes_the_state_of_what_it_pruned_and_regrew_alone(method, net, shadowed, same):
-    changes = []
-
-    def check(shadow, sparsifier):
-        for refresh in shadow.refreshes[-len(shadow.slabs) :]:
-            if refresh.step != sparsifier.step:
-                return
-            weight = weight_of(shadow.model, refresh.slab)
-            now, before = (shadow.optimizer.state[weight], shadow.found_state[f"{refresh.slab.name}.weight"])
-            assert same(now["step"], before["step"])
-            for key in ("exp_avg", "exp_avg_sq"):
-                assert torch.equal(now[key], before[key].masked_fill(refresh.changed, 0))
-                changes.append(bool(before[key][refresh.changed].any()))
-
-    shadowed(net, method, each=check)
-    assert any(changes), "no state was zeroed: the case shows nothing"
+@with_shadow
+@pytest.mark.parametrize("net_name, method", CASES, ids=label)
+def test_a_refresh_changes_only_the_slabs_and_the_state_of_what_it_pruned_or_regrew(net_name, method, shadowed, same):
+    shadow, _ = shadowed(net_name, method)
+    assert shadow.others_changed == []
+    zeroed = []
+    for refresh in shadow.refreshes:
+        now, before = refresh.state, refresh.state_before
+        assert same(now.get("step"), before.get("step"))
+        for key in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(now[key], before[key].masked_fill(refresh.changed, 0))
+            zeroed.append(bool(before[key][refresh.changed].any()))
+    assert any(zeroed), "no state was zeroed: the case shows nothing"
 
 
+@with_shadow
 @pytest.mark.parametrize(
-    "method, rescale",
-    [*product(METHODS_BY_SIDE + VARIANTS, ["sqrt"]), *product(METHODS_ON_BOTH, ["energy"])],
+    "net_name, method, rescale",
+    [(*case, rescale) for case, rescale in zip(CASES, cycle(["sqrt", "energy"]), strict=False)]
+    + [("conv_net", METHODS_ON_BOTH[0], "sqrt"), ("mlp", METHODS_ON_BOTH[0], "energy")],
     ids=label,
 )
-def test_rescaling_applies_to_the_whole_row_once_when_its_support_changes(method, rescale, net, shadowed):
-    shadow, _ = shadowed(net, method, rescale)
+def test_rescaling_applies_to_the_whole_row_once_when_its_support_changes(net_name, method, rescale, shadowed):
+    shadow, sparsifier = shadowed(net_name, method, rescale)
     for refresh in shadow.refreshes:
         torch.testing.assert_close(refresh.weight, refresh.expected, rtol=1e-5, atol=1e-8)
-    for slab in shadow.slabs:
+    for slab, masked in zip(shadow.slabs, sparsifier.weights, strict=True):
         if slab.normalised:
             assert bool((shadow.scale[slab.name] == 1).all())
+        elif rescale == "sqrt":
+            degree = masked.mask.sum(1)
+            whole = (masked.mask.shape[1] / degree).sqrt()[degree > 0]
+            torch.testing.assert_close(masked.scale[degree > 0], whole, rtol=1e-5, atol=0)
     assert any(bool((scale != 1).any()) for scale in shadow.scale.values())
 
 
-@pytest.mark.parametrize("method", METHODS_BY_SIDE + VARIANTS, ids=label)
-def test_sqrt_rescaling_adds_up_to_the_root_of_fan_over_degree(method, mlp, shadowed):
-    _, sparsifier = shadowed(mlp, method, "sqrt")
-    for masked in sparsifier.weights:
-        degree = sparsifier.masks()[masked.slab.name].sum(1)
-        whole = (masked.mask.shape[1] / degree).sqrt()[degree > 0]
-        torch.testing.assert_close(masked.scale[degree > 0], whole, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("method", METHODS_ON_BOTH, ids=label)
-def test_energy_rescaling_keeps_the_norm_of_what_a_unit_keeps(method, mlp, shadowed):
-    shadow, _ = shadowed(mlp, method, "energy")
+@with_shadow
+@pytest.mark.parametrize("method", [METHODS_ON_BOTH[0], {"algorithm": "set", "side": "out"}], ids=label)
+def test_energy_rescaling_preserves_the_norm_of_a_units_live_weights(method, shadowed):
+    shadow, _ = shadowed("mlp", method, "energy")
     for refresh in shadow.refreshes:
         side = refresh.slab.side
         before = live_weights(refresh.full, refresh.old, side).square().sum((1, 2)).sqrt()
@@ -339,9 +355,14 @@ def test_energy_rescaling_keeps_the_norm_of_what_a_unit_keeps(method, mlp, shado
         torch.testing.assert_close(after[moved], before[moved], rtol=1e-5, atol=0)
 
 
-@pytest.mark.parametrize("law, rescale", [*product(LAWS, ["none"]), *product(["log_odds"], ["sqrt", "energy"])])
-def test_each_unit_keeps_its_largest_dormant_ones_competing(law, rescale, net, shadowed):
-    shadow, _ = shadowed(net, {"algorithm": "budgeted_broadcast", "side": "both", "law": law}, rescale)
+@with_shadow
+@pytest.mark.parametrize(
+    "net_name, law, rescale",
+    [*(("mlp", law, "none") for law in LAWS), ("conv_net", "log_odds", "sqrt"), ("mlp", "log_odds", "energy")],
+)
+def test_each_unit_keeps_its_largest_connections_including_dormant_ones(net_name, law, rescale, shadowed):
+    method = {"algorithm": "budgeted_broadcast", "side": "both"} | ({} if law == "log_odds" else {"law": law})
+    shadow, _ = shadowed(net_name, method, rescale)
     for refresh in shadow.refreshes:
         norms = live_weights(refresh.full, torch.ones_like(refresh.new), refresh.slab.side).square().sum(2).sqrt()
         least_kept = norms.masked_fill(~refresh.new, float("inf")).amin(1)
@@ -349,10 +370,18 @@ def test_each_unit_keeps_its_largest_dormant_ones_competing(law, rescale, net, s
         assert bool((least_kept >= most_pruned * (1 - 1e-5)).all())
 
 
-@pytest.mark.parametrize("rescale", RESCALES)
-@pytest.mark.parametrize("distribution", ["uniform", "global"])
-def test_magnitude_keeps_the_largest_whatever_the_rescaling(distribution, rescale, net, shadowed):
-    shadow, _ = shadowed(net, {"algorithm": "magnitude", "side": "both", "distribution": distribution}, rescale)
+@with_shadow
+@pytest.mark.parametrize(
+    "net_name, distribution, rescale",
+    [
+        ("mlp", "uniform", "none"),
+        ("conv_net", "uniform", "sqrt"),
+        ("mlp", "global", "energy"),
+        ("mlp", "global", "sqrt"),
+    ],
+)
+def test_magnitude_keeps_the_largest_whatever_the_rescaling(net_name, distribution, rescale, shadowed):
+    shadow, _ = shadowed(net_name, {"algorithm": "magnitude", "side": "both", "distribution": distribution}, rescale)
     compared = 0
     for pair in zip(shadow.refreshes[::2], shadow.refreshes[1::2], strict=True):
         rankings = [
@@ -370,8 +399,7 @@ def test_magnitude_keeps_the_largest_whatever_the_rescaling(distribution, rescal
     assert compared >= 25
 
 
-@pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("law", LAWS[:3])
+@pytest.mark.parametrize("law, side", [("log_odds", "in"), ("log_odds", "both"), ("linear", "out"), ("uniform", "in")])
 def test_degrees_follow_the_on_rates_of_the_slabs_units(law, side, mlp, train, sparse):
     # Batches of 7 are not subsampled, and 7 * 30 positions are too few for silence.
     outputs, averages, weight = {}, {}, 0.0
@@ -402,28 +430,34 @@ def test_degrees_follow_the_on_rates_of_the_slabs_units(law, side, mlp, train, s
             assert mask.sum(1).tolist() == allocate_degrees(rates, mask.shape[1], budget, law=law).tolist()
 
     few = SimpleNamespace(batch=lambda step: mlp.batch(step, size=7))
-    train(few, model, optimizer, 40, check)
+    train(few, model, optimizer, 31, check)
 
 
 @pytest.mark.parametrize(
-    "kind, method",
+    "kind, net_name, method",
     [
-        *product(OPTIMIZERS, [{"algorithm": name, "side": "both"} for name in ("budgeted_broadcast", "rigl")]),
-        *product(["sgd", "adamw"], METHODS_BY_SIDE + VARIANTS + PATTERNED),
+        *(
+            (kind, "mlp", {"algorithm": name, "side": "both"})
+            for kind, name in zip(OPTIMIZERS, cycle(["budgeted_broadcast", "rigl"]), strict=False)
+        ),
+        *((kind, *case) for kind, case in zip(cycle(["adamw", "sgd"]), CASES, strict=False)),
     ],
     ids=label,
 )
-def test_pruned_weights_stay_zero_and_masks_stay_after_the_freeze(kind, method, mlp, sparse, train, over_weight):
-    """From the start of the sparse phase to 50 steps after the freeze at step 15."""
+def test_pruned_weights_stay_zero_and_masks_stay_after_the_freeze(
+    kind, net_name, method, request, sparse, train, over_weight
+):
+    """From the start of the sparse phase to 20 steps after the freeze at step 15."""
+    net = request.getfixturevalue(net_name)
 
     def optimizer_of(model):
         return OPTIMIZERS[kind](model.parameters())
 
-    model, optimizer, sparsifier = sparse(mlp, method, budget_of(method), optimizer=optimizer_of, total_steps=20)
+    model, optimizer, sparsifier = sparse(net, method, budget_of(method), optimizer=optimizer_of, total_steps=20)
     frozen = {}
 
     def check(step):
-        for slab in mlp.slabs(method["side"]):
+        for slab in net.slabs(method["side"]):
             weight, mask = weight_of(model, slab), sparsifier.masks()[slab.name]
             pruned = ~over_weight(mask, weight, slab.side)
             assert not weight[pruned].any()
@@ -434,32 +468,21 @@ def test_pruned_weights_stay_zero_and_masks_stay_after_the_freeze(kind, method, 
         if step > 15:
             assert all(torch.equal(mask, frozen[name]) for name, mask in sparsifier.masks().items())
 
-    train(mlp, model, optimizer, 15 + 50, check)
-    for slab in mlp.slabs(method["side"]):
+    train(net, model, optimizer, 15 + 20, check)
+    for slab in net.slabs(method["side"]):
         weight, mask = weight_of(model, slab), sparsifier.masks()[slab.name]
         # SET also grows connections of dead units: no gradient ever moves those from 0.
-        if method["algorithm"] != "set":
+        if net_name == "mlp" and method["algorithm"] != "set":
             assert bool(weight[over_weight(mask, weight, slab.side)].all()), "a live weight died"
 
 
-@pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_pruned_convolutions_stay_zero_too(kind, conv_net, sparse, train, over_weight):
-    method = {"algorithm": "budgeted_broadcast", "side": "both"}
-    model, optimizer, sparsifier = sparse(
-        conv_net, method, "0.20", optimizer=lambda model: OPTIMIZERS[kind](model.parameters()), total_steps=20
-    )
-    train(conv_net, model, optimizer, 65)
-    for slab in conv_net.slabs("both"):
-        weight = weight_of(model, slab)
-        pruned = ~over_weight(sparsifier.masks()[slab.name], weight, slab.side)
-        for value in (weight, *per_weight_state(optimizer, weight).values()):
-            assert not value[pruned].any()
-
-
-@pytest.mark.parametrize("method", METHODS_ON_BOTH + VARIANTS, ids=label)
-def test_the_mask_of_a_forward_pass_is_that_of_its_backward_pass(method, net, sparse, loss_of, over_weight):
-    model, optimizer, sparsifier = sparse(net, method, "0.25")
-    for step in range(35):
+@pytest.mark.parametrize("net_name, method", CASES[:8], ids=label)
+def test_the_mask_of_a_forward_pass_is_that_of_its_backward_pass(
+    net_name, method, request, sparse, loss_of, over_weight
+):
+    net = request.getfixturevalue(net_name)
+    model, optimizer, sparsifier = sparse(net, method, "0.25", total_steps=20)
+    for step in range(17):
         before = copy_masks(sparsifier)
         sums = {slab.name: 0 for slab in net.slabs(method["side"])}
         for micro in range(2):
@@ -479,7 +502,7 @@ def test_the_mask_of_a_forward_pass_is_that_of_its_backward_pass(method, net, sp
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [4])
 def test_micro_batches_count_as_one_step_and_one_batch(parts, mlp, sparse, loss_of):
     runs = []
     for pieces in (1, parts):
@@ -499,7 +522,7 @@ def test_micro_batches_count_as_one_step_and_one_batch(parts, mlp, sparse, loss_
     assert runs[0][1] == runs[1][1] == [step for step in range(3, 31, 3) for _ in range(2)]
 
 
-@pytest.mark.parametrize("method", EVERY, ids=label)
+@pytest.mark.parametrize("method", METHODS_ON_BOTH, ids=label)
 def test_gradients_may_be_zeroed_or_dropped(method, mlp, sparse, loss_of, same):
     states = []
     for set_to_none in (True, False):
@@ -534,7 +557,7 @@ def trained_state(net, sparse, train, method, **options):
     return model.state_dict(), optimizer.state_dict(), sparsifier.state_dict()
 
 
-@pytest.mark.parametrize("method", EVERY, ids=label)
+@pytest.mark.parametrize("method", METHODS_ON_BOTH + [EVERY[1], {"algorithm": "random", "ramp": True}], ids=label)
 def test_a_run_repeats_to_the_bit_and_neither_reads_nor_moves_the_global_generator(method, mlp, sparse, train, same):
     states = []
     for noise in (1, 2):
@@ -568,6 +591,15 @@ print(json.dumps(digests))
 """
 
 
+def test_the_seed_of_a_slab_is_a_checksum_of_seed_and_name(mlp, sparse):
+    """Python's own hash of a name would differ from process to process."""
+    _, _, sparsifier = sparse(mlp, {"algorithm": "random"}, "0.25", seed=5)
+    for name, mask in sparsifier.masks().items():
+        generator = torch.Generator().manual_seed(zlib.crc32(f"5/{name}".encode()))
+        assert torch.equal(mask, keep_largest_of_all(torch.rand(mask.shape, generator=generator), mask.numel() // 4))
+
+
+@pytest.mark.thorough
 def test_masks_do_not_depend_on_pythonhashseed():
     methods = json.dumps({label(method): (method, budget_of(method)) for method in EVERY})
     runs = [
@@ -652,31 +684,25 @@ LOAD_ORDERS = [
 
 @pytest.mark.parametrize(
     "net_name, method, rescale",
-    [
-        *product(["mlp"], METHODS_ON_BOTH + VARIANTS + PATTERNED, ["sqrt"]),
-        ("mlp", {"algorithm": "budgeted_broadcast", "side": "in", "law": "shuffled"}, "sqrt"),
-        *product(["mlp"], METHODS_ON_BOTH, ["none", "energy"]),
-        *product(["conv_net"], METHODS_ON_BOTH, ["sqrt"]),
-    ],
+    [(*case, rescale) for case, rescale in zip(CASES, cycle(["sqrt", "energy", "none"]), strict=False)],
     ids=label,
 )
 def test_a_run_resumes_to_the_bit_from_every_step(net_name, method, rescale, request, sparse, train, same):
-    """Before, at and after each refresh, and after the freeze."""
+    """Before, at and after a refresh, at the freeze and after it."""
     run = Run(sparse, train, request.getfixturevalue(net_name), method, rescale)
     final = torch.load(io.BytesIO(run.saved[12]))
-    for step in run.saved:
+    for step in (0, 1, 2, 3, 6, 9, 10):
         run.resume(step, LOADED_BEFORE if step // 2 % 2 else LOADED_AFTER)
         assert same(torch.load(io.BytesIO(run.state())), final), f"resumed after step {step}"
 
 
-@pytest.mark.parametrize("order", LOAD_ORDERS, ids="-".join)
 @pytest.mark.parametrize("algorithm", ["rigl", "random", "budgeted_broadcast"])
-def test_states_may_be_loaded_in_any_order(algorithm, order, mlp, sparse, train, same):
+def test_states_may_be_loaded_in_any_order(algorithm, mlp, sparse, train, same):
     run = Run(sparse, train, mlp, {"algorithm": algorithm, "side": "both"}, "sqrt")
     final = torch.load(io.BytesIO(run.saved[12]))
-    for step in (3, 4):
+    for order, step in zip(LOAD_ORDERS * (1 + (algorithm == "rigl")), cycle([3, 4, 3]), strict=False):
         run.resume(step, order)
-        assert same(torch.load(io.BytesIO(run.state())), final), f"resumed after step {step}"
+        assert same(torch.load(io.BytesIO(run.state())), final), f"resumed after step {step} by {order}"
 
 
 def test_a_saved_state_does_not_change_with_further_training(mlp, sparse, train, same):
@@ -798,11 +824,12 @@ def test_dense_is_plain_training_to_the_bit(net, sparse, train, adamw, same):
 
 
 @pytest.mark.parametrize(
-    "method, rescale",
-    [*product(METHODS_ON_BOTH + VARIANTS, ["sqrt"]), *product(METHODS_ON_BOTH, ["energy"])],
+    "net_name, method, rescale",
+    [(*case, rescale) for case, rescale in zip(CASES[:12], cycle(["sqrt", "energy"]), strict=False)],
     ids=label,
 )
-def test_budget_one_is_plain_training_to_the_bit(method, rescale, net, sparse, train, sgd, same):
+def test_budget_one_is_plain_training_to_the_bit(net_name, method, rescale, request, sparse, train, sgd, same):
+    net = request.getfixturevalue(net_name)
     model, optimizer, _ = sparse(net, method, "1.00", rescale=rescale, optimizer=sgd)
     train(net, model, optimizer, 40)
     assert same((model.state_dict(), optimizer.state_dict()), plainly_trained(net, train, sgd))
@@ -821,8 +848,9 @@ def test_normalised_slabs_are_never_rescaled(rescale, conv_net, train, same):
     assert same(*states)
 
 
-@pytest.mark.parametrize("method", METHODS_ON_BOTH, ids=label)
-def test_masks_apply_to_a_copy_and_to_an_average(method, net, sparse, train, over_weight, same):
+@pytest.mark.parametrize("net_name, method", CASES[:8:2], ids=label)
+def test_masks_apply_to_a_copy_and_to_an_average(net_name, method, request, sparse, train, over_weight, same):
+    net = request.getfixturevalue(net_name)
     model, optimizer, sparsifier = sparse(net, method, "0.25")
     train(net, model, optimizer, 20)
     average = torch.optim.swa_utils.AveragedModel(model).module
@@ -922,8 +950,9 @@ def test_units_may_come_from_several_modules_joined_in_order():
     assert int(degrees[:8].max()) < int(degrees[8:].min())
 
 
-def test_rows_of_the_refresh_log_count_what_changed(mlp, shadowed):
-    shadow, sparsifier = shadowed(mlp, SP_IN)
+@with_shadow
+def test_rows_of_the_refresh_log_count_what_changed(shadowed):
+    shadow, sparsifier = shadowed("mlp", SP_IN)
     assert len(sparsifier.refreshes) == len(shadow.refreshes)
     for row, refresh in zip(sparsifier.refreshes, shadow.refreshes, strict=True):
         old, new = refresh.old, refresh.new
@@ -961,8 +990,9 @@ def test_the_layout_of_a_channels_last_weight_is_kept(conv_net, sparse, train, e
     assert int(sparsifier.masks()["middle"].sum()) == exact_count("0.25", 16, 12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("rescale", RESCALES)
+@pytest.mark.parametrize(
+    "dtype, rescale", [(torch.float64, "sqrt"), (torch.bfloat16, "none"), (torch.bfloat16, "energy")]
+)
 def test_nets_of_other_precision_are_sparsified_too(dtype, rescale, mlp, sparse, train, exact_count):
     built, batch = mlp.build, mlp.batch
     mlp.build = lambda: built().to(dtype)

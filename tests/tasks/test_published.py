@@ -96,7 +96,7 @@ def test_an_utterance_that_is_missing_is_named_by_its_transcript(speech, tmp_pat
     gone = remove_one(speech, "train-clean-100/*/*/*.flac")
     message = refusal("asr", "librispeech", speech, tmp_path / "raw")
     assert "train-clean-100: has 5 of the 6 utterances of the published pack" in message
-    assert f"{gone}: there is a transcript but no such audio" in message
+    assert f"{gone}: has a transcript but no audio" in message
     assert "complete: false" in message
 
 

@@ -1,4 +1,4 @@
-"""Head, Mid and Tail of the word types in the training text. Imports no torch."""
+"""Head, Mid and Tail of the words of the training text, by their frequency. Imports no torch."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -8,5 +8,5 @@ from bbnet.tasks.buckets import bucket_types
 
 
 def make_buckets(index: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the buckets of a prepared index, whose texts are normalised; see `bucket_types`."""
+    """Returns the buckets of the words of a prepared index; see `bucket_types`."""
     return bucket_types(Counter(word for text in index["splits"]["train"]["texts"] for word in text.split()))

@@ -7,7 +7,7 @@ from bbnet.tasks.asr.data.tokens import EOS, PAD
 from bbnet.tasks.asr.model import Cache, Memory, SpeechTransformer
 from bbnet.tasks.asr.settings import Decoding
 
-STEPS_BETWEEN_CHECKS = 4  # of which utterances are finished; each check synchronises with the GPU
+STEPS_BETWEEN_CHECKS = 4  # steps between checks for finished utterances, each of which synchronises with the GPU
 
 
 @torch.no_grad()
@@ -17,7 +17,7 @@ def transcribe(
     """Returns the tokens of each utterance without `EOS`, at most `limits` [batch].
 
     Args:
-        features: [batch, time, 80], of which `frames` [batch] belong to each utterance.
+        features: [batch, time, 80], of which each utterance has `frames` [batch].
     """
     memory = model.encode(features, frames)
     if how.beam == 1:
@@ -27,7 +27,7 @@ def transcribe(
 
 @torch.no_grad()
 def greedy(model: SpeechTransformer, memory: Memory, limits: Tensor) -> list[list[int]]:
-    """Takes the most likely token at each step, until `EOS` or `limits` [batch] tokens.
+    """Decodes the most likely token at each step, until `EOS`, which is not returned, or `limits` [batch] tokens.
 
     Finished utterances are removed from the batch.
     """
@@ -58,10 +58,10 @@ def greedy(model: SpeechTransformer, memory: Memory, limits: Tensor) -> list[lis
 def beam_search(
     model: SpeechTransformer, memory: Memory, limits: Tensor, beam: int, length_normalisation: float
 ) -> list[list[int]]:
-    """Returns the hypothesis with the largest log-probability / length ** `length_normalisation`, counting `EOS`.
+    """Returns the hypotheses with the largest log-probability / length ** `length_normalisation`, `EOS` included.
 
     At each step every hypothesis may end, and the `beam` most likely continuations are kept. A hypothesis that reaches
-    its limit ends there.
+    its limit ends without `EOS`.
     """
     batch, device, longest = len(limits), limits.device, int(limits.max())
     memory = Memory(*(part.repeat_interleave(beam, dim=0) for part in memory))
@@ -101,7 +101,7 @@ def beam_search(
         full = limits == step + 1
         keep_best((live / norm).masked_fill(~full[:, None], -torch.inf), step + 1)
         live = live.masked_fill(~(limits > step + 1)[:, None], -torch.inf)
-        # Scores only decrease, so dividing by the largest length gives an upper bound.
+        # Log-probabilities only decrease, so dividing them by the largest length gives an upper bound of later scores.
         if bool((best >= live.amax(1) / limits**length_normalisation).all()):
             break
     return [row[:length] for row, length in zip(best_tokens.tolist(), best_lengths.tolist(), strict=True)]

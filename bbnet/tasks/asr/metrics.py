@@ -1,4 +1,4 @@
-"""Metrics of speech recognition from error counts per utterance. Imports no torch, since `compare` uses it."""
+"""Metrics of speech recognition from error counts per utterance. Imports no torch, as `compare` resamples with it."""
 
 import numpy as np
 
@@ -27,10 +27,11 @@ BY_BUCKET = {
 
 
 def metrics(items: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Returns rates of the whole corpus in %, for test-clean (or dev) and, with the suffix `_other`, for test-other.
+    """Returns error rates in %, of test-clean (or dev) and, with the suffix `_other`, of test-other.
 
-    `wer` = 100 (S + D + I) / N over words, `cer` the same over characters; `wer_{bucket}` = 100 (S + D) / N of the
-    bucket's reference words; `insertion_rate` = 100 I / N. NaN if N is 0.
+    `wer` = 100 (S + D + I) / N is computed over words and `cer` over characters, `wer_{bucket}` = 100 (S + D) / N over
+    the bucket's reference words, `insertion_rate` = 100 I / N over words. Counts are summed over all utterances; a rate
+    is NaN if N is 0.
 
     Args:
         items: counts of `scoring.count_errors`, and `other` (1 for test-other), [..., utterances].
@@ -47,7 +48,7 @@ def metrics(items: Items, weights: np.ndarray | None = None) -> dict[str, np.nda
 
 
 def relative_metrics(items: Items, dense: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Returns metrics relative to the dense run of the same seed, whose items are `dense`.
+    """Returns the metrics relative to the dense run of the same seed, whose items are `dense`.
 
     `werr` = 100 (WER_dense - WER) / WER_dense in %, `dwer_{bucket}` = WER_bucket - WER_bucket of dense in points.
     """
@@ -64,7 +65,7 @@ def relative_metrics(items: Items, dense: Items, weights: np.ndarray | None = No
 
 
 def bucket_sizes(items: Items) -> dict[str, dict[str, int]]:
-    """Returns the number of reference words of each bucket by test set, from one run's items."""
+    """Returns the number of reference words per test set and bucket, from the items of one run."""
     return {
         test_set: {bucket: int(items[f"{bucket}_words"][items["other"] == other].sum()) for bucket in BUCKETS}
         for other, test_set in enumerate(BY_BUCKET)

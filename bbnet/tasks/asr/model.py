@@ -1,4 +1,4 @@
-"""A pre-LN encoder-decoder Transformer for speech, with a CTC head on its encoder."""
+"""A pre-LN encoder-decoder Transformer for speech, with a CTC head on the encoder, and its slabs."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from bbnet.tasks.asr.settings import Transformer
 
 
 class Output(NamedTuple):
-    """`tokens`: logits [batch, length, vocabulary] of the next token; `ctc`: [batch, positions, vocabulary] or None."""
+    """`tokens`: logits of the next token [batch, length, vocabulary]; `ctc`: [batch, positions, vocabulary] or None."""
 
     tokens: Tensor
     ctc: Tensor | None
@@ -27,19 +27,19 @@ class Memory(NamedTuple):
 
 
 class Cache:
-    """Keys and values [batch, heads, time, head width] of a decoder layer, for its own past and for the memory."""
+    """Keys and values [batch, heads, time, head width] of a decoder layer, for past tokens and for the memory."""
 
     def __init__(self) -> None:
         self.own: tuple[Tensor, Tensor] | None = None
         self.memory: tuple[Tensor, Tensor] | None = None
 
     def select(self, rows: Tensor) -> None:
-        """Keeps these rows of the layer's own past; those of the memory do not change."""
+        """Selects rows of the batch in the keys and values of past tokens; those of the memory do not change."""
         keys, values = self.own
         self.own = (keys[rows], values[rows])
 
     def keep(self, rows: Tensor) -> None:
-        """Keeps only these rows."""
+        """Selects rows of the batch in all keys and values."""
         self.select(rows)
         keys, values = self.memory
         self.memory = (keys[rows], values[rows])
@@ -63,7 +63,7 @@ class Attention(nn.Module):
     def forward(
         self, states: Tensor, keys_and_values: tuple[Tensor, Tensor], valid: Tensor | None = None, causal: bool = False
     ) -> Tensor:
-        """States [batch, length, width] attend to keys where `valid`, bool [batch, 1, 1, keys]."""
+        """Lets states [batch, length, width] attend to the keys that are `valid`, bool [batch, 1, 1, keys]."""
         mixed = functional.scaled_dot_product_attention(
             self._split(self.query(states)),
             *keys_and_values,
@@ -78,7 +78,7 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """A feed-forward layer. Its hidden units are the units of the slabs."""
+    """A feed-forward layer, whose hidden units are the units of the slabs."""
 
     def __init__(self, settings: Transformer) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class DecoderLayer(nn.Module):
         self.dropout = nn.Dropout(settings.dropout)
 
     def forward(self, states: Tensor, memory: Memory, cache: Cache | None = None) -> Tensor:
-        """All tokens at once, or with a cache those behind the ones that it holds, one at a time."""
+        """Processes all tokens at once; with a cache, only the next token, which is added to the cached ones."""
         normed = self.norm1(states)
         own = self.attention.keys_and_values(normed)
         if cache is not None:
@@ -161,7 +161,7 @@ class SpeechTransformer(nn.Module):
         self.ctc_head = nn.Linear(width, vocabulary) if settings.ctc_weight > 0 else None
 
     def forward(self, features: Tensor, frames: Tensor, tokens: Tensor) -> Output:
-        """Takes features [batch, time, 80] with `frames` [batch], and decoder inputs [batch, length]."""
+        """Maps features [batch, time, 80], of which `frames` [batch] are valid, and decoder inputs [batch, length]."""
         memory = self.encode(features, frames)
         logits = self.decode(tokens, memory)
         return Output(logits, None if self.ctc_head is None else self.ctc_head(memory.states))
@@ -178,9 +178,9 @@ class SpeechTransformer(nn.Module):
         return Memory(self.encoder_norm(states), valid)
 
     def decode(self, tokens: Tensor, memory: Memory, caches: list[Cache] | None = None) -> Tensor:
-        """Returns the logits [batch, length, vocabulary] of what follows each of `tokens` [batch, length].
+        """Returns the logits [batch, length, vocabulary] of the token after each of `tokens` [batch, length].
 
-        With caches, one per layer, `tokens` are those that follow the cached ones.
+        With caches, one per layer, `tokens` is [batch, 1], the token after the cached ones.
         """
         past = 0 if caches is None or caches[0].own is None else caches[0].own[0].shape[2]
         embedded = self.embedding(tokens)
@@ -191,7 +191,7 @@ class SpeechTransformer(nn.Module):
 
 
 def sinusoids(first: int, count: int, like: Tensor) -> Tensor:
-    """Returns positions [count, width] from `first` on (Vaswani et al. 2017, section 3.5), sines before cosines."""
+    """Returns encodings [count, width] of positions from `first` (Vaswani et al. 2017, 3.5), sines before cosines."""
     width = like.shape[-1]
     place = torch.arange(first, first + count, device=like.device, dtype=torch.float32)[:, None]
     rates = torch.exp(torch.arange(width // 2, device=like.device) * (-2 * math.log(10_000) / width))
@@ -200,13 +200,13 @@ def sinusoids(first: int, count: int, like: Tensor) -> Tensor:
 
 
 def slabs(model: SpeechTransformer, which: str, side: str) -> list[Slab]:
-    """Returns the feed-forward layers of the decoder (`paper`) or of both encoder and decoder (`wide`).
+    """Returns the slabs of the feed-forward layers of the decoder (`paper`) or of encoder and decoder (`wide`).
 
-    The units are the hidden ones. On side `in` their inputs are masked, on side `out` their outputs; on side `both` the
-    first layer is masked by `in`, the second by `out`.
+    The units are the hidden units. Side `in` masks their inputs, side `out` their outputs. Side `both` masks the inputs
+    and the outputs of every layer.
     """
     stacks = {"decoder": model.decoder} | ({"encoder": model.encoder} if which == "wide" else {})
     layers = [f"{stack}.{number}.ffn" for stack in sorted(stacks, reverse=True) for number in range(len(stacks[stack]))]
-    into = [Slab(f"{layer}.expand", "in", f"{layer}.expand") for layer in layers]
-    out_of = [Slab(f"{layer}.contract", "out", f"{layer}.expand") for layer in layers]
-    return into + out_of if side == "both" else into if side == "in" else out_of
+    input_slabs = [Slab(f"{layer}.expand", "in", f"{layer}.expand") for layer in layers]
+    output_slabs = [Slab(f"{layer}.contract", "out", f"{layer}.expand") for layer in layers]
+    return input_slabs + output_slabs if side == "both" else input_slabs if side == "in" else output_slabs

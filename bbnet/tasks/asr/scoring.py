@@ -1,4 +1,4 @@
-"""Word and character errors per utterance, by the bucket of the reference word. Imports no torch."""
+"""Counts word and character errors per utterance, by the bucket of the reference word. Imports no torch."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,12 +11,12 @@ BUCKETS = ("head", "mid", "tail", "oov")
 def count_errors(
     references: Sequence[str], hypotheses: Sequence[str], buckets: Mapping[str, str] | None = None
 ) -> dict[str, np.ndarray]:
-    """Returns counts per utterance, int64 [utterances], of normalised texts aligned with the fewest edits.
+    """Returns counts per utterance, int64 [utterances], from alignments of normalised texts with the fewest edits.
 
-    `words`, `substitutions`, `deletions`, `insertions`; `characters`, `character_errors`. With `buckets` (word -> head,
-    mid or tail) also `{bucket}_words`, `{bucket}_substitutions` and `{bucket}_deletions` of each bucket and of `oov`,
-    the words that do not occur in the training text, attributed to the bucket of the reference word. Insertions belong
-    to no word of the reference and so to no bucket.
+    The counts are `words` and `characters` of the reference, `substitutions`, `deletions` and `insertions` of words,
+    and `character_errors`. With `buckets` (word -> head, mid or tail) there are also `{bucket}_words`,
+    `{bucket}_substitutions` and `{bucket}_deletions`, by the bucket of the reference word, where `oov` are the words
+    that do not occur in the training text. Insertions have no reference word and therefore no bucket.
     """
     words = jiwer.process_words(list(references), list(hypotheses))
     characters = jiwer.process_characters(list(references), list(hypotheses))

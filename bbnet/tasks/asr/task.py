@@ -24,9 +24,9 @@ from bbnet.tasks.asr.settings import SpeechTraining as TrainingSettings
 from bbnet.tasks.asr.settings import Transformer as ModelSettings
 from bbnet.tasks.task import Items
 
-CHARACTERS_PER_SECOND = 14  # of read English, including spaces
+CHARACTERS_PER_SECOND = 14  # speed of read English, including spaces
 CHARACTERS_PER_PIECE = 4
-SHORTEST_FRAMES = 7  # accepted by the convolutions
+SHORTEST_FRAMES = 7  # receptive field of the convolutions
 
 
 def open_split(prepared: Path, index: Mapping[str, Any], split: str) -> Utterances:
@@ -38,7 +38,7 @@ def build_model(settings: ModelSettings, index: Mapping[str, Any], device: torch
 
 
 def example_inputs(index: Mapping[str, Any], device: torch.device) -> tuple[Tensor, ...]:
-    """Returns an utterance of mean length."""
+    """Returns the inputs for one utterance of mean length."""
     frames, tokens = index["mean_frames"], index["mean_tokens"]
     return (
         torch.zeros(1, frames, BINS, device=device),
@@ -48,7 +48,7 @@ def example_inputs(index: Mapping[str, Any], device: torch.device) -> tuple[Tens
 
 
 def random_batch(settings: Settings, pack: Pack | None, device: torch.device) -> tuple[dict[str, Any], Batch]:
-    """Utterances of mean length."""
+    """Returns a batch of utterances of the mean length, estimated from the settings."""
     steps, _ = settings.estimate(pack)
     utterances = sum(pack.counts[part] for part in settings.data.train) if pack else settings.data.train
     count = max(1, round(utterances / steps))
@@ -67,7 +67,7 @@ def random_batch(settings: Settings, pack: Pack | None, device: torch.device) ->
 
 
 def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator) -> Batch:
-    """SpecAugment."""
+    """Applies SpecAugment."""
     return spec_augment(batch, training.spec_augment, generator)
 
 
@@ -76,7 +76,7 @@ def valid_positions(batch: Batch) -> dict[str, Tensor]:
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
-    """(1 - w) * cross-entropy + w * CTC, both per token of the batch; w is the model's `ctc_weight`."""
+    """Returns (1 - w) * cross-entropy + w * CTC loss, both per token of the batch, where w is `ctc_weight`."""
     settings = model.settings
     output = model(batch.features, batch.frames, batch.decoder_inputs())
     attention = functional.cross_entropy(
@@ -101,9 +101,10 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Utterances, device: torch.device) -> tuple[Items, Items]:
-    """Error counts per utterance (`utterance`, `other`, those of `scoring`), and predictions `hypothesis`, texts.
+    """Returns counts per utterance (`utterance`, `other` and those of `count_errors`), and the texts, `hypothesis`.
 
-    A hypothesis has at most as many tokens as the encoder has positions, or as the longest reference of the split.
+    A hypothesis has at most as many tokens as the encoder has positions or as the longest reference has with `EOS`,
+    whichever is more.
     """
     hypotheses = [""] * len(split)
     for indices in split.in_order():

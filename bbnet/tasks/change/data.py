@@ -1,4 +1,4 @@
-"""The data of change detection: a pack in LEVIR-CD's layout, cut into tiles."""
+"""Reads a pack in the layout of LEVIR-CD, prepares its images as tiles, and serves batches of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ EVALUATION_PIXELS = 2**16
 
 
 def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) -> dict[str, Any]:
-    """Renders the embedded pack or unpacks LEVIR-CD into `target`, or uses the given folder, and checks it.
+    """Renders the embedded pack or downloads LEVIR-CD into `target`, or uses the given path; and checks it.
 
     Returns the manifest: the image names of each split, and the entries of `bring`.
     Raises: ValueError naming a missing split, folder or file, or what cannot be downloaded.
@@ -37,19 +37,19 @@ def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) ->
     names = {split: _pair_names(root, split) for split in SPLITS}
     if pack.complete:
         for split in SPLITS:
-            _check_whole(root, split, names[split], read_pack(pack.pack).counts[split])
+            _check_complete(root, split, names[split], read_pack(pack.pack).counts[split])
     return {"pack": pack.pack, "splits": names} | origin
 
 
 def _render(pack: AerialScenes, target: Path) -> None:
-    # Imported late, since training jobs need no generator.
+    # Imported here because training jobs do not need the generator.
     from bbnet.data.synthetic.aerial_scenes import write_scene_pairs
 
     pairs = {split: getattr(pack, split) for split in SPLITS}
     write_scene_pairs(target, seed=pack.seed, size=pack.size, pairs=pairs, unchanged=pack.unchanged)
 
 
-def _check_whole(root: Path, split: str, names: list[str], published: int) -> None:
+def _check_complete(root: Path, split: str, names: list[str], published: int) -> None:
     numbered = {f"{split}_{number}.png" for number in range(1, published + 1)}
     missing = sorted(numbered - set(names)) if numbered & set(names) else []
     refuse_incomplete(root / split, len(names), published, "pairs", missing)
@@ -63,7 +63,7 @@ def _pair_names(root: Path, split: str) -> list[str]:
     for part in PARTS:
         folder = root / split / part
         if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; a pack holds {{{','.join(SPLITS)}}}/{{{','.join(PARTS)}}}")
+            raise ValueError(f"{folder}: no such folder; a pack has {{{','.join(SPLITS)}}}/{{{','.join(PARTS)}}}")
         files = (path for path in folder.iterdir() if not path.name.startswith("."))
         names[part] = {path.name for path in files if path.suffix.lower() in SUFFIXES}
     everywhere = set.union(*names.values())
@@ -73,15 +73,15 @@ def _pair_names(root: Path, split: str) -> list[str]:
             others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ValueError(f"{root / split / part / missing[0]}: missing{others}; A, B and label need the same names")
     if not everywhere:
-        raise ValueError(f"{root / split}: holds no images; allowed are {', '.join(sorted(SUFFIXES))}")
+        raise ValueError(f"{root / split}: has no images; allowed are {', '.join(sorted(SUFFIXES))}")
     return sorted(everywhere)
 
 
 def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
-    """Cuts into tiles: uint8 `{split}_images.npy` [tiles, 2, 3, tile, tile], `{split}_labels.npy` [tiles, tile, tile].
+    """Writes tiles, uint8: `{split}_images.npy` [tiles, 2, 3, tile, tile], `{split}_labels.npy` [tiles, tile, tile].
 
-    Returns the index: per split the image names and the first tile of each, and mean and sd of the training pixels.
-    Raises: ValueError naming a pair of unequal size, a size that is not a multiple of the tile, or a label not binary.
+    Returns the index: for each split, names, grids and first tiles of the images; mean and sd of the training pixels.
+    Raises: ValueError naming a pair of unequal size, a size that is not a multiple of the tile, or a non-binary label.
     """
     root, tile = Path(manifest["root"]), settings["tile"]
     index: dict[str, Any] = {"tile": tile, "splits": {}}
@@ -131,7 +131,7 @@ def _shown(size: tuple[int, int]) -> str:
 
 
 def _read_pair(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns uint8 [2, 3, height, width] of both dates and uint8 [height, width] of 0 and 1."""
+    """Returns both dates, uint8 [2, 3, height, width], and the label, uint8 [height, width] of 0 and 1."""
     pair = np.stack([np.asarray(decode(folder / part / name, "RGB")).transpose(2, 0, 1) for part in ("A", "B")])
     path = folder / "label" / name
     label = np.asarray(decode(path, "L"))
@@ -161,7 +161,7 @@ class Batch(batches.Batch):
 
 
 class Tiles:
-    """One split of the prepared data."""
+    """The tiles of one split of the prepared data."""
 
     ARRAYS = ("images", "labels")
 
@@ -185,5 +185,4 @@ class Tiles:
         return batches.shuffled_batches(len(self), training, generator)
 
     def in_order(self) -> list[Tensor]:
-        """Returns every tile once, in batches for evaluation."""
         return list(torch.arange(len(self)).split(max(1, EVALUATION_PIXELS // self.labels.shape[-1] ** 2)))

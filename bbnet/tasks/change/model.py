@@ -1,4 +1,4 @@
-"""FC-Siam-conc (Daudt et al. 2018): one encoder for both dates, whose skips are concatenated in the decoder."""
+"""FC-Siam-conc (Daudt et al. 2018), a siamese U-Net whose decoder concatenates the skips of both dates."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ class Block(nn.Module):
 
 
 class Level(nn.Module):
-    """A decoder level: doubles the size of the maps and concatenates the skips of both dates."""
+    """A decoder level: doubles the size of the maps, concatenates the skips of both dates and applies a block."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -37,11 +37,11 @@ class Level(nn.Module):
 
 
 class FCSiamConc(nn.Module):
-    """Logits of change between two dates.
+    """Predicts the logits of change between two dates.
 
     Args:
         widths: channels of each level.
-        mean, sd: of the training pixels, 0 to 255, per channel.
+        mean, sd: mean and standard deviation of the training pixels, 0 to 255, per channel.
     """
 
     def __init__(self, widths: Sequence[int], mean: Sequence[float], sd: Sequence[float]) -> None:
@@ -58,7 +58,7 @@ class FCSiamConc(nn.Module):
         self.head = nn.Conv2d(widths[0], 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images [batch, 2, 3, height, width] of pixels 0 to 255 -> logits [batch, height, width]."""
+        """Maps images [batch, 2, 3, height, width] of pixels 0 to 255 to logits [batch, height, width]."""
         maps = (images.flatten(0, 1) - self.mean) / self.sd
         skips = []
         for block in self.encoder:
@@ -72,11 +72,11 @@ class FCSiamConc(nn.Module):
 
 
 def slabs(model: FCSiamConc, which: str, side: str) -> list[Slab]:
-    """Returns the 3x3 convolutions that may be sparsified.
+    """Returns the slabs of the 3x3 convolutions that may be sparsified.
 
-    `paper`: those of the encoder's blocks, the first on side `in` (the inputs of its channels are masked), the second
-    on side `out` (the outputs of the first's channels are masked). `wide`: every 3x3 convolution on side `in`, and on
-    side `out` all but the one that reads pixels. On side `both` the first convolutions by `in`, the second by `out`.
+    `paper` selects one per encoder block: the first on side `in`, which masks the inputs of its channels; the second on
+    side `out`, which masks the outputs of the first one's channels. `wide` selects all of encoder and decoder, on side
+    `out` except the one that reads pixels. Side `both` masks the first of every block on `in`, the second on `out`.
     """
     blocks = {f"encoder.{depth}": _encoder_inputs(depth) for depth in range(len(model.encoder))}
     if which == "wide":
@@ -97,5 +97,5 @@ def slabs(model: FCSiamConc, which: str, side: str) -> list[Slab]:
 
 
 def _encoder_inputs(depth: int) -> tuple[str, ...]:
-    """Returns the units that an encoder block reads: pooled channels of the previous level, none at the top."""
+    """Returns the names of the units that an encoder block reads: those of the previous level, none for the first."""
     return (f"encoder.{depth - 1}.norm2",) if depth else ()

@@ -1,4 +1,4 @@
-"""Cases to look at: where a method gains and loses most beside dense, and its median. Imports no torch."""
+"""Selects the test images on which a method gains most, the median, and least against dense. Imports no torch."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,35 +11,35 @@ RANKS = ("best", "median", "worst")
 
 
 def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Best, median and worst test image by gain = delta TP - delta FP in pixels, `other` minus `dense`.
+    """Returns the best, median and worst test image by gain, delta TP - delta FP in pixels, `other` minus `dense`.
 
-    Ranked by delta TP alone, a method that predicts too much would look good. Images without change and without a
-    prediction by either have nothing to show and are left out, unless all are such.
+    Delta TP alone would favour a method that predicts too much change. Images without true or predicted change are
+    excluded, unless there are no others.
 
     Args:
-        dense, other: items, `tp`, `fp`, `fn` [images], the same images in the same order.
+        dense, other: items, `tp`, `fp`, `fn` [images], of the same images in the same order.
     """
     dense, other = ({name: np.asarray(items[name]) for name in ("tp", "fp", "fn")} for items in (dense, other))
     gain = (other["tp"] - dense["tp"]) - (other["fp"] - dense["fp"])
-    something = (dense["tp"] + dense["fn"] + dense["fp"] + other["fp"]) > 0
-    candidates = np.flatnonzero(something) if something.any() else np.arange(len(gain))
+    relevant = (dense["tp"] + dense["fn"] + dense["fp"] + other["fp"]) > 0
+    candidates = np.flatnonzero(relevant) if relevant.any() else np.arange(len(gain))
     ranked = candidates[np.argsort(-gain[candidates], kind="stable")]
     return {"best": int(ranked[0]), "median": int(ranked[(len(ranked) - 1) // 2]), "worst": int(ranked[-1])}
 
 
 def describe(dense: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """What is written beside a case; its items of both runs."""
+    """Returns what is printed beside a case, from its items of both runs."""
     return {"image": str(dense["image"])} | {f"delta_{name}": int(other[name] - dense[name]) for name in ("tp", "fp")}
 
 
 def case(
     prepared: Path, index: Mapping[str, Any], image: int, predictions: Mapping[str, Mapping[str, np.ndarray]]
 ) -> dict:
-    """One test image at shown size: `A`, `B` uint8 [height, width, 3], label and predictions bool [height, width].
+    """Returns a test image, downsampled: `A`, `B` uint8 [height, width, 3], label, predictions bool [height, width].
 
     Args:
-        prepared: folder of the prepared arrays; `index` is theirs.
-        predictions: by name, as `evaluate` packed them.
+        prepared: folder of the prepared arrays, with their `index`.
+        predictions: predictions of each run, by name, as returned by `evaluate`.
     """
     split, tile = index["splits"]["test"], index["tile"]
     first, last = split["starts"][image : image + 2]
@@ -59,7 +59,7 @@ def case(
 
 
 def assemble(tiles: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Tiles [tiles, ..., tile, tile] of one image, row by row, as [..., height, width]."""
+    """Joins the tiles of an image, [tiles, ..., tile, tile] row by row, to [..., height, width]."""
     rows, columns = grid
     *lead, tile, _ = tiles.shape[1:]
     image = np.moveaxis(tiles.reshape(rows, columns, *lead, tile, tile), (0, 1), (-4, -2))

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 class AerialScenes(Section):
-    """The embedded pack: rendered aerial scene pairs in LEVIR-CD's layout."""
+    """The embedded pack: rendered pairs of aerial scenes in the layout of LEVIR-CD."""
 
-    pack: Literal["aerial_scenes"] = Field(description="Rendered here, nothing is downloaded.")
-    seed: int = Field(0, ge=0, lt=2**31, description="Of the generator; not a seed of the study.")
+    pack: Literal["aerial_scenes"] = Field(description="Rendered locally, without any download.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of the generator; independent of the seeds of the study.")
     size: int = Field(ge=32, le=1024, description="Height and width of a scene in pixels.")
-    train: int = Field(ge=1, le=100_000, description="Scene pairs.")
-    val: int = Field(ge=1, le=100_000, description="Scene pairs.")
-    test: int = Field(ge=1, le=100_000, description="Scene pairs.")
+    train: int = Field(ge=1, le=100_000, description="Number of training pairs.")
+    val: int = Field(ge=1, le=100_000, description="Number of validation pairs.")
+    test: int = Field(ge=1, le=100_000, description="Number of test pairs.")
     unchanged: float = Field(0.2, ge=0, lt=1, description="Share of the pairs without any change.")
 
 
@@ -43,17 +43,17 @@ class Settings(Section):
     """Change detection between two aerial images."""
 
     data: Data = Field(description="Source of the image pairs.")
-    tile: int = Field(ge=16, le=4096, description="Images are cut into tiles of this height and width.")
-    slabs: Literal["paper", "wide"] = Field("wide", description="First convolutions of the encoder, or all 3x3 ones.")
-    models: dict[ModelLabel, FCSiamConc] = Field(min_length=1, description="Widths of each model, by label.")
+    tile: int = Field(ge=16, le=4096, description="Height and width of the tiles into which images are cut.")
+    slabs: Literal["paper", "wide"] = Field("wide", description="One convolution per encoder block, or all 3x3 ones.")
+    models: dict[ModelLabel, FCSiamConc] = Field(min_length=1, description="Settings of each model, by label.")
     training: FixedBatchTraining
 
     def steps_per_epoch(self) -> int | None:
-        """Returns the optimiser steps of an epoch if they are known before the data are prepared."""
+        """Returns the optimiser steps per epoch, or None if they are unknown until the data are prepared."""
         return self.estimate(None).steps_per_epoch if isinstance(self.data, AerialScenes) else None
 
     def estimate(self, pack: "Pack | None") -> Estimate:
-        """Returns the exact size of the embedded pack, or that of a published one by its counts."""
+        """Returns the size of the data: exact for the embedded pack, otherwise from the counts of `pack`."""
         if isinstance(self.data, AerialScenes):
             size, pairs = self.data.size, {split: getattr(self.data, split) for split in ("train", "val", "test")}
         else:
@@ -62,11 +62,11 @@ class Settings(Section):
         return Estimate(tiles // self.training.batch_size, 7 * size**2 * sum(pairs.values()))
 
     def scoring(self) -> dict[str, Any]:
-        """Returns the settings that only the scoring on test uses: none."""
+        """Returns the settings that only scoring on test uses, of which this task has none."""
         return {}
 
     def fans(self) -> dict[str, set[int]]:
-        """Returns the fans of the slabs of each model, on either side."""
+        """Returns the fans that occur among the slabs of each model, on any side."""
         joined = 3 if self.slabs == "wide" else 1
         return {
             label: {factor * width for width in model.widths for factor in (1, joined)}

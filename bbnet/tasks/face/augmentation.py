@@ -49,10 +49,10 @@ def rotated(images: Tensor, angles: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def recoloured(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor, hue: Tensor) -> Tensor:
-    """Changes the colours of images [batch, 3, height, width] and clamps them to 0 to 255.
+    """Changes the colours of images [batch, 3, height, width] of 0 to 255; the result is clamped.
 
-    `brightness`, `contrast` and `saturation` are factors [batch] of the distance from black, from the image's mean grey
-    and from each pixel's grey; `hue` [batch] is the rotation of the chroma in radians.
+    `brightness`, `contrast` and `saturation` [batch] are factors of the distance from black, the image's mean grey and
+    each pixel's grey; `hue` [batch] is the rotation of the chroma in radians.
     """
     brightness, contrast, saturation, hue = (
         values.reshape(-1, 1, 1) for values in (brightness, contrast, saturation, hue)

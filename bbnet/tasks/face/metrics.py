@@ -1,4 +1,4 @@
-"""Metrics of faces from rows per image. Imports no torch, since `compare` resamples with it."""
+"""Metrics of the face task from rows per image. Imports no torch, because `compare` uses it for resampling."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,16 +25,17 @@ ROC_LEVELS = tuple(np.geomspace(1e-3, 1, 61).tolist())
 
 
 def metrics(items: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    """Returns shares of 1; NaN if there is nothing to count.
+    """Returns the metrics as shares of 1, or NaN where there is nothing to count.
 
-    For the images of the classification: `top1` and `top5`, and `top1_{bucket}` over the images of Head, Mid and Tail
-    identities. For the probes: `identification`, the share answered correctly with the identity of the nearest image of
-    the gallery or, below the threshold chosen on dev, with nobody; `identification_floor`, that of always answering
-    nobody. Over all pairs of a probe and an image of the gallery: `auroc`, `eer`, `tar_at_far_*` and, with a threshold
-    chosen on dev, `verification_accuracy`, in which genuine and impostor pairs have equal weight.
+    Of the images to classify: `top1` and `top5`, and `top1_{bucket}` over the images of Head, Mid and Tail identities.
+    Of the probes: `identification`, the share whose predicted identity is right, where the prediction is the identity
+    of the nearest image of the gallery or, below a threshold chosen on dev, nobody; `identification_floor`, the same
+    for the constant prediction nobody. Of all pairs of a probe and an image of the gallery: `auroc`, `eer`,
+    `tar_at_far_*` and, with a threshold chosen on dev, `verification_accuracy`, in which genuine and impostor pairs
+    have equal weight.
 
     Args:
-        items: as returned by `task.evaluate`, [..., images]; the same rows are probes throughout.
+        items: as returned by `task.evaluate`, [..., images]; all runs have the probes in the same rows.
         weights: [..., images], how often each image counts; broadcast against the items.
     Returns: arrays of the broadcast shape without its last axis.
     """
@@ -64,7 +65,7 @@ def bucket_sizes(items: Items) -> dict[str, dict[str, int]]:
 
 
 def pairs(items: Items) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the scores, float64 [probes, gallery], of one run's probes with the gallery, and which are genuine."""
+    """Returns the scores of one run's probes with the gallery, float64 [probes, gallery], and which are genuine."""
     scores = np.stack(list(items["scores"])).astype(float)
     first, count = (np.asarray(items[name])[:, None] for name in ("own_first", "own_count"))
     image = np.arange(scores.shape[1])
@@ -77,12 +78,12 @@ def _by_bucket(items: Items, weights: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def roc_points(items: Items, weights: np.ndarray) -> dict[float, np.ndarray]:
-    """Returns TAR by `ROC_LEVELS` of FAR; items and weights broadcast as in `metrics`."""
+    """Returns the TAR at each FAR of `ROC_LEVELS`; items and weights are broadcast as in `metrics`."""
     return _of_pairs(items, weights, _roc_points)
 
 
 def _of_pairs(items: Items, weights: np.ndarray, measure: Callable[..., dict]) -> dict[Any, np.ndarray]:
-    """Applies `measure` to each run's pairs; items and weights broadcast against each other."""
+    """Applies `measure` to the pairs of each run; items and weights are broadcast against each other."""
     scores = np.asarray(items["scores"])
     weights = weights[(None,) * (scores.ndim - weights.ndim)]
     if scores.ndim > 1:

@@ -91,7 +91,7 @@ class ResNet(Section):
         small = self.architecture == "small"
         for name in ("widths", "blocks"):
             if (getattr(self, name) is None) == small:
-                problem = "is required by" if small else "is not allowed with"
+                problem = "is missing for" if small else "is not allowed with"
                 raise ValueError(f"{name} {problem} architecture {self.architecture}")
         if small and len(self.widths) != len(self.blocks):
             raise ValueError(f"blocks has {len(self.blocks)} stages, but widths has {len(self.widths)}")

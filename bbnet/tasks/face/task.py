@@ -54,7 +54,7 @@ def valid_positions(batch: Batch) -> dict[str, Tensor]:
 
 
 def loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Returns the cross-entropy with label smoothing, in training with ArcFace's margin."""
+    """Returns the cross-entropy with label smoothing and, with an ArcFace head in training mode, with its margin."""
     margin_of = batch.labels if model.settings.head == "arcface" and model.training else None
     logits = model(batch.images.float(), margin_of)
     return functional.cross_entropy(logits, batch.labels, label_smoothing=model.settings.label_smoothing)
@@ -62,15 +62,15 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, split: Faces, device: torch.device) -> tuple[Items, Items]:
-    """Returns one row per image of the classification and, on test, per probe; and the predictions.
+    """Returns a table with one row per image to classify and, on test, per probe; and the predictions.
 
-    Columns: `image`; `probe`, 0 or 1; for the classification `rank`, the number of identities before the right one, and
-    `bucket`, 0 to 2 for Head, Mid and Tail; for probes `identified`, whether the answer is right, `scores`, the cosines
-    with every image of the gallery, `own_first` and `own_count`, which of them are of the probe's identity, and
-    `pair_threshold`, chosen on dev. Columns that do not apply contain -1, 0 or nothing.
+    All rows have `image`, the file, and `probe`, 0 or 1. Images to classify have `rank`, the number of identities that
+    score higher than the right one, and `bucket`, 0 to 2 for Head, Mid and Tail. Probes have `identified`, whether the
+    answer is right; `scores`, the cosines with every image of the gallery; `own_first` and `own_count`, the position
+    and number of those of the probe's identity; and `pair_threshold`, chosen on dev. Other columns are -1, 0 or empty.
 
-    The predictions are `identity` int32 [images], the predicted label, and `answer` int32 [probes], that of the gallery
-    or -1 for nobody.
+    The predictions are `identity` int32 [images], the predicted label, and `answer` int32 [probes], the predicted
+    person of the gallery or -1 for nobody.
     """
     ranks, predicted = [], []
     for indices in split.in_order():
@@ -92,11 +92,11 @@ def evaluate(model: nn.Module, split: Faces, device: torch.device) -> tuple[Item
         return items, predictions
     items["bucket"] = split.buckets[split.labels.numpy()]
     of_probes, predictions["answer"] = _identify(model, split, device)
-    return _below(items, of_probes), predictions
+    return _joined(items, of_probes), predictions
 
 
 def _identify(model: nn.Module, split: FacesToScore, device: torch.device) -> tuple[dict[str, Any], np.ndarray]:
-    """Returns the rows of the test probes, with thresholds chosen on those of dev, and the answers."""
+    """Returns the rows of the probes of test, with thresholds chosen on the probes of dev, and the answers."""
     gallery, of_image = _embedded(model, split.known, device), split.known.labels.numpy()
     scores = {
         name: (_embedded(model, probes, device) @ gallery.T).cpu().numpy() for name, probes in split.probes.items()
@@ -125,7 +125,7 @@ def _identify(model: nn.Module, split: FacesToScore, device: torch.device) -> tu
 
 
 def _embedded(model: nn.Module, faces: Faces, device: torch.device) -> Tensor:
-    """Returns features of unit length, float32 [images, features], on the device."""
+    """Returns the features scaled to unit length, float32 [images, features], on the device."""
     found = [torch.zeros(0, model.head.weight.shape[1], device=device)]
     for indices in faces.in_order():
         images = faces.batch(indices, device).images.float()
@@ -134,14 +134,14 @@ def _embedded(model: nn.Module, faces: Faces, device: torch.device) -> Tensor:
 
 
 def _nearest(scores: np.ndarray, of_image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns label and score of each probe's nearest image of the gallery; nobody at -inf in an empty gallery."""
+    """Returns label and score of each probe's nearest image in the gallery; -1 and -inf if the gallery is empty."""
     if not scores.shape[1]:
         return np.full(len(scores), -1), np.full(len(scores), -np.inf)
     place = scores.argmax(1)
     return of_image[place], scores[np.arange(len(scores)), place]
 
 
-def _below(items: Mapping[str, np.ndarray], of_probes: Mapping[str, Any]) -> dict[str, Any]:
+def _joined(items: Mapping[str, np.ndarray], of_probes: Mapping[str, Any]) -> dict[str, Any]:
     """Concatenates the rows of images and probes into one table."""
     images, probes = len(items["image"]), len(of_probes["image"])
     joined: dict[str, Any] = {name: np.concatenate([values, of_probes[name]]) for name, values in items.items()}

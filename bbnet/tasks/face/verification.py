@@ -1,7 +1,7 @@
-"""Pairs of a probe and an image of the gallery: are they of one person? Imports no torch.
+"""Verification: whether a probe and an image of the gallery show the same person. Imports no torch.
 
-A score is a cosine similarity, and a pair is accepted if it is at least a threshold. FAR is the accepted share of the
-impostor pairs, TAR that of the genuine ones.
+The score of a pair is a cosine similarity, and the pair is accepted if its score is at least a threshold. FAR is the
+accepted share of the impostor pairs, TAR that of the genuine pairs.
 """
 
 import numpy as np
@@ -12,16 +12,16 @@ ROUNDING = 1e-12
 
 
 def roc(scores: np.ndarray, genuine: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Returns FAR and TAR at the corners of the curve: thresholds at and just above every distinct genuine score.
+    """Returns FAR and TAR at the corners of the ROC curve: at and just above every distinct genuine score.
 
-    The curve runs from accepting none, (0, 0), to accepting all, (1, 1). It is straight between two corners, also where
+    The curve runs from (0, 0), no pair accepted, to (1, 1), all accepted. It is linear between two corners, also where
     genuine and impostor pairs have equal scores.
 
     Args:
         scores: [pairs].
         genuine: bool [pairs].
         weights: [..., pairs], how often each pair counts.
-    Returns: two arrays [..., corners]; NaN without pairs of a kind.
+    Returns: two arrays [..., corners]; NaN if there are no pairs of that kind.
     """
     weights = np.ones(len(scores)) if weights is None else weights
     falling = -np.unique(-scores[genuine])
@@ -38,12 +38,12 @@ def roc(scores: np.ndarray, genuine: np.ndarray, weights: np.ndarray | None = No
 
 
 def auroc(far: np.ndarray, tar: np.ndarray) -> np.ndarray:
-    """Returns the area under the ROC curve [..., points]; ties between genuine and impostor pairs count half."""
+    """Returns the area under the ROC curve [..., points]; ties of a genuine and an impostor pair count half."""
     return (np.diff(far) * (tar[..., 1:] + tar[..., :-1])).sum(-1) / 2
 
 
 def equal_error_rate(far: np.ndarray, tar: np.ndarray) -> np.ndarray:
-    """Returns the FAR where it equals 1 - TAR, on the curve [..., points] with straight lines between its points."""
+    """Returns the FAR at which it equals 1 - TAR, by linear interpolation of the curve [..., points]."""
     excess = far + tar - 1
     after = np.argmax(excess >= 0, axis=-1)[..., None].clip(min=1)
 
@@ -56,7 +56,7 @@ def equal_error_rate(far: np.ndarray, tar: np.ndarray) -> np.ndarray:
 
 
 def tar_at_far(far: np.ndarray, tar: np.ndarray, levels: float | np.ndarray) -> np.ndarray:
-    """Returns the largest TAR of all thresholds with FAR of at most each of `levels`: [...] or [..., levels]."""
+    """Returns the largest TAR at a FAR of at most each of `levels`, [...] or [..., levels], without interpolation."""
     lead, points = far.shape[:-1], far.shape[-1]
     last = [np.searchsorted(row, np.asarray(levels) + ROUNDING, side="right") - 1 for row in far.reshape(-1, points)]
     rows = np.arange(len(last)).reshape(-1, *(1,) * np.ndim(levels))
@@ -68,7 +68,7 @@ def tar_at_far(far: np.ndarray, tar: np.ndarray, levels: float | np.ndarray) -> 
 def balanced_accuracy(
     scores: np.ndarray, genuine: np.ndarray, threshold: float, weights: np.ndarray | None = None
 ) -> np.ndarray:
-    """Returns (TAR + 1 - FAR) / 2 at a threshold: genuine and impostor pairs have equal weight; otherwise as `roc`."""
+    """Returns (TAR + 1 - FAR) / 2 at a threshold. The arguments are those of `roc`."""
     weights = np.ones(len(scores)) if weights is None else weights
     right = (scores >= threshold) == genuine
     rates = [ratio((weights * (right & kind)).sum(-1), (weights * kind).sum(-1)) for kind in (genuine, ~genuine)]
@@ -76,23 +76,23 @@ def balanced_accuracy(
 
 
 def best_pair_threshold(scores: np.ndarray, genuine: np.ndarray) -> float:
-    """Returns the threshold of largest balanced accuracy, halfway to the next lower score; the lowest of equals."""
+    """Returns the lowest threshold of largest balanced accuracy, midway between two neighbouring scores."""
     return _best_threshold(scores, genuine / max(genuine.sum(), 1), ~genuine / max((~genuine).sum(), 1))
 
 
 def best_identification_threshold(nearest: np.ndarray, right: np.ndarray, stranger: np.ndarray) -> float:
-    """Returns the threshold with most right answers: the nearest image's identity, or `nobody` below it.
+    """Returns the threshold with the most right answers, below which a probe is identified as nobody.
 
     Args:
-        nearest: [probes], score of the nearest image of the gallery, -inf for an empty one.
-        right: bool [probes], whether it is of the probe's identity.
-        stranger: bool [probes], whether the probe is of nobody in the gallery.
+        nearest: [probes], score of the nearest image in the gallery, -inf if it is empty.
+        right: bool [probes], whether that image is of the probe's identity.
+        stranger: bool [probes], whether the probe's person is not in the gallery.
     """
     return _best_threshold(nearest, (right & ~stranger).astype(float), stranger.astype(float))
 
 
 def _best_threshold(scores: np.ndarray, gain_above: np.ndarray, gain_below: np.ndarray) -> float:
-    """Maximises the gain of scores at or above, and below, a threshold halfway between neighbouring scores."""
+    """Returns the threshold with the largest sum of `gain_above` at or above it and `gain_below` below it."""
     values, groups = np.unique(scores, return_inverse=True)
     if not len(values):
         return np.inf

@@ -105,24 +105,23 @@ def seed():
 
 
 @pytest.mark.parametrize("side, method", [("in", "sp_in"), ("out", "sp_out"), ("in", "magnitude")])
-@pytest.mark.parametrize("remove_units", [False, True])
-def test_a_trained_model_keeps_outputs_and_masks(net, sparse, train, side, method, remove_units):
-    model, optimizer, sparsifier = sparse(net, method, "0.30")
-    train(net, model, optimizer, 40)
-    exported = export(model, remove_units=remove_units)
+def test_a_trained_model_keeps_outputs_and_masks(net, sparse, train, side, method):
+    model, optimizer, sparsifier = sparse(net, method, "0.30", total_steps=20)
+    train(net, model, optimizer, 20)
     inputs = net.batch(99)[0]
-    torch.testing.assert_close(exported(inputs), outputs(model, inputs), rtol=1e-5, atol=1e-5)
-    assert all(parameter.is_leaf and parameter.grad is None for parameter in exported.parameters())
-    assert all(type(parameter) is nn.Parameter for parameter in exported.parameters())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in exported.modules())
-    assert not any(module.training for module in exported.modules())
-    for name, mask in sparsifier.masks().items():
-        weight = exported.get_submodule(name).weight
-        kept = (weight.flatten(2) if weight.dim() > 2 else weight[..., None]).any(2)
-        kept = kept if side == "in" else kept.T
-        assert 0 < int(kept.sum()) <= int(mask.sum())
-        if not remove_units:
-            assert torch.equal(kept, mask)
+    for remove_units in (False, True):
+        exported = export(model, remove_units=remove_units)
+        torch.testing.assert_close(exported(inputs), outputs(model, inputs), rtol=1e-5, atol=1e-5)
+        assert all(parameter.is_leaf and parameter.grad is None for parameter in exported.parameters())
+        assert all(type(parameter) is nn.Parameter for parameter in exported.parameters())
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in exported.modules())
+        assert not any(module.training for module in exported.modules())
+        for name, mask in sparsifier.masks().items():
+            weight = exported.get_submodule(name).weight
+            kept = (weight.flatten(2) if weight.dim() > 2 else weight[..., None]).any(2)
+            kept = kept if side == "in" else kept.T
+            assert 0 < int(kept.sum()) <= int(mask.sum())
+            assert remove_units or torch.equal(kept, mask)
 
 
 def test_the_original_is_left_alone(net, sparse, train, same):
@@ -596,7 +595,7 @@ def test_an_exported_model_trains_saves_and_finds_its_slabs_again(tmp_path):
 def test_a_compiled_model_is_exported_plain(wrap):
     model = linears(9, 8, 5)
     drop(model[0], rows=[1])
-    exported = export(torch.compile(model) if wrap is torch.compile else model, remove_units=True)
+    exported = export(torch.compile(model, backend="eager") if wrap is torch.compile else model, remove_units=True)
     assert type(exported) is nn.Sequential
     assert list(exported.state_dict()) == list(model.state_dict())
     check_same_outputs(model, exported, (16, 9))

@@ -131,7 +131,7 @@ def test_an_empty_split_is_refused_with_the_suffixes(write_pack, prepared):
     root = write_pack()
     for part in ("A", "B", "label"):
         (root / "test" / part / "only.png").unlink()
-    with pytest.raises(ValueError, match=r"test: holds no images; allowed are .*\.png"):
+    with pytest.raises(ValueError, match=r"test: has no images; allowed are .*\.png"):
         prepared(root)
 
 

@@ -1,5 +1,6 @@
 """Mirrored, turned and recoloured images, against torchvision's and by hand."""
 
+import itertools
 import math
 
 import pytest
@@ -51,14 +52,13 @@ def test_mirrored_is_left_for_right(images):
     torch.testing.assert_close(found, images.flip(3), atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize("quarters", [-1, 1, 2, 3])
-@pytest.mark.parametrize("size", [15, 16])
-def test_quarter_turns_go_counter_clockwise(quarters, size):
-    images = torch.randint(0, 256, (1, 3, size, size)).float()
-    found = rotated(images, torch.tensor([quarters * math.pi / 2]), NO)
-    expected = torch.rot90(images, quarters, (2, 3))
-    torch.testing.assert_close(found[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1], atol=1e-2, rtol=0)
-    torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
+def test_quarter_turns_go_counter_clockwise():
+    for quarters, size in itertools.product((-1, 1, 2, 3), (15, 16)):
+        images = torch.randint(0, 256, (1, 3, size, size)).float()
+        found = rotated(images, torch.tensor([quarters * math.pi / 2]), NO)
+        expected = torch.rot90(images, quarters, (2, 3))
+        torch.testing.assert_close(found[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1], atol=1e-2, rtol=0)
+        torch.testing.assert_close(found, expected, atol=0.1, rtol=0)
 
 
 def test_a_quarter_turn_worked_by_hand():
@@ -67,20 +67,19 @@ def test_a_quarter_turn_worked_by_hand():
     torch.testing.assert_close(found, torch.tensor([[3.0, 6, 9], [2, 5, 8], [1, 4, 7]]), atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("angle", [-25.0, -7.0, 3.0, 10.0, 45.0])
-@pytest.mark.parametrize("mirrored", [False, True])
-def test_angles_are_torchvisions_after_mirroring(angle, mirrored):
-    from torchvision.transforms.functional import InterpolationMode, rotate
+def test_angles_are_torchvisions_after_mirroring():
+    for angle, mirrored in ((-25.0, False), (-7.0, True), (10.0, False), (45.0, True)):
+        from torchvision.transforms.functional import InterpolationMode, rotate
 
-    image = smooth()
-    expected = rotate(image.flip(3) if mirrored else image, angle, InterpolationMode.BILINEAR)
-    found = rotated(image, torch.tensor([math.radians(angle)]), YES if mirrored else NO)
-    # torchvision blends the edge with black in another way.
-    y, x = torch.meshgrid(torch.linspace(-1, 1, 48), torch.linspace(-1, 1, 48), indexing="ij")
-    inside = (x**2 + y**2).sqrt() < 0.9
-    torch.testing.assert_close(found[..., inside], expected[..., inside], atol=0.05, rtol=0)
-    assert (found - expected).abs().mean() < 0.5
-    assert (image - expected).abs().mean() > 3
+        image = smooth()
+        expected = rotate(image.flip(3) if mirrored else image, angle, InterpolationMode.BILINEAR)
+        found = rotated(image, torch.tensor([math.radians(angle)]), YES if mirrored else NO)
+        # torchvision blends the edge with black in another way.
+        y, x = torch.meshgrid(torch.linspace(-1, 1, 48), torch.linspace(-1, 1, 48), indexing="ij")
+        inside = (x**2 + y**2).sqrt() < 0.9
+        torch.testing.assert_close(found[..., inside], expected[..., inside], atol=0.05, rtol=0)
+        assert (found - expected).abs().mean() < 0.5
+        assert (image - expected).abs().mean() > 3
 
 
 def test_what_is_uncovered_is_black():
@@ -100,13 +99,12 @@ def test_each_image_is_turned_by_its_own_angle(images):
 # Colours.
 
 
-@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation"])
-@pytest.mark.parametrize("factor", [0.3, 0.8, 1.0, 1.2, 1.9])
-def test_a_change_alone_is_torchvisions(images, name, factor):
-    from torchvision.transforms import functional
+def test_a_change_alone_is_torchvisions(images):
+    for name, factor in itertools.product(("brightness", "contrast", "saturation"), (0.3, 1.0, 1.9)):
+        from torchvision.transforms import functional
 
-    expected = 255 * getattr(functional, f"adjust_{name}")(images / 255, factor)
-    torch.testing.assert_close(recolour(images, **{name: factor}), expected, atol=0.1, rtol=0)
+        expected = 255 * getattr(functional, f"adjust_{name}")(images / 255, factor)
+        torch.testing.assert_close(recolour(images, **{name: factor}), expected, atol=0.1, rtol=0)
 
 
 def test_changes_are_made_one_after_the_other_and_clamped_between(images):
@@ -122,28 +120,27 @@ def test_nothing_asked_is_nothing_changed(images):
     torch.testing.assert_close(recolour(images), images, atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize("turns", [-1, 1, 2])
-def test_a_full_turn_of_hue_is_the_identity(images, turns):
-    torch.testing.assert_close(recolour(images, hue=2 * math.pi * turns), images, atol=1e-2, rtol=0)
-    assert (recolour(images, hue=math.pi * turns / 3) - images).abs().mean() > 10
+def test_a_full_turn_of_hue_is_the_identity(images):
+    for turns in (-1, 1, 2):
+        torch.testing.assert_close(recolour(images, hue=2 * math.pi * turns), images, atol=1e-2, rtol=0)
+        assert (recolour(images, hue=math.pi * turns / 3) - images).abs().mean() > 10
 
 
-@pytest.mark.parametrize("hue", [-2.0, 0.3, 1.0, math.pi])
-def test_the_hue_of_grey_stays(hue):
-    grey = torch.randint(0, 256, (2, 1, 8, 8)).float().expand(2, 3, 8, 8)
-    torch.testing.assert_close(recolour(grey, hue=hue), grey, atol=1e-2, rtol=0)
+def test_the_hue_of_grey_stays():
+    for hue in (-2.0, 0.3, math.pi):
+        grey = torch.randint(0, 256, (2, 1, 8, 8)).float().expand(2, 3, 8, 8)
+        torch.testing.assert_close(recolour(grey, hue=hue), grey, atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize("hue", [-2.0, 0.3, 1.0, math.pi])
-@pytest.mark.parametrize("saturation", [0.4, 1.0, 1.3])
-def test_hue_and_saturation_keep_luma_where_nothing_is_clamped(hue, saturation):
-    pale = 128 + 12 * torch.randn(3, 3, 8, 8).clamp(-2, 2)
-    found = recolour(pale, hue=hue, saturation=saturation)
-    luma = torch.tensor(LUMA)
-    assert 0 < found.min() < found.max() < 255
-    torch.testing.assert_close(
-        torch.einsum("nchw,c->nhw", found, luma), torch.einsum("nchw,c->nhw", pale, luma), atol=1e-2, rtol=0
-    )
+def test_hue_and_saturation_keep_luma_where_nothing_is_clamped():
+    for hue, saturation in itertools.product((-2.0, 0.3, math.pi), (0.4, 1.0, 1.3)):
+        pale = 128 + 12 * torch.randn(3, 3, 8, 8).clamp(-2, 2)
+        found = recolour(pale, hue=hue, saturation=saturation)
+        luma = torch.tensor(LUMA)
+        assert 0 < found.min() < found.max() < 255
+        torch.testing.assert_close(
+            torch.einsum("nchw,c->nhw", found, luma), torch.einsum("nchw,c->nhw", pale, luma), atol=1e-2, rtol=0
+        )
 
 
 def test_turns_of_hue_add_up():
@@ -160,11 +157,11 @@ def test_each_image_has_its_own_change_and_mean_grey(images):
         torch.testing.assert_close(found[row], alone[0], atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize("change", [{"brightness": 1.9}, {"contrast": 1.9}, {"saturation": 1.9}, {"hue": 2.0}])
-def test_pixels_stay_between_0_and_255(images, change):
-    found = recolour((images > 127) * 255.0, **change)
-    assert found.min() >= 0
-    assert found.max() <= 255
+def test_pixels_stay_between_0_and_255(images):
+    for change in ({"brightness": 1.9}, {"contrast": 1.9}, {"saturation": 1.9}, {"hue": 2.0}):
+        found = recolour((images > 127) * 255.0, **change)
+        assert found.min() >= 0
+        assert found.max() <= 255
 
 
 # Draws.
@@ -192,31 +189,31 @@ def test_the_global_generator_is_left_alone(images):
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("name", ["rotation", *KINDS])
-def test_each_image_has_its_own_draw_of_each_kind(name):
-    image = smooth(16)
-    found = augmented(
-        image.repeat(6, 1, 1, 1), Augmentation(**STILL | {name: 20 if name == "rotation" else 0.3}), draw()
-    )
-    others = [*found, image[0], image[0].flip(2)]
-    for row in range(6):
-        assert min((found[row] - other).abs().max() for place, other in enumerate(others) if place != row) > 0.5
+def test_each_image_has_its_own_draw_of_each_kind():
+    for name in ("rotation", *KINDS):
+        image = smooth(16)
+        found = augmented(
+            image.repeat(6, 1, 1, 1), Augmentation(**STILL | {name: 20 if name == "rotation" else 0.3}), draw()
+        )
+        others = [*found, image[0], image[0].flip(2)]
+        for row in range(6):
+            assert min((found[row] - other).abs().max() for place, other in enumerate(others) if place != row) > 0.5
 
 
-@pytest.mark.parametrize("name", KINDS[:3])
-def test_factors_are_spread_evenly_between_their_bounds(name):
+def test_factors_are_spread_evenly_between_their_bounds():
     """Of an image that mirroring does not change, dark enough that nothing is clamped."""
-    image = torch.full((1, 3, 8, 8), 30.0)
-    image[..., :4, :] = torch.tensor([100.0, 60.0, 60.0]).reshape(3, 1, 1)
-    found = augmented(image.repeat(2000, 1, 1, 1), Augmentation(**STILL | {name: 0.4}), draw())
-    low, high = (recolour(image, **{name: factor}) for factor in (0.6, 1.4))
-    place = (high - low).abs().flatten().argmax()
-    low, high = low.flatten()[place], high.flatten()[place]
-    shares = (found.flatten(1)[:, place] - low) / (high - low)
-    assert shares.min() >= -1e-3
-    assert shares.max() <= 1 + 1e-3
-    quarters = torch.histc(shares, 4, 0, 1) / 2000
-    assert quarters.tolist() == pytest.approx([0.25] * 4, abs=0.05)
+    for name in KINDS[:3]:
+        image = torch.full((1, 3, 8, 8), 30.0)
+        image[..., :4, :] = torch.tensor([100.0, 60.0, 60.0]).reshape(3, 1, 1)
+        found = augmented(image.repeat(2000, 1, 1, 1), Augmentation(**STILL | {name: 0.4}), draw())
+        low, high = (recolour(image, **{name: factor}) for factor in (0.6, 1.4))
+        place = (high - low).abs().flatten().argmax()
+        low, high = low.flatten()[place], high.flatten()[place]
+        shares = (found.flatten(1)[:, place] - low) / (high - low)
+        assert shares.min() >= -1e-3
+        assert shares.max() <= 1 + 1e-3
+        quarters = torch.histc(shares, 4, 0, 1) / 2000
+        assert quarters.tolist() == pytest.approx([0.25] * 4, abs=0.05)
 
 
 def test_angles_reach_their_bounds_on_either_side_and_not_beyond():

@@ -1,5 +1,6 @@
 """ResNets against torchvision's and by hand, and that a slab's units are what its weight reads or writes."""
 
+import itertools
 import math
 from decimal import Decimal
 from types import SimpleNamespace
@@ -23,7 +24,6 @@ from bbnet.training.units import measure_units
 CPU = torch.device("cpu")
 MEAN, SD = [120.0, 110.0, 100.0], [50.0, 40.0, 30.0]
 SIDES = ("in", "out", "both")
-CASES = [(which, side) for which in ("paper", "wide") for side in SIDES]
 
 
 def restless(network: nn.Module) -> nn.Module:
@@ -95,16 +95,16 @@ def test_the_notebooks_network_has_56_845_209_weights(paper_network):
     assert sum(parameter.numel() for parameter in paper_network.parameters()) == 56_845_209
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_the_papers_slabs_are_33_of_8_128_units_and_8_785_920_weights(paper_network, side):
-    slabs = task.slabs(paper_network, "paper", side)
-    weights = [slab_weight(paper_network, slab) for slab in slabs]
-    assert len(slabs) == len({slab.name for slab in slabs}) == 33
-    assert sum(weight.numel() for weight in weights) == 8_785_920
-    assert sum(weight.shape[0] for weight in weights) == 8_128
-    if side == "in":
-        assert sum(slab_shape(weight, "in")[0] for weight in weights) == 8_128
-    assert all(weight.shape[2:] == (1, 1) for weight in weights)
+def test_the_papers_slabs_are_33_of_8_128_units_and_8_785_920_weights(paper_network):
+    for side in SIDES:
+        slabs = task.slabs(paper_network, "paper", side)
+        weights = [slab_weight(paper_network, slab) for slab in slabs]
+        assert len(slabs) == len({slab.name for slab in slabs}) == 33
+        assert sum(weight.numel() for weight in weights) == 8_785_920
+        assert sum(weight.shape[0] for weight in weights) == 8_128
+        if side == "in":
+            assert sum(slab_shape(weight, "in")[0] for weight in weights) == 8_128
+        assert all(weight.shape[2:] == (1, 1) for weight in weights)
 
 
 def test_the_wide_slabs_of_the_notebooks_network_are_its_70_convolutions_of_1x1(paper_network):
@@ -127,19 +127,19 @@ def test_the_settings_know_its_stages(paper_network):
 # Against torchvision.
 
 
-@pytest.mark.parametrize(("inputs", "stride"), [(32, 1), (32, 2), (16, 1), (16, 2)])
-def test_a_bottleneck_is_torchvisions(inputs, stride):
-    from torchvision.models import resnet
+def test_a_bottleneck_is_torchvisions():
+    for inputs, stride in ((32, 1), (32, 2), (16, 1), (16, 2)):
+        from torchvision.models import resnet
 
-    own = restless(Bottleneck(inputs, 8, stride))
-    shortcut = nn.Sequential(nn.Conv2d(inputs, 32, 1, stride, bias=False), nn.BatchNorm2d(32))
-    plain = inputs == 32 and stride == 1
-    theirs = resnet.Bottleneck(inputs, 8, stride, None if plain else shortcut).eval()
-    assert list(own.state_dict()) == list(theirs.state_dict())
-    theirs.load_state_dict(own.state_dict())
-    maps = torch.randn(2, inputs, 9, 9)
-    for mode in (False, True):
-        torch.testing.assert_close(own.train(mode)(maps.clone()), theirs.train(mode)(maps.clone()))
+        own = restless(Bottleneck(inputs, 8, stride))
+        shortcut = nn.Sequential(nn.Conv2d(inputs, 32, 1, stride, bias=False), nn.BatchNorm2d(32))
+        plain = inputs == 32 and stride == 1
+        theirs = resnet.Bottleneck(inputs, 8, stride, None if plain else shortcut).eval()
+        assert list(own.state_dict()) == list(theirs.state_dict())
+        theirs.load_state_dict(own.state_dict())
+        maps = torch.randn(2, inputs, 9, 9)
+        for mode in (False, True):
+            torch.testing.assert_close(own.train(mode)(maps.clone()), theirs.train(mode)(maps.clone()))
 
 
 def test_a_small_network_is_torchvisions_behind_another_stem():
@@ -180,6 +180,7 @@ def pretrained(tmp_path_factory):
     path.unlink()
 
 
+@pytest.mark.thorough
 def test_the_backbone_starts_from_the_weights_of_torchvision(pretrained):
     path, theirs, model = pretrained
     head = model.head.weight.clone()
@@ -197,20 +198,42 @@ def test_the_backbone_starts_from_the_weights_of_torchvision(pretrained):
     assert expected.std() > 0.1
 
 
-@pytest.mark.parametrize("content", ["text", "tensor", "another network", "batch norms alone", "nothing"])
-def test_a_file_without_weights_of_resnet101_is_refused_by_name(pretrained, tmp_path, content):
-    _, theirs, model = pretrained
+def test_weights_are_loaded_into_the_backbone_without_their_classifier(model, tmp_path):
+    """With a small network in place of ResNet-101, whose real weights are loaded in a thorough test."""
+    source = restless(SmallResNet(model.settings.stages())).state_dict()
+    torch.save(source | {"fc.weight": torch.ones(1000, 80), "fc.bias": torch.ones(1000)}, tmp_path / "weights.pth")
+    head = model.head.weight.clone()
+    load_pretrained(model, tmp_path / "weights.pth")
+    found = model.backbone.state_dict()
+    assert source.keys() == found.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in source.items())
+    assert torch.equal(model.head.weight, head)
+
+
+def test_pretrained_models_normalise_as_imagenet_does(monkeypatch):
+    from torchvision import models
+
+    monkeypatch.setattr(models, "resnet101", models.resnet18)
+    weights = {"pack": "imagenet_resnet101", "path": "resnet101-01234567.pth"}
+    for chosen, mean, sd in (
+        (weights, [0.485 * 255, 0.456 * 255, 0.406 * 255], [0.229 * 255, 0.224 * 255, 0.225 * 255]),
+        (None, MEAN, SD),
+    ):
+        network = FaceNetwork(ResNet(architecture="resnet101", weights=chosen), 5, MEAN, SD)
+        assert network.mean.flatten().tolist() == pytest.approx(mean)
+        assert network.sd.flatten().tolist() == pytest.approx(sd)
+
+
+def test_a_file_without_the_weights_of_the_backbone_is_refused_by_name(model, tmp_path):
     path = tmp_path / "some-weights.pth"
-    if content == "text":
-        path.write_text("not weights")
-    elif content == "tensor":
-        torch.save(torch.zeros(3), path)
-    elif content == "another network":
-        torch.save(SmallResNet([(8, 1)]).state_dict(), path)
-    elif content == "batch norms alone":
-        torch.save({name: tensor for name, tensor in theirs.state_dict().items() if ".bn" in name}, path)
-    with pytest.raises(ValueError, match=r"some-weights\.pth: holds no weights of ResNet-101"):
-        load_pretrained(model, path)
+    norms = {name: tensor for name, tensor in model.backbone.state_dict().items() if ".bn" in name}
+    for content in (None, "not weights", torch.zeros(3), SmallResNet([(8, 1)]).state_dict(), norms):
+        if isinstance(content, str):
+            path.write_text(content)
+        elif content is not None:
+            torch.save(content, path)
+        with pytest.raises(ValueError, match=r"some-weights\.pth: contains no weights of ResNet-101"):
+            load_pretrained(model, path)
 
 
 # The network around the backbone.
@@ -228,86 +251,89 @@ def test_images_are_not_changed(model, images):
     assert torch.equal(images, before)
 
 
-@pytest.mark.parametrize("head", ["linear", "arcface"])
-def test_the_task_builds_the_network_for_its_index(head):
-    index = {"identities": ["a", "b", "c"], "mean": MEAN, "sd": SD, "size": 32}
-    model = task.build_model(ResNet(architecture="small", widths=[8, 16], blocks=[1, 1], head=head), index, CPU)
-    (example,) = task.example_inputs(index, CPU)
-    assert model.eval()(example).shape == (1, 3)
-    assert model.features(example).shape == (1, 64)
-    assert isinstance(model.head, nn.Linear) == (head == "linear")
+def test_the_task_builds_the_network_for_its_index():
+    for head in ("linear", "arcface"):
+        index = {"identities": ["a", "b", "c"], "mean": MEAN, "sd": SD, "size": 32}
+        model = task.build_model(ResNet(architecture="small", widths=[8, 16], blocks=[1, 1], head=head), index, CPU)
+        (example,) = task.example_inputs(index, CPU)
+        assert model.eval()(example).shape == (1, 3)
+        assert model.features(example).shape == (1, 64)
+        assert isinstance(model.head, nn.Linear) == (head == "linear")
 
 
 # Slabs.
 
 
-@pytest.mark.parametrize("which", ["paper", "wide"])
-def test_both_sides_have_the_same_weights(model, which):
-    by_side = {side: task.slabs(model, which, side) for side in SIDES}
-    names = {side: [slab.name for slab in slabs] for side, slabs in by_side.items()}
-    assert names["in"] == names["out"] == names["both"]
-    assert {slab.side for slab in by_side["in"]} == {"in"}
-    assert {slab.side for slab in by_side["out"]} == {"out"}
+def test_both_sides_have_the_same_weights(model):
+    for which in ("paper", "wide"):
+        by_side = {side: task.slabs(model, which, side) for side in SIDES}
+        names = {side: [slab.name for slab in slabs] for side, slabs in by_side.items()}
+        assert names["in"] == names["out"] == names["both"]
+        assert {slab.side for slab in by_side["in"]} == {"in"}
+        assert {slab.side for slab in by_side["out"]} == {"out"}
 
 
-@pytest.mark.parametrize("which", ["paper", "wide"])
-def test_on_side_both_bottlenecks_take_turns(model, which):
-    sides = {}
-    for slab in task.slabs(model, which, "both"):
-        sides.setdefault(next(block for block in blocks_of(model) if slab.name.startswith(f"{block}.")), set()).add(
-            slab.side
+def test_on_side_both_bottlenecks_take_turns(model):
+    for which in ("paper", "wide"):
+        sides = {}
+        for slab in task.slabs(model, which, "both"):
+            sides.setdefault(next(block for block in blocks_of(model) if slab.name.startswith(f"{block}.")), set()).add(
+                slab.side
+            )
+        assert [sides[block] for block in blocks_of(model)] == [{"in"}, {"out"}, {"in"}, {"out"}, {"in"}]
+
+
+def test_the_papers_slabs_are_the_convolutions_that_reduce(model):
+    for side in SIDES:
+        assert [slab.name for slab in task.slabs(model, "paper", side)] == [
+            f"{block}.conv1" for block in blocks_of(model)
+        ]
+
+
+def test_the_wide_slabs_are_all_convolutions_of_1x1_of_the_blocks_once(model):
+    for side in SIDES:
+        expected = [
+            name
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and ".layer" in name
+        ]
+        found = [slab.name for slab in task.slabs(model, "wide", side)]
+        assert sorted(found) == sorted(expected)
+        assert len(found) == 5 + 5 + 3
+        assert len(check_slabs(model, task.slabs(model, "wide", side), Decimal("0.5"))) == len(found)
+
+
+def test_the_settings_know_the_fans_of_slabs():
+    for which, blocks in itertools.product(("paper", "wide"), ([1, 1, 1], [2, 1, 2])):
+        sizes = {"widths": [16, 12, 20], "blocks": blocks}
+        data = {"pack": "faces", "path": "somewhere"}
+        training = {"epochs": 2, "warm_up_epochs": 1, "learning_rate": 0.1, "batch_size": 2}
+        settings = Settings(
+            data=data, size=32, slabs=which, models={"tiny": {"architecture": "small"} | sizes}, training=training
         )
-    assert [sides[block] for block in blocks_of(model)] == [{"in"}, {"out"}, {"in"}, {"out"}, {"in"}]
+        model = small(**sizes)
+        found = {
+            slab_shape(slab_weight(model, slab), side)[1]
+            for side in SIDES[:2]
+            for slab in task.slabs(model, which, side)
+        }
+        assert settings.fans() == {"tiny": found}
 
 
-@pytest.mark.parametrize("side", SIDES)
-def test_the_papers_slabs_are_the_convolutions_that_reduce(model, side):
-    assert [slab.name for slab in task.slabs(model, "paper", side)] == [f"{block}.conv1" for block in blocks_of(model)]
-
-
-@pytest.mark.parametrize("side", SIDES)
-def test_the_wide_slabs_are_all_convolutions_of_1x1_of_the_blocks_once(model, side):
-    expected = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and ".layer" in name
-    ]
-    found = [slab.name for slab in task.slabs(model, "wide", side)]
-    assert sorted(found) == sorted(expected)
-    assert len(found) == 5 + 5 + 3
-    assert len(check_slabs(model, task.slabs(model, "wide", side), Decimal("0.5"))) == len(found)
-
-
-@pytest.mark.parametrize("which", ["paper", "wide"])
-@pytest.mark.parametrize("blocks", [[1, 1, 1], [2, 1, 2]])
-def test_the_settings_know_the_fans_of_slabs(which, blocks):
-    sizes = {"widths": [16, 12, 20], "blocks": blocks}
-    data = {"pack": "faces", "path": "somewhere"}
-    training = {"epochs": 2, "warm_up_epochs": 1, "learning_rate": 0.1, "batch_size": 2}
-    settings = Settings(
-        data=data, size=32, slabs=which, models={"tiny": {"architecture": "small"} | sizes}, training=training
-    )
-    model = small(**sizes)
-    found = {
-        slab_shape(slab_weight(model, slab), side)[1] for side in SIDES[:2] for slab in task.slabs(model, which, side)
-    }
-    assert settings.fans() == {"tiny": found}
-
-
-@pytest.mark.parametrize(("which", "side"), CASES)
-def test_units_are_those_that_the_weight_writes_or_reads(model, images, which, side):
-    inputs, outputs = seen(model, images)
-    for slab in task.slabs(model, which, side):
-        (unit,) = slab.units
-        block, _, layer = slab.name.removesuffix(".0").rpartition(".")
-        assert slab.normalised == (slab.side == "in")
-        if slab.side == "out":
-            assert torch.equal(outputs[unit].relu(), inputs[slab.name]), slab
-        elif layer == "conv1":
-            assert torch.equal(inputs[unit], outputs[slab.name]), slab
-            assert torch.equal(outputs[unit].relu(), inputs[f"{block}.conv2"])
-        else:
-            assert unit == block
+def test_units_are_those_that_the_weight_writes_or_reads(model, images):
+    for side in SIDES:
+        inputs, outputs = seen(model, images)
+        for slab in task.slabs(model, "wide", side):
+            (unit,) = slab.units
+            block, _, layer = slab.name.removesuffix(".0").rpartition(".")
+            assert slab.normalised == (slab.side == "in")
+            if slab.side == "out":
+                assert torch.equal(outputs[unit].relu(), inputs[slab.name]), slab
+            elif layer == "conv1":
+                assert torch.equal(inputs[unit], outputs[slab.name]), slab
+                assert torch.equal(outputs[unit].relu(), inputs[f"{block}.conv2"])
+            else:
+                assert unit == block
 
 
 def activations(model: FaceNetwork, images: torch.Tensor) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
@@ -339,16 +365,16 @@ def activations(model: FaceNetwork, images: torch.Tensor) -> tuple[dict[str, tor
     return read, written
 
 
-@pytest.mark.parametrize(("which", "side"), CASES)
+@pytest.mark.parametrize("side", SIDES)
 @torch.no_grad()
-def test_a_shared_relu_gives_each_unit_its_own_on_rate(model, images, which, side):
+def test_a_shared_relu_gives_each_unit_its_own_on_rate(model, images, side):
     read, written = activations(model, images)
     labels = torch.zeros(len(images), dtype=torch.int64)
     split = SimpleNamespace(
         in_order=lambda: [torch.arange(4), torch.arange(4, 6)],
         batch=lambda indices, device: Batch(images[indices], labels[indices]),
     )
-    slabs = task.slabs(model, which, side)
+    slabs = task.slabs(model, "wide", side)
     rows, _ = measure_units(task, model, split, CPU, slabs, {})
     rates = OnRates.of_slabs(model, slabs, stride=1, in_training=False)
     model(images)
@@ -367,7 +393,13 @@ def test_a_shared_relu_gives_each_unit_its_own_on_rate(model, images, which, sid
     assert len(distinct) >= len({slab.units for slab in slabs}) > len(blocks_of(model)) - 1
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [
+        method if method in ("sp_in", "sp_out", "topk") else pytest.param(method, marks=pytest.mark.thorough)
+        for method in METHODS
+    ],
+)
 def test_every_method_of_the_default_study_trains_it_at_its_budget(method, images):
     model = small(widths=[24, 32], blocks=[2, 1]).train()
     side = METHODS[method].get("side", "in")
@@ -433,15 +465,15 @@ def test_the_angle_of_arcface_ends_at_pi():
     assert found.tolist() == pytest.approx([10 * math.cos(2.5), -10, -10, -10], abs=1e-4)
 
 
-@pytest.mark.parametrize("features", [[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]])
-def test_gradients_of_arcface_are_finite_at_its_corners(features):
-    head = CosineHead(2, 2, scale=10.0, margin=0.5)
-    with torch.no_grad():
-        head.weight.copy_(torch.eye(2))
-    features = torch.tensor([features], requires_grad=True)
-    head(features, torch.tensor([0])).log_softmax(1)[0, 0].backward()
-    assert features.grad.isfinite().all()
-    assert head.weight.grad.isfinite().all()
+def test_gradients_of_arcface_are_finite_at_its_corners():
+    for corner in ([1.0, 0.0], [-1.0, 0.0], [0.0, 0.0]):
+        head = CosineHead(2, 2, scale=10.0, margin=0.5)
+        with torch.no_grad():
+            head.weight.copy_(torch.eye(2))
+        features = torch.tensor([corner], requires_grad=True)
+        head(features, torch.tensor([0])).log_softmax(1)[0, 0].backward()
+        assert features.grad.isfinite().all()
+        assert head.weight.grad.isfinite().all()
 
 
 def smoothed(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> float:
@@ -452,14 +484,14 @@ def smoothed(logits: torch.Tensor, labels: torch.Tensor, smoothing: float) -> fl
     return torch.stack(rows).mean().item()
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4])
 @torch.no_grad()
-def test_labels_are_smoothed_over_all_identities(images, smoothing):
-    model, labels = restless(small(label_smoothing=smoothing)), torch.tensor([0, 6, 3, 3, 1, 2])
-    found = task.loss(model, Batch(images.to(torch.uint8), labels))
-    assert found.item() == pytest.approx(smoothed(model(images), labels, smoothing), rel=1e-5)
-    expected = functional.cross_entropy(model(images), labels, label_smoothing=smoothing)
-    assert found.item() == pytest.approx(expected.item(), rel=1e-6)
+def test_labels_are_smoothed_over_all_identities(images):
+    for smoothing in (0.0, 0.1, 0.4):
+        model, labels = restless(small(label_smoothing=smoothing)), torch.tensor([0, 6, 3, 3, 1, 2])
+        found = task.loss(model, Batch(images.to(torch.uint8), labels))
+        assert found.item() == pytest.approx(smoothed(model(images), labels, smoothing), rel=1e-5)
+        expected = functional.cross_entropy(model(images), labels, label_smoothing=smoothing)
+        assert found.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 @torch.no_grad()
@@ -477,11 +509,11 @@ def test_arcface_has_its_margin_in_training_alone(images):
     assert task.loss(model, batch).item() == pytest.approx(smoothed(plain, batch.labels, 0.2), rel=1e-4)
 
 
-@pytest.mark.parametrize("head", ["linear", "arcface"])
-def test_the_gradient_reaches_every_parameter(images, head):
-    model = small(head=head).train()
-    task.loss(model, Batch(images, torch.arange(6))).backward()
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        assert parameter.grad.abs().sum() > 0, name
+def test_the_gradient_reaches_every_parameter(images):
+    for head in ("linear", "arcface"):
+        model = small(head=head).train()
+        task.loss(model, Batch(images, torch.arange(6))).backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            assert parameter.grad.abs().sum() > 0, name

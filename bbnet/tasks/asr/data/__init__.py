@@ -1,1 +1,1 @@
-"""Turns a corpus in LibriSpeech's layout into batches."""
+"""Reads a corpus in the layout of LibriSpeech, prepares its features and tokens, and serves batches of them."""

@@ -1,4 +1,4 @@
-"""Batches by duration, of utterances of similar length, so that there is little padding and there are few shapes."""
+"""Serves batches of about equal duration, made of utterances of similar length to limit padding and shapes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from bbnet.tasks.asr.data.features import FRAMES_PER_SECOND, positions
 from bbnet.tasks.asr.data.tokens import EOS, PAD, load_tokeniser
 from bbnet.tasks.asr.settings import Decoding, SpecAugment, SpeechTraining
 
-CLASS_RATIO = 1.15  # largest ratio of lengths within a class, which bounds the padding
+CLASS_RATIO = 1.15  # largest ratio of lengths within a class, which limits the padding
 EVALUATION_FRAMES = 20_000
 
 
@@ -24,7 +24,7 @@ EVALUATION_FRAMES = 20_000
 class Batch(batches.Batch):
     """`features` float32 [batch, time, 80], `frames` int64 [batch], `tokens` int64 [batch, length], `counts` [batch].
 
-    Features beyond an utterance's frames are 0, and tokens beyond its own are `PAD`.
+    Features are padded with 0, tokens with `PAD`.
     """
 
     features: Tensor
@@ -42,7 +42,7 @@ class Batch(batches.Batch):
         return padded.scatter(1, self.counts[:, None], EOS)
 
     def valid(self) -> dict[str, Tensor]:
-        """Returns the positions of the encoder and of the decoder that are not padding."""
+        """Returns masks of the positions of the encoder and of the decoder that are not padding."""
         encoder = torch.arange(positions(self.features.shape[1]), device=self.frames.device)
         decoder = torch.arange(self.tokens.shape[1] + 1, device=self.frames.device)
         return {
@@ -52,15 +52,15 @@ class Batch(batches.Batch):
 
 
 class Utterances:
-    """One split of the prepared data.
+    """A split of the prepared data.
 
     Attributes:
-        keys, texts: key and text of each utterance.
-        other: int8 [utterances], 1 for those of the second test set.
-        frames, counts: int64 [utterances], on the CPU: number of frames and of tokens.
-        longest: number of tokens of the longest reference.
-        buckets: Head, Mid and Tail of the training text's words, if the index has them.
-        decoding: as in the index, else greedy.
+        keys, texts: key and normalised text of each utterance.
+        other: int8 [utterances], 1 for utterances of test-other.
+        frames, counts: int64 [utterances], on the CPU; number of frames and of tokens.
+        longest: largest number of tokens of a reference.
+        buckets: word -> Head, Mid or Tail, if the index contains them.
+        decoding: settings of decoding; greedy if the index contains none.
     """
 
     ARRAYS = ("features", "tokens", "starts", "token_starts")
@@ -68,12 +68,12 @@ class Utterances:
     def __init__(self, prepared: Path, index: Mapping[str, Any], split: str) -> None:
         sizes = {name: len(index["splits"][name]["utterances"]) for name in SPLITS}
         first = sum(size for name, size in sizes.items() if list(SPLITS).index(name) < list(SPLITS).index(split))
-        these = slice(first, first + sizes[split] + 1)
-        self.features, self.starts = _part(prepared / "features.npy", prepared / "starts.npy", these)
-        self.tokens, self.token_starts = _part(prepared / "tokens.npy", prepared / "token_starts.npy", these)
+        rows = slice(first, first + sizes[split] + 1)
+        self.features, self.starts = _part(prepared / "features.npy", prepared / "starts.npy", rows)
+        self.tokens, self.token_starts = _part(prepared / "tokens.npy", prepared / "token_starts.npy", rows)
         self.frames = self.starts.diff()
         self.counts = self.token_starts.diff()
-        # All batches of a class have one shape, so that few shapes are allocated, planned and compiled for.
+        # All batches of a class are padded to one shape, because memory and kernels are cached and compiled per shape.
         self._class_of = (self.frames.double().log() / np.log(CLASS_RATIO)).floor()
         self._class_shapes = {
             value: (int(self.frames[members].max()), max(1, int(self.counts[members].max())))
@@ -102,10 +102,10 @@ class Utterances:
         return sum(-(-len(members) // size) for members, size in self._classes(training))
 
     def batches(self, training: SpeechTraining, generator: torch.Generator) -> list[Tensor]:
-        """Returns every utterance once, in a random order of random batches within classes of similar length.
+        """Returns the indices of each batch; utterances are shuffled within classes of similar length, then batches.
 
-        No batch is longer than `batch_seconds` with its padding, unless a single utterance is. The number and the sizes
-        of batches are the same in every epoch.
+        A batch including its padding is no longer than `batch_seconds`, unless it is a single utterance. The number of
+        batches and their sizes are the same in every epoch.
         """
         batches = []
         for members, size in self._classes(training):
@@ -114,7 +114,7 @@ class Utterances:
         return [batches[place] for place in torch.randperm(len(batches), generator=generator)]
 
     def in_order(self) -> list[Tensor]:
-        """Returns every utterance once, sorted by length, in batches for evaluation."""
+        """Returns the indices of every utterance once, sorted by length, in batches for evaluation."""
         by_length = torch.argsort(self.frames, stable=True)
         batches, first = [], 0
         while first < len(by_length):
@@ -127,7 +127,7 @@ class Utterances:
         return batches
 
     def _classes(self, training: SpeechTraining) -> list[tuple[Tensor, int]]:
-        """Returns groups of utterances of similar length, and the batch size of each."""
+        """Returns the members of each class of similar length, with the batch size of the class."""
         budget = training.batch_seconds * FRAMES_PER_SECOND
         return [
             (members, max(1, int(budget // self._class_shapes[value][0]))) for value, members in self._members().items()
@@ -137,31 +137,31 @@ class Utterances:
         return {value: torch.nonzero(self._class_of == value).flatten() for value in self._class_of.unique().tolist()}
 
     def _shape(self, indices: Tensor) -> tuple[int, int]:
-        """Returns frames and tokens of the longest utterances in the classes of a batch."""
+        """Returns the numbers of frames and tokens to which a batch is padded: the largest of its classes."""
         shapes = [self._class_shapes[value] for value in self._class_of[indices].unique().tolist()]
         return max(time for time, _ in shapes), max(length for _, length in shapes)
 
 
 def _part(values: Path, starts: Path, utterances: slice) -> tuple[Tensor, Tensor]:
-    """Returns the memory-mapped rows of some utterances, and where each utterance begins among them."""
+    """Returns the memory-mapped rows of these utterances, and the start of each utterance among them."""
     places = np.load(starts)[utterances]
     return torch.from_numpy(open_array(values)[places[0] : places[-1]]), torch.from_numpy(places - places[0])
 
 
 def _padded(values: Tensor, starts: Tensor, rows: Tensor, length: int, padding: float) -> tuple[Tensor, Tensor]:
-    """Returns stretches of `values` from `starts` as [batch, length, ...], and their lengths."""
+    """Returns the values of the utterances `rows`, padded to [batch, length, ...], and their numbers of values."""
     first = starts[rows]
     counts = starts[rows + 1] - first
     within = torch.arange(length, device=values.device)
     inside = within < counts[:, None]
-    if not len(values):  # no utterance has any tokens
+    if not len(values):  # all texts are empty
         return values.new_full(inside.shape, padding), counts
     padded = values[torch.where(inside, first[:, None] + within, 0)]
     return padded.masked_fill_(~inside.reshape(*inside.shape, *(1,) * (values.dim() - 1)), padding), counts
 
 
 def spec_augment(batch: Batch, settings: SpecAugment, generator: torch.Generator) -> Batch:
-    """Applies frequency and time masks, drawn for each utterance over its own length. Masked features are 0."""
+    """Applies SpecAugment: sets random bins, and random frames within the length of each utterance, to 0."""
     bins = batch.features.shape[2]
     most = batch.frames * settings.time_share / max(1, settings.time_masks)
     time = _masks(batch.frames, settings.time_masks, settings.time_width, most, batch.features.shape[1], generator)
@@ -172,7 +172,7 @@ def spec_augment(batch: Batch, settings: SpecAugment, generator: torch.Generator
 
 
 def _masks(lengths: Tensor, count: int, width: int, most: Tensor, places: int, generator: torch.Generator) -> Tensor:
-    """Returns bool [batch, places]: `count` stretches narrower than `width` and at most `most`, within `lengths`."""
+    """Returns bool [batch, places], true in `count` spans within `lengths`, below `width` and at most `most` wide."""
     draws = torch.rand(2, len(lengths), count, 1, generator=generator, device=lengths.device)
     widths = torch.minimum((draws[0] * width).floor(), most.floor()[:, None, None])
     starts = (draws[1] * (lengths[:, None, None] - widths + 1)).floor()

@@ -1,4 +1,4 @@
-"""A corpus in LibriSpeech's layout: {split}/{speaker}/{chapter}/{utterance}.flac and {speaker}-{chapter}.trans.txt."""
+"""Reads LibriSpeech's layout: {split}/{speaker}/{chapter}/{utterance}.flac and {speaker}-{chapter}.trans.txt."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,14 +24,14 @@ class Utterance:
 
 
 def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) -> dict[str, Any]:
-    """Generates the embedded pack or unpacks LibriSpeech into `target`, or uses the given folder, and checks it.
+    """Synthesises the embedded pack or unpacks LibriSpeech into `target`, or uses the given folder; and checks it.
 
     Returns the manifest: the folders of each split, their numbers of audio files, and the entries of `bring`.
-    Raises: ValueError naming a folder that is missing, incomplete or without audio, or what cannot be downloaded.
+    Raises: ValueError naming a missing or incomplete folder, one without audio, or a file that cannot be downloaded.
     """
     pack = TypeAdapter(Data).validate_python(data)
     if isinstance(pack, SpokenWords):
-        _speak(pack, target)
+        _synthesise(pack, target)
         return {"pack": pack.pack, "splits": SPLITS, "audio_files": _count_audio(target, folders_of(SPLITS))}
     splits = SPLITS | {"train": tuple(pack.train)}
     folders = folders_of(splits)
@@ -39,7 +39,7 @@ def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) ->
     counts = _count_audio(root, folders)
     if pack.complete:
         for folder in folders:
-            _check_whole(root, folder, read_pack(pack.pack).counts[folder])
+            _check_complete(root, folder, read_pack(pack.pack).counts[folder])
     return {"pack": pack.pack, "splits": splits, "audio_files": counts} | origin
 
 
@@ -48,18 +48,18 @@ def folders_of(splits: Mapping[str, Sequence[str]]) -> list[str]:
     return [folder for folders in splits.values() for folder in folders]
 
 
-def _check_whole(root: Path, folder: str, published: int) -> None:
+def _check_complete(root: Path, folder: str, published: int) -> None:
     utterances, unpaired = read_folder(root, folder)
     refuse_incomplete(root / folder, len(utterances), published, "utterances", list(unpaired.values()))
     for utterance in spread(utterances):
         read_audio(utterance.audio)
 
 
-def _speak(pack: SpokenWords, target: Path) -> None:
-    # Imported late, since training jobs need no generator.
+def _synthesise(pack: SpokenWords, target: Path) -> None:
+    # Imported here because training jobs do not need the generator.
     from bbnet.data.synthetic.spoken_words import Section, write_spoken_words
 
-    def other(utterances: int, lowest_db: float) -> Section:
+    def evaluation_section(utterances: int, lowest_db: float) -> Section:
         return Section(utterances, pack.speakers, (lowest_db, lowest_db + 15), pack.unseen)
 
     write_spoken_words(
@@ -67,9 +67,9 @@ def _speak(pack: SpokenWords, target: Path) -> None:
         seed=pack.seed,
         sections={
             "train-clean-100": Section(pack.train, pack.train_speakers, (pack.noise - 5, pack.noise + 15)),
-            "dev-clean": other(pack.val, pack.noise),
-            "test-clean": other(pack.test, pack.noise),
-            "test-other": other(pack.test, pack.noise - 10),
+            "dev-clean": evaluation_section(pack.val, pack.noise),
+            "test-clean": evaluation_section(pack.test, pack.noise),
+            "test-other": evaluation_section(pack.test, pack.noise - 10),
         },
         words=pack.words,
         unseen_words=pack.unseen_words,
@@ -82,15 +82,15 @@ def _count_audio(root: Path, folders: Sequence[str]) -> dict[str, int]:
     counts = {}
     for folder in folders:
         if not (root / folder).is_dir():
-            raise ValueError(f"{root / folder}: no such folder; a corpus holds {', '.join(folders)}")
+            raise ValueError(f"{root / folder}: no such folder; a corpus has {', '.join(folders)}")
         counts[folder] = sum(1 for _ in (root / folder).glob("*/*/*.flac"))
         if not counts[folder]:
-            raise ValueError(f"{root / folder}: holds no audio; allowed is {{speaker}}/{{chapter}}/*.flac")
+            raise ValueError(f"{root / folder}: has no audio; allowed is {{speaker}}/{{chapter}}/*.flac")
     return counts
 
 
 def read_folder(root: Path, folder: str) -> tuple[list[Utterance], dict[str, str]]:
-    """Returns the utterances of a split, ordered by key, and the reason for each unpaired one.
+    """Returns the utterances of a folder, ordered by key, and what is missing of each unpaired one, by key.
 
     Raises: ValueError naming a transcript that cannot be read or an utterance that occurs twice.
     """
@@ -108,11 +108,11 @@ def read_folder(root: Path, folder: str) -> tuple[list[Utterance], dict[str, str
             if key not in audio:
                 audio[key] = path.parent / f"{key}.flac"
     utterances, unpaired = [], {}
-    for key in sorted(audio, key=_by_numbers):
+    for key in sorted(audio, key=_numeric_key):
         if key not in texts:
             unpaired[key] = f"{audio[key]}: has no transcript"
         elif not audio[key].is_file():
-            unpaired[key] = f"{audio[key]}: there is a transcript but no such audio"
+            unpaired[key] = f"{audio[key]}: has a transcript but no audio"
         else:
             utterances.append(Utterance(key, audio[key], texts[key]))
     return utterances, unpaired
@@ -127,6 +127,6 @@ def _read_transcript(path: Path) -> list[tuple[str, str]]:
     return [(key, text.strip()) for key, text, *_ in pairs]
 
 
-def _by_numbers(key: str) -> list[tuple[int, str]]:
-    """Sorts 1-2-10 after 1-2-9."""
+def _numeric_key(key: str) -> list[tuple[int, str]]:
+    """Returns a sort key that places 1-2-10 after 1-2-9."""
     return [(int(part) if part.isdigit() else -1, part) for part in key.split("-")]

@@ -1,4 +1,4 @@
-"""Turns audio and transcripts into a memory-mapped array of features, tokens, and an index."""
+"""Computes the arrays of features and tokens from audio and transcripts, and their index."""
 
 import json
 import logging
@@ -31,17 +31,17 @@ SMALLEST_SD = 1e-3
 
 @dataclass
 class FaultyUtterances:
-    """Utterances that cannot be used, and why. They are refused, skipped or resampled by the rule of their kind."""
+    """Handles unusable utterances by the rule of their kind, and lists those that are skipped or resampled."""
 
     rules: Faults
     skipped: dict[str, dict[str, list[str]]] = field(default_factory=dict)
     resampled: dict[str, dict[str, list[str]]] = field(default_factory=dict)
 
     def judge(self, folder: str, kind: str, found: Mapping[str, str]) -> None:
-        """Raises ValueError naming the first utterances of a kind that is refused; counts the others.
+        """Raises ValueError naming the first of `found` if the kind is refused; otherwise logs and lists all of them.
 
         Args:
-            found: by key, what is wrong with the utterance.
+            found: key of the utterance -> description of its fault.
         """
         if not found:
             return
@@ -50,7 +50,7 @@ class FaultyUtterances:
         others = f"; and {len(reasons) - NAMED_IN_ERRORS} more" if len(reasons) > NAMED_IN_ERRORS else ""
         rule = getattr(self.rules, kind)
         if rule == "refuse":
-            ways = f"faults.{kind}: skip leaves such out" + (", resample takes them" if kind == "low_rate" else "")
+            ways = f"faults.{kind}: skip omits such utterances" + (", resample uses them" if kind == "low_rate" else "")
             raise ValueError(f"{named}{others} ({len(reasons)} of {folder}; {ways})")
         logger.info("%s: %d utterances, faults.%s: %s: %s%s", folder, len(reasons), kind, rule, named, others)
         kinds = self.skipped if rule == "skip" else self.resampled
@@ -59,7 +59,7 @@ class FaultyUtterances:
 
 @dataclass(frozen=True)
 class Shard:
-    """Utterances of a split whose features are computed together and stored in one file."""
+    """Utterances of a folder whose features are computed together and stored in one file, `path`."""
 
     folder: str
     utterances: Sequence[Utterance]
@@ -70,15 +70,15 @@ class Shard:
 def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
     """Computes features and tokens of every utterance, in the order train, val, test-clean, test-other.
 
-    `features.npy` float32 [frames, 80], normalised per bin by the statistics of the training split; `starts.npy` int64
-    [utterances + 1], the first frame of each; `tokens.npy` int32 and `token_starts.npy` int64 likewise. Shards that an
-    interrupted call left in `target` are not computed again.
+    Writes `features.npy`, float32 [frames, 80], normalised per bin by the statistics of the training split;
+    `starts.npy`, int64 [utterances + 1], the first frame of each; likewise `tokens.npy`, int32, and `token_starts.npy`.
+    Shards that an interrupted call left in `target` are not computed again.
 
-    Returns the index: per split the utterances and normalised texts, and for `test` the number from each folder.
-    Raises: ValueError naming the utterances that a rule of `faults` refuses, or a split without any usable one.
+    Returns the index: per split the utterances, their normalised texts and the number from each folder.
+    Raises: ValueError naming the utterances that a rule of `faults` refuses, or a folder without usable utterances.
     """
     faulty = FaultyUtterances(Faults(**settings["faults"]))
-    splits = {split: manifest["splits"][split] for split in SPLITS}  # in the order that `Utterances` expects
+    splits = {split: manifest["splits"][split] for split in SPLITS}  # in the order in which `Utterances` reads them
     found: dict[str, list[Utterance]] = {}
     for folder in folders_of(splits):
         found[folder], unpaired = read_folder(Path(manifest["root"]), folder)
@@ -129,10 +129,10 @@ def _shards(found: Mapping[str, list[Utterance]], home: Path, low_rate: str) -> 
 
 
 def _compute(shards: Sequence[Shard]) -> None:
-    """Computes the shards that do not exist yet, with one process per core of this job."""
+    """Computes the shards that do not exist yet, with one worker process per core of this job."""
     missing = [shard for shard in shards if not _is_current(shard)]
     if len(missing) < len(shards):
-        logger.info("prepare: %d of %d shards are there already", len(shards) - len(missing), len(shards))
+        logger.info("prepare: %d of %d shards exist already", len(shards) - len(missing), len(shards))
     workers = min(len(missing), cores())
     if workers <= 1:
         for shard in track(missing, "prepare: shards"):
@@ -145,7 +145,7 @@ def _compute(shards: Sequence[Shard]) -> None:
 
 
 def _is_current(shard: Shard) -> bool:
-    """Whether the shard's file exists and was made from the present audio files."""
+    """Returns whether the shard's file exists and was computed from the present audio files."""
     if not shard.path.exists():
         return False
     try:
@@ -161,7 +161,7 @@ def _sources(shard: Shard) -> str:
 
 
 def compute_shard(shard: Shard) -> None:
-    """Computes the features of all utterances of a shard. Unusable utterances have none, and a reason."""
+    """Writes the features of the utterances of a shard; unusable utterances have a fault instead."""
     torch.set_num_threads(1)
     features, faults = [], {}
     for utterance in shard.utterances:
@@ -180,7 +180,7 @@ def compute_shard(shard: Shard) -> None:
 
 
 def _features(utterance: Utterance, low_rate: str) -> tuple[Tensor, tuple[str, str] | None]:
-    """Returns features [frames, 80], none if the utterance is unusable; and the kind and description of its fault."""
+    """Returns the features [frames, 80], and the kind and description of a fault, with which there may be 0 frames."""
     nothing, fault = torch.empty(0, BINS), None
     try:
         samples, rate = read_audio(utterance.audio)
@@ -198,7 +198,7 @@ def _features(utterance: Utterance, low_rate: str) -> tuple[Tensor, tuple[str, s
 
 
 def _usable(folder: str, shards: Sequence[Shard], faulty: FaultyUtterances) -> list[tuple[str, str, int]]:
-    """Returns key, transcript and frames of the utterances without a fault."""
+    """Returns key, transcript and number of frames of the usable utterances of a folder."""
     rows, by_kind = [], {}
     for shard in shards:
         if shard.folder != folder:
@@ -237,7 +237,7 @@ def _drop_too_many_tokens(
     encoded: dict[str, list[list[int]]],
     faulty: FaultyUtterances,
 ) -> None:
-    """Drops utterances too short for CTC, which needs a position per token and a blank between equal neighbours."""
+    """Drops utterances too short for CTC, which needs a position per token and a blank between equal tokens."""
     found = {}
     for (key, _, frames), tokens in zip(kept[folder], encoded[folder], strict=True):
         needed = len(tokens) + sum(one == next_ for one, next_ in zip(tokens, tokens[1:], strict=False))
@@ -252,7 +252,7 @@ def _drop_too_many_tokens(
 def _write_features(
     shards: Sequence[Shard], kept: Mapping[str, list[tuple[str, str, int]]], training: Sequence[str], target: Path
 ) -> tuple[list[float], list[float]]:
-    """Writes `features.npy` and `starts.npy`; returns mean and sd per bin of the training folders."""
+    """Writes `features.npy` and `starts.npy`; returns mean and sd per bin over the training folders."""
     keys = {folder: {key for key, *_ in rows} for folder, rows in kept.items()}
     count, total, squares = 0, np.zeros(BINS), np.zeros(BINS)
     for shard in shards:

@@ -1,4 +1,4 @@
-"""Converts text to tokens and back: characters, or subwords learned from the training text."""
+"""Converts text to tokens and back. Tokens are characters, or subwords learned from the training text."""
 
 import io
 import re
@@ -17,12 +17,12 @@ MODEL_FILE = "tokeniser.model"
 
 
 def normalise(text: str) -> str:
-    """Returns the text in upper case, where all but A to Z and apostrophe separates words, with single spaces."""
+    """Returns the text in upper case, with single spaces instead of all characters but A to Z and apostrophe."""
     return " ".join(re.sub("[^A-Z']+", " ", text.upper()).split())
 
 
 class Tokeniser(Protocol):
-    """Tokens are integers from `SPECIALS` to below `size`. `PAD` and `EOS` never occur among the tokens of a text."""
+    """Encodes text as integers from `SPECIALS` to `size` - 1, never as `PAD` or `EOS`."""
 
     size: int
 
@@ -44,10 +44,10 @@ class CharacterTokeniser:
 
 
 class PieceTokeniser:
-    """A sentencepiece model. Raises ValueError naming a file that does not contain one."""
+    """A sentencepiece model. Raises ValueError naming the file if it does not contain one."""
 
     def __init__(self, path: Path) -> None:
-        from sentencepiece import SentencePieceProcessor  # imported late, since characters do not need it
+        from sentencepiece import SentencePieceProcessor  # imported here because characters do not need it
 
         try:
             self._model = SentencePieceProcessor(model_file=str(path))
@@ -63,7 +63,7 @@ class PieceTokeniser:
 
 
 def train_tokeniser(tokens: Tokens, texts: Iterable[str], folder: Path) -> Tokeniser:
-    """Returns a tokeniser trained on normalised texts; raises ValueError if they are too few for its size."""
+    """Returns a tokeniser, trained on normalised texts if necessary; raises ValueError if the text is too short."""
     if not isinstance(tokens, SentencePiece):
         return CharacterTokeniser()
     from sentencepiece import SentencePieceTrainer
@@ -87,7 +87,7 @@ def train_tokeniser(tokens: Tokens, texts: Iterable[str], folder: Path) -> Token
         )
     except RuntimeError as error:
         reason = " ".join(str(error).split())
-        why = f"the training text allows no {tokens.kind} of size {tokens.size} ({reason})"
+        why = f"the training text does not allow {tokens.kind} of size {tokens.size} ({reason})"
         raise ValueError(f"tokens: {why}") from None
     with whole_file(folder / MODEL_FILE) as partial:
         partial.write_bytes(model.getvalue())

@@ -55,7 +55,6 @@ class Faces:
         return batches.shuffled_batches(len(self), training, generator)
 
     def in_order(self) -> list[Tensor]:
-        """Returns the indices of every image once, in batches for evaluation."""
         if not len(self):
             return []
         return list(torch.arange(len(self)).split(max(1, EVALUATION_PIXELS // self.images.shape[-1] ** 2)))

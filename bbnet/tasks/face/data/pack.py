@@ -98,9 +98,7 @@ def check_weights(path: Path) -> None:
     """Raises ValueError unless the SHA-256 of the file begins with the digits at the end of the file's name."""
     digits = re.search(r"-([0-9a-f]{8,64})$", path.stem)
     if digits is None:
-        raise ValueError(
-            f"{path}: the name must end in the first digits of the SHA-256, such as resnet101-63fe2227.pth"
-        )
+        raise ValueError(f"{path}: the name must end in the first digits of the SHA-256, as resnet101-63fe2227.pth")
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     with path.open("rb") as file:
@@ -132,7 +130,7 @@ class Faulty:
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def judge(self, kind: str, found: Sequence[str], what: str) -> None:
-        """Raises ValueError naming the first of `found` if their kind is refused; otherwise logs and lists all of them."""
+        """Raises ValueError naming the first files if their kind is refused; otherwise adds them to `skipped`."""
         if not found:
             return
         named = "; ".join(found[:NAMED_IN_ERRORS])
@@ -214,15 +212,10 @@ def _every_second(images: Images) -> tuple[Images, Images]:
 
 
 def read_verification(home: Path, faulty: Faulty) -> tuple[Images, dict[str, Images], list[str], list[str]]:
-    """Returns the gallery, the probes of dev and test, the gallery's identities, and a list that names a divided half.
-
-    The list is `["verification"]` if test has no labels and every second probe of dev is used for it, else empty.
-    """
+    """Returns the gallery, the probes, the gallery's identities, and `["verification"]` if dev was divided."""
     by_identity = _by_identity(home / "known", faulty)
     if NOBODY in by_identity:
-        raise ValueError(
-            f"{home / 'known' / NOBODY}: not allowed as an identity; it labels probes of people outside the gallery"
-        )
+        raise ValueError(f"{home / 'known' / NOBODY}: this name is reserved for probes of nobody in the gallery")
     gallery = sorted(by_identity)
     known = _labelled(by_identity, gallery)
     if not gallery:
@@ -252,9 +245,7 @@ def _probes(home: Path, split: str, gallery: Sequence[str]) -> Images:
     files = {}
     for file in _images_in(folder):
         if _join_key(file.name) in files:
-            raise ValueError(
-                f"{file}: has the same name as {files[_join_key(file.name)].name} without suffix and leading zeros"
-            )
+            raise ValueError(f"{file}: its name, without the suffix, equals that of {files[_join_key(file.name)].name}")
         files[_join_key(file.name)] = file
     names = _column_of_names(path, columns, rows, files)
     place = {name: number for number, name in enumerate(gallery)} | {NOBODY: -1}
@@ -264,7 +255,7 @@ def _probes(home: Path, split: str, gallery: Sequence[str]) -> Images:
         if key not in files:
             raise ValueError(f"{path}, line {line}: there is no image {row[names]} in {folder}")
         if key in labels:
-            raise ValueError(f"{path}, line {line}: image {row[names]} occurs twice")
+            raise ValueError(f"{path}, line {line}: image {row[names]} is given twice")
         if row[LABEL] not in place:
             raise ValueError(f"{path}, line {line}: identity {row[LABEL]} is neither in {home / 'known'} nor {NOBODY}")
         labels[key] = place[row[LABEL]]
@@ -297,7 +288,7 @@ def _read_labels(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]
 def _column_of_names(
     path: Path, columns: Sequence[str], rows: Sequence[tuple[int, Mapping[str, str]]], files: Mapping[str, Path]
 ) -> str:
-    """Returns the column, except `label`, with the most image names, spelled exactly or else as compared numbers."""
+    """Returns the column, except `label`, that names most images: by exact spelling or, for ties, by `_join_key`."""
     spelled = {spelling for file in files.values() for spelling in (file.name, file.stem)}
 
     def named(column: str) -> tuple[int, int]:

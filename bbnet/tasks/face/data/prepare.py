@@ -30,10 +30,9 @@ COMPLETE_PARTS = ("train", "known")  # parts in which every identity must have a
 
 
 def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
-    """Decodes every image once into `{part}.npy`, uint8 [images, 3, size, size].
+    """Decodes train, val, test, known, probes_dev and probes_test to `{part}.npy`, uint8 [images, 3, size, size].
 
-    The parts are train, val, test, known (the gallery), probes_dev and probes_test. If test has no identities or no
-    labels, every second image or probe of dev, in the order of identities and names, is used instead.
+    If test has no identities or no labels, every second image or probe of dev, by identity and name, is used instead.
 
     Returns the index: identities, files and labels of each part, and mean and sd of the training pixels.
     Raises: ValueError naming an image that cannot be decoded, an identity without images, an image or identity of a
