@@ -27,10 +27,10 @@ demo: $(VENV)/.done  ## the default study: embedded data, CPU, minutes
 smoke: $(VENV)/.done  ## the smallest study, under two minutes
 	$(SNAKEMAKE) --cores all --config study=smoke
 
-test: $(VENV)/.done  ## the tests of every day, minutes
+test: $(VENV)/.done  ## the quick tests, about four minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow and not thorough"
 
-test-all: $(VENV)/.done  ## these and the more expensive ones, as CI runs them
+test-all: $(VENV)/.done  ## all tests that CI runs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow"
 
 test-slow: $(VENV)/.done  ## simulations and other checks that take more than a minute each
