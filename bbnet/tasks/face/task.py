@@ -65,7 +65,7 @@ def evaluate(model: nn.Module, split: Faces, device: torch.device) -> tuple[Item
     """Returns a table with one row per image to classify and, on test, per probe; and the predictions.
 
     All rows have `image`, the file, and `probe`, 0 or 1. Images to classify have `rank`, the number of identities that
-    score higher than the right one, and `bucket`, 0 to 2 for Head, Mid and Tail. Probes have `identified`, whether the
+    rank before the right one, and `bucket`, 0 to 2 for Head, Mid and Tail. Probes have `identified`, whether the
     answer is right; `scores`, the cosines with every image of the gallery; `own_first` and `own_count`, the position
     and number of those of the probe's identity; and `pair_threshold`, chosen on dev. Other columns are -1, 0 or empty.
 
