@@ -330,6 +330,13 @@ def test_a_zip_with_64_bit_sizes_comes_out(walls):
     assert unpacked(walls, "big.zip", buffer.getvalue()) == {"big": b"not so big"}
 
 
+def test_a_zip_with_a_comment_is_unpacked(walls):
+    buffer = io.BytesIO(zip_with(SMALL))
+    with zipfile.ZipFile(buffer, "a") as file:
+        file.comment = b"made by hand"
+    assert unpacked(walls, "comment.zip", buffer.getvalue()) == with_parents(SMALL)
+
+
 def test_a_tar_gz_of_many_gzip_members_comes_out(walls):
     raw = tar_with(GOOD)
     cuts = [0, *sorted(random.Random(3).sample(range(len(raw)), 30)), len(raw)]

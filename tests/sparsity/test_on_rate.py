@@ -2,11 +2,13 @@
 
 import io
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from bbnet.sparsity import ranks
 from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.slab import Slab
 
@@ -243,6 +245,32 @@ def test_silence_is_an_exact_count_and_judged_anew_after_a_refresh():
     on_rates.fold()
     assert silence(on_rates) == [True, True]
     assert on_rates.of(("layer",))[0][0] > 0
+
+
+def test_a_sampled_step_decays_the_average_like_all_the_steps_it_stands_for():
+    layer = echo(1)
+    on_rates = OnRates({"layer": layer}, stride=1, every=3)
+    for x in (torch.ones(4, 1), -torch.ones(4, 1), -torch.ones(4, 1), -torch.ones(4, 1)):
+        layer(x)
+        on_rates.fold()
+    decay = 0.99**3
+    assert on_rates.of(("layer",))[0].item() == pytest.approx(decay / (1 + decay), rel=1e-12)
+
+
+def test_positions_of_all_ranks_count_towards_silence(monkeypatch):
+    """Of two ranks that see the same 600 positions."""
+    two = {"is_available": lambda: True, "is_initialized": lambda: True, "get_world_size": lambda: 2}
+    monkeypatch.setattr(ranks, "distributed", SimpleNamespace(all_reduce=lambda tensor: tensor.mul_(2), **two))
+    layer = echo(2)
+    on_rates = OnRates({"layer": layer}, stride=1)
+    x = -torch.ones(600, 2)
+    x[:150, 1] = 1
+    layer(x)
+    on_rates.fold()
+    assert silence(on_rates) == [False, False]
+    on_rates.join_ranks()
+    assert silence(on_rates) == [True, False]
+    assert on_rates.of(("layer",))[0].tolist() == pytest.approx([0, 0.25])
 
 
 def test_units_of_several_modules_are_joined_in_order():

@@ -919,13 +919,18 @@ def test_silent_units_get_the_smallest_degree_unless_read_literally(silent, degr
     model, optimizer, sparsifier = sparse(mlp, method, "0.50", ramp_end=0)
     with torch.no_grad():
         model.first.bias[3] = model.first.bias[11] = -100
-    # 4,000 rows, every fourth looked at: just enough to be heard as silent.
+    # 4,000 rows, of which every fourth is sampled: just enough to call a unit silent.
     many = SimpleNamespace(batch=lambda step: mlp.batch(step, size=4000))
     train(many, model, optimizer, 1)
     assert sparsifier.masks()["first"].sum(1)[[3, 11]].tolist() == [degree] * 2
     row = sparsifier.refreshes[0]
     if silent == "smallest":
         assert (row["silent_units"], row["silent_connections"]) == (2, 2)
+        # A unit that was on is silent too if it has been off since the last refresh.
+        with torch.no_grad():
+            model.first.bias[5] = -100
+        train(many, model, optimizer, range(2, 3))
+        assert sparsifier.refreshes[2]["silent_units"] == 3
 
 
 def test_units_may_come_from_several_modules_joined_in_order():
