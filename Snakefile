@@ -1,5 +1,8 @@
 # The study as one DAG: data -> warm-up -> train and score -> summary -> figures and tables.
 # A study is a file in studies/. The options that a user may change are in config.yaml.
+import os
+
+
 configfile: "config.yaml"
 
 
@@ -64,9 +67,8 @@ include: "rules/tables.smk"
 
 onstart:
     if workflow.is_main_process:
-        settings = workflow.dag_settings
-        forced = {*settings.forcerun, *(settings.targets if settings.forcetargets else ())}
-        WORKFLOW.forget_forced(None if settings.forceall else [*map(str, forced)])
+        forced = (job for job in workflow.dag.needrun_jobs() if workflow.dag.reason(job).forced)
+        forget_trainings(os.path.dirname(job.output[0]) for job in forced if job.rule.name in ("train", "warm_up"))
 
 
 onsuccess:

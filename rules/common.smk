@@ -8,7 +8,7 @@ from bbnet.study import recipe
 from bbnet.study.config import ConfigError
 from bbnet.study.discover import has_buckets
 from bbnet.study.record import canonical_json, fingerprint
-from bbnet.study.workflow import COLLECTED, SUMMARY, open_workflow, prefix
+from bbnet.study.workflow import COLLECTED, SUMMARY, forget_trainings, open_workflow, prefix
 
 try:
     WORKFLOW = open_workflow(config)

@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -149,19 +149,6 @@ class Workflow:
                 if f"{kind}/{path.name}" not in wanted:
                     path.unlink()
 
-    def forget_forced(self, forced: Collection[str] | None) -> None:
-        """Removes what forced trainings would otherwise resume from or take as finished: states and records.
-
-        Args:
-            forced: names of rules and paths of files, as given to `snakemake -R` or `-f`; None for all (`-F`).
-        """
-        folders = {"train": "runs/*/*/*/*/*", "warm_up": "warm_up/*/*/*"}
-        for name in folders if forced is None else forced:
-            found = Path(self.results).glob(folders[name]) if name in folders else [Path(name).parent] * ("/" in name)
-            for folder in found:
-                for file in ("state.pt", "record.json"):
-                    (folder / file).unlink(missing_ok=True)
-
     def success_message(self) -> str:
         if not Path(self.results, "figures").is_dir():
             return f"Data are in {self.knobs.data_dir}/."
@@ -217,6 +204,13 @@ def open_workflow(config: Mapping[str, Any]) -> Workflow:
     if not taken:
         raise ConfigError(f"cells=done: no run of study {knobs.study} in {results} is done")
     return Workflow(knobs, study, recipes, results, by_folder, taken, gpus)
+
+
+def forget_trainings(folders: Iterable[str]) -> None:
+    """Removes states and records from the folders of trainings, which would otherwise resume or count as finished."""
+    for folder in folders:
+        for file in ("state.pt", "record.json"):
+            Path(folder, file).unlink(missing_ok=True)
 
 
 def prefix(task: str | None, model: str | None) -> str:

@@ -554,14 +554,17 @@ def run_folder(method: str) -> str:
     ],
 )
 def test_snakemake_goes_on_unless_it_is_forced(bench, house, arguments, goes_on):
-    folder = house.root / run_folder("sp_in")
+    folder, finished = house.root / run_folder("sp_in"), house.root / run_folder("dense")
     assert bench.train("sp_in", folder, prelude=stopped_in(11)).status() == 143
+    bench.undisturbed("dense")
+    shutil.copytree(bench.finished["dense"], finished)
     result = house.snakemake(f"{run_folder('sp_in')}/record.json", *arguments)
     assert result.returncode == 0, result.stdout
     assert "1 of 1 steps (100%) done" in result.stdout
     assert ("goes on after epoch 2 of 3, step 3" in result.stdout) == goes_on
     assert interruptions(folder) == int(goes_on)
     assert outcome(folder) == bench.undisturbed("sp_in")
+    assert outcome(finished) == bench.undisturbed("dense")  # which the call did not ask for
 
 
 @pytest.mark.thorough

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from bbnet.study.config import ConfigError
-from bbnet.study.workflow import WHOLE_STUDY, Workflow, open_workflow
+from bbnet.study.workflow import WHOLE_STUDY, Workflow, forget_trainings, open_workflow
 
 CHANGE = ("change", "small")
 DENSE, SP_IN = "change/small/dense/b1.00/s0", "change/small/sp_in/b0.50/s0"
@@ -94,31 +94,15 @@ def test_outdated_figures_and_tables_are_removed(with_done):
     assert (kept.exists(), outdated.exists()) == (True, False)
 
 
-@pytest.mark.parametrize(
-    ("forced", "gone"),
-    [
-        (None, {"run", "warm_up"}),
-        (["train"], {"run"}),
-        (["warm_up", "collect"], {"warm_up"}),
-        (["RUN/metrics.json"], {"run"}),
-        (["collect"], set()),
-        ([], set()),
-    ],
-)
-def test_forced_trainings_have_nothing_to_resume_from(workflow, forced, gone):
+def test_a_training_that_is_forgotten_has_nothing_to_resume_from_and_others_keep_theirs(workflow):
     found = workflow()
-    folders = {
-        "run": Path(found.results, "runs", SP_IN),
-        "warm_up": Path(found.results, "warm_up/change/small/s0"),
-        "other": Path(),
-    }
-    for folder in folders.values():
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "state.pt").touch()
-        (folder / "record.json").touch()
-    found.forget_forced(forced and [name.replace("RUN", str(folders["run"])) for name in forced])
-    for file in ("state.pt", "record.json"):
-        assert {name for name, folder in folders.items() if not (folder / file).exists()} == gone
+    forgotten, kept = (Path(found.results, "runs", folder) for folder in (SP_IN, SP_OUT))
+    files = [Path(folder, file) for folder in (forgotten, kept) for file in ("state.pt", "record.json", "history.csv")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    forget_trainings([str(forgotten), str(Path(found.results, "runs", DENSE))])
+    assert [file for file in files if not file.exists()] == [forgotten / "state.pt", forgotten / "record.json"]
 
 
 def test_a_failure_says_how_many_cells_and_the_command_that_goes_on(workflow):
