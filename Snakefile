@@ -65,10 +65,17 @@ include: "rules/figures.smk"
 include: "rules/tables.smk"
 
 
+# Forced by the user, which does not include what Snakemake repeats because it was interrupted: such a training resumes.
 onstart:
     if workflow.is_main_process:
-        forced = (job for job in workflow.dag.needrun_jobs() if workflow.dag.reason(job).forced)
-        forget_trainings(os.path.dirname(job.output[0]) for job in forced if job.rule.name in ("train", "warm_up"))
+        settings = workflow.dag_settings
+        forced = {*map(str, settings.forcerun), *(map(str, settings.targets) if settings.forcetargets else ())}
+        forget_trainings(
+            os.path.dirname(job.output[0])
+            for job in workflow.dag.needrun_jobs()
+            if job.rule.name in ("train", "warm_up")
+            and (settings.forceall or forced & {job.rule.name, *map(str, job.output)})
+        )
 
 
 onsuccess:
