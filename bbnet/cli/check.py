@@ -120,11 +120,7 @@ def _read_table(path: Path, kinds: dict[str, type]) -> pd.DataFrame:
     numbers = [column for column, kind in kinds.items() if kind is float]
     try:
         table = pd.read_csv(
-            path,
-            usecols=list(kinds),
-            dtype=kinds,
-            keep_default_na=False,
-            na_values=dict.fromkeys(numbers, ["", "nan"]),
+            path, usecols=list(kinds), dtype=kinds, keep_default_na=False, na_values=dict.fromkeys(numbers, ["", "nan"])
         )
     except (OSError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) else error

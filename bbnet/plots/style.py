@@ -87,14 +87,7 @@ def save(figure: Figure, data: pd.DataFrame, paths: Sequence[Path]) -> None:
     plt.close(figure)
 
 
-def draw_cell(
-    axis: Axes,
-    x: float,
-    cell: pd.Series,
-    singles: Sequence[float],
-    colour: str,
-    marker: str,
-) -> None:
+def draw_cell(axis: Axes, x: float, cell: pd.Series, singles: Sequence[float], colour: str, marker: str) -> None:
     """Draws a cell's mean with its 95 % interval, or with single seeds as small points if there are fewer than 3."""
     if cell["n_seeds"] >= SEEDS_FOR_INTERVALS:
         axis.plot([x] * 2, [cell["low"], cell["high"]], color=colour, linewidth=1.0)

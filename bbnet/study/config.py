@@ -70,17 +70,11 @@ class Knobs(Section):
         "none", exclude=True, description="Where training histories are shown while runs train."
     )
     resident: Switch = Field(
-        "auto",
-        exclude=True,
-        description="Keep samples in the device's memory; auto: on a GPU, if they fit.",
+        "auto", exclude=True, description="Keep samples in the device's memory; auto: on a GPU, if they fit."
     )
     gpu_slots: int = Field(1, ge=1, le=64, exclude=True, description="Number of runs that share a GPU.")
     checkpoint_minutes: float = Field(
-        10,
-        gt=0,
-        le=10_000,
-        exclude=True,
-        description="Minutes between saved states within an epoch.",
+        10, gt=0, le=10_000, exclude=True, description="Minutes between saved states within an epoch."
     )
 
 
@@ -148,8 +142,7 @@ class Study(Section):
         False, description="On a GPU, use only deterministic algorithms of torch, which are slower."
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="Of activations in training; auto: bfloat16 on a GPU that supports it. Scores use float32.",
+        "auto", description="Of activations in training; auto: bfloat16 on a GPU that supports it. Scores use float32."
     )
     sparsity: Sparsity = Field(default_factory=Sparsity, description=Sparsity.__doc__)
     methods: dict[Label, method_type()] = Field(description="Algorithm and parameters by label; one of them is dense.")

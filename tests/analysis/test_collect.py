@@ -272,10 +272,7 @@ def test_two_runs_with_the_same_key_are_told_by_their_records(cells):
 
 def test_refreshes_and_codes_carry_the_keys_of_their_run(runs):
     refreshes, codes = collect.refreshes_table(runs), collect.codes_table(runs)
-    assert list(refreshes.columns) == [
-        *KEYS,
-        *("step", "slab", "budget_then", "connections", "pruned", "regrown"),
-    ]
+    assert list(refreshes.columns) == [*KEYS, *("step", "slab", "budget_then", "connections", "pruned", "regrown")]
     assert (len(refreshes), len(codes)) == (12, 6)
     assert codes["slab_side"].tolist() == ["in"] * 6
     assert refreshes["seed"].dtype == np.int64

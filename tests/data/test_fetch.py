@@ -1142,10 +1142,7 @@ def test_a_file_that_fails_ends_the_pauses_of_the_others(server, tmp_path):
         waiting.wait(ENOUGH_SECONDS)
         status(404)(handler)
 
-    sources = [
-        known(server.serve("/ill", ill), name="ill.zip"),
-        known(server.serve("/gone", gone), name="gone.zip"),
-    ]
+    sources = [known(server.serve("/ill", ill), name="ill.zip"), known(server.serve("/gone", gone), name="gone.zip")]
     began = time.monotonic()
     assert "gone.zip" in fails_cleanly(server, tmp_path, *sources)
     assert time.monotonic() - began < ENOUGH_SECONDS / 2

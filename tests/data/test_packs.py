@@ -466,8 +466,7 @@ def test_what_is_downloaded_already_is_checked_and_unpacked(publish, tmp_path, c
     archive = zip_of(downloads / "a.zip", A__1="one")
     digest = digest_of(archive, "md5")
     publish(
-        files={"a.zip": {"urls": ["http://127.0.0.1:1/"], "md5": digest.removeprefix("md5:")}},
-        notice="Not for sale.",
+        files={"a.zip": {"urls": ["http://127.0.0.1:1/"], "md5": digest.removeprefix("md5:")}}, notice="Not for sale."
     )
     root, manifest = bring("mine", None, target, downloads, holding=HOLDING)
     assert files_below(root) == {"A/1": "one"}

@@ -26,10 +26,7 @@ from bbnet.data.unpack import ArchiveError, DiskError, unpack
 MIB = 1 << 20
 LONGEST_MESSAGE = 8000  # a path of 1024 control characters takes 4096
 TAR_END = bytes(1024)
-ZIP_METHODS = {
-    "stored": zipfile.ZIP_STORED,
-    "deflated": zipfile.ZIP_DEFLATED,
-}
+ZIP_METHODS = {"stored": zipfile.ZIP_STORED, "deflated": zipfile.ZIP_DEFLATED}
 TAR_FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 LZMA_FILTER = {"id": lzma.FILTER_LZMA1, "preset": 0}
 
@@ -613,11 +610,7 @@ HOSTILE = {
     "tar of no name": ("a.tar.gz", None, lambda out: tar_gz(tar_file("", b"1"))),
     "tar of a long component": ("a.tgz", "n" * 256, lambda out: tar_gz(long_name(b"n" * 256), tar_file("a"))),
     "tar of a long path": ("a.tgz", "path/path", lambda out: tar_gz(long_name(b"path/" * 300 + b"x"), tar_file("a"))),
-    "tar of a very long slip": (
-        "a.tgz",
-        None,
-        lambda out: tar_gz(long_name(b"../" + b"n" * 60_000), tar_file("a")),
-    ),
+    "tar of a very long slip": ("a.tgz", None, lambda out: tar_gz(long_name(b"../" + b"n" * 60_000), tar_file("a"))),
     "tar of a size below 0": (
         "a.tar.gz",
         None,

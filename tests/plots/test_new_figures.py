@@ -549,13 +549,7 @@ def test_each_cell_says_how_many_runs_are_done():
     assert rows == ["change small: dense", "change small: sp_in", "change small: rigl"]
     assert budgets == ["0.20", "0.50", "1.00"]
     texts = {text.xy: text.get_text() for text in axis.texts}
-    assert texts == {
-        (2, 0): "3/3",
-        (0, 1): "1/3, 1 failed, 1 stale",
-        (1, 1): "3/3",
-        (0, 2): "0/3",
-        (1, 2): "0/3",
-    }
+    assert texts == {(2, 0): "3/3", (0, 1): "1/3, 1 failed, 1 stale", (1, 1): "3/3", (0, 2): "0/3", (1, 2): "0/3"}
     shades = axis.get_images()[0].get_array().filled(np.nan)
     nan = np.nan
     assert np.array_equal(shades, [[nan, nan, 2], [1, 2, nan], [0, 0, nan]], equal_nan=True)

@@ -47,12 +47,7 @@ def test_every_kind_of_error_has_its_look():
 
 
 def test_words_inserted_at_the_same_place_share_columns():
-    assert texts("A B", "A X Y B", "A Z B") == [
-        ["A", "A", "A"],
-        ["", "+X", "+Z"],
-        ["", "+Y", ""],
-        ["B", "B", "B"],
-    ]
+    assert texts("A B", "A X Y B", "A Z B") == [["A", "A", "A"], ["", "+X", "+Z"], ["", "+Y", ""], ["B", "B", "B"]]
     assert texts("A", "X A", "A Y") == [["", "+X", ""], ["A", "A", "A"], ["", "", "+Y"]]
 
 

@@ -96,12 +96,7 @@ def slab_view(scores, **figures):
 
 # 20 connections at b = .5: the ten integers are the largest, so they are live at first, and the others are pruned.
 TOY = torch.tensor(
-    [
-        [9.0, -8.0, 1.0, 0.1, 0.2],
-        [7.0, 2.0, 0.3, 0.4, -6.0],
-        [5.0, 0.5, 0.6, -3.0, 0.7],
-        [-4.0, 10.0, 0.8, 0.9, -0.05],
-    ]
+    [[9.0, -8.0, 1.0, 0.1, 0.2], [7.0, 2.0, 0.3, 0.4, -6.0], [5.0, 0.5, 0.6, -3.0, 0.7], [-4.0, 10.0, 0.8, 0.9, -0.05]]
 )
 INTEGERS = TOY.frac() == 0
 
@@ -179,9 +174,7 @@ def in_double(net):
     """A net in float64, where the order in which a reference adds decides no rank."""
     build, batch = net.build, net.batch
     return SimpleNamespace(
-        build=lambda: build().double(),
-        batch=lambda step: (batch(step)[0].double(), batch(step)[1]),
-        slabs=net.slabs,
+        build=lambda: build().double(), batch=lambda step: (batch(step)[0].double(), batch(step)[1]), slabs=net.slabs
     )
 
 

@@ -10,13 +10,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bbnet.sparsity.degrees import (
-    LAWS,
-    allocate_degrees,
-    as_budget,
-    connection_count,
-    erdos_renyi_counts,
-)
+from bbnet.sparsity.degrees import LAWS, allocate_degrees, as_budget, connection_count, erdos_renyi_counts
 from bbnet.sparsity.limits import smallest_degree
 
 DETERMINISTIC_LAWS = ("log_odds", "linear", "uniform", "inverted", "traffic")

@@ -568,12 +568,7 @@ def test_a_forward_pass_compiled_before_sees_the_hooks(name, precise, compiled, 
     assert same(by_graph, eager)
     if name in LOOKING:
         names = [each for slab in slabs_of(precise, name) for each in (slab.units if name != "wanda" else (slab.name,))]
-        torch.testing.assert_close(
-            looked_by_graph.average(names),
-            looked.average(names),
-            rtol=1e-9,
-            atol=0,
-        )
+        torch.testing.assert_close(looked_by_graph.average(names), looked.average(names), rtol=1e-9, atol=0)
 
 
 @pytest.mark.thorough
@@ -930,11 +925,7 @@ def test_masks_apply_to_a_copy_under_ddp(ranks_of, ranked_net):
 
 @pytest.mark.thorough
 def test_a_model_that_torch_shards_is_refused(ranks_of, ranked_net):
-    kinds = {
-        "fully_shard": "FSDPModule",
-        "fully_shard of a layer": "FSDPModule",
-        "wrapper": "FullyShardedDataParallel",
-    }
+    kinds = {"fully_shard": "FSDPModule", "fully_shard of a layer": "FSDPModule", "wrapper": "FullyShardedDataParallel"}
     why = "cannot sparsify a model under {}: no rank holds whole rows of its weights"
     for results in ranks_of(ranked_net):
         assert {case: results["sharded"][case] for case in kinds} == {
@@ -1080,10 +1071,7 @@ def test_gates_of_a_copy_stay_where_they_were(duplicate, mlp, sparse, train):
     assert passing["copy"] != {4}
 
 
-AVERAGES = {
-    "swa": {},
-    "ema": {"multi_avg_fn": get_ema_multi_avg_fn(0.9)},
-}
+AVERAGES = {"swa": {}, "ema": {"multi_avg_fn": get_ema_multi_avg_fn(0.9)}}
 
 
 @pytest.mark.parametrize(
@@ -1482,12 +1470,7 @@ def test_padding_changes_neither_masks_nor_weights(name, same):
     torch.testing.assert_close(weights_padded, weights, rtol=1e-9, atol=1e-12)
     if name in LOOKING:
         names = [each for slab in slabs for each in (slab.units if name != "wanda" else (slab.name,))]
-        torch.testing.assert_close(
-            averages_padded.average(names),
-            averages.average(names),
-            rtol=1e-9,
-            atol=0,
-        )
+        torch.testing.assert_close(averages_padded.average(names), averages.average(names), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("name", LOOKING)

@@ -127,8 +127,7 @@ def test_several_parts_are_trained_on_in_the_order_given(speech, tmp_path, parts
     for path in sorted((speech / "train-other-500").rglob("*.trans.txt")):
         path.write_text("".join(f"7{line}\n" for line in path.read_text().splitlines()))
     describe(
-        "librispeech",
-        {"train-clean-100": 6, "train-other-500": 6, "dev-clean": 2, "test-clean": 2, "test-other": 2},
+        "librispeech", {"train-clean-100": 6, "train-other-500": 6, "dev-clean": 2, "test-clean": 2, "test-other": 2}
     )
     manifest = fetch("asr", "librispeech", speech, tmp_path / "raw", train=parts)
     settings = {"faults": {}, "tokens": {"kind": "characters"}}

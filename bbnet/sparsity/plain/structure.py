@@ -34,18 +34,7 @@ IDENTITIES = (
     nn.FeatureAlphaDropout,
 )
 # Above 0 exactly where their input is, unless one of the SLOPES is negative.
-ACTIVATIONS = (
-    nn.ReLU,
-    nn.ReLU6,
-    nn.LeakyReLU,
-    nn.ELU,
-    nn.CELU,
-    nn.SELU,
-    nn.GELU,
-    nn.SiLU,
-    nn.Mish,
-    nn.Hardswish,
-)
+ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish)
 ACTIVATION_METHODS = ("relu", "relu_")
 SLOPES = ("negative_slope", "alpha")
 # Attributes and methods of tensors that do not depend on their values.

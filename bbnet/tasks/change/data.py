@@ -100,12 +100,7 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
             pixels.add(pair)
         if split == "train":
             index["mean"], index["sd"] = pixels.mean_and_sd()
-        index["splits"][split] = {
-            "images": names,
-            "grids": grids,
-            "starts": starts,
-            "changed": float(np.mean(labels)),
-        }
+        index["splits"][split] = {"images": names, "grids": grids, "starts": starts, "changed": float(np.mean(labels))}
     return index
 
 

@@ -28,10 +28,7 @@ def one(reference: str, hypothesis: str) -> dict[str, int]:
 
 
 CASES = {
-    "identical": (
-        ("THE HORSE", "THE HORSE"),
-        {"words": 2, "characters": 9, "head_words": 1, "mid_words": 1},
-    ),
+    "identical": (("THE HORSE", "THE HORSE"), {"words": 2, "characters": 9, "head_words": 1, "mid_words": 1}),
     "substitution": (
         ("THE HORSE", "THE HOUSE"),
         {"words": 2, "characters": 9, "head_words": 1, "mid_words": 1}

@@ -8,11 +8,7 @@ from bbnet.tasks.change.metrics import METRICS, SELECTION, metrics
 
 def counts(predicted: np.ndarray, true: np.ndarray) -> dict[str, np.ndarray]:
     """Pixel counts of images [..., images, pixels]."""
-    return {
-        "tp": (predicted & true).sum(-1),
-        "fp": (predicted & ~true).sum(-1),
-        "fn": (~predicted & true).sum(-1),
-    }
+    return {"tp": (predicted & true).sum(-1), "fp": (predicted & ~true).sum(-1), "fn": (~predicted & true).sum(-1)}
 
 
 def share(part: float, whole: float) -> float:

@@ -45,10 +45,7 @@ class Batch(batches.Batch):
         """Returns masks of the positions of the encoder and of the decoder that are not padding."""
         encoder = torch.arange(positions(self.features.shape[1]), device=self.frames.device)
         decoder = torch.arange(self.tokens.shape[1] + 1, device=self.frames.device)
-        return {
-            "encoder": encoder < positions(self.frames)[:, None],
-            "decoder": decoder <= self.counts[:, None],
-        }
+        return {"encoder": encoder < positions(self.frames)[:, None], "decoder": decoder <= self.counts[:, None]}
 
 
 class Utterances:

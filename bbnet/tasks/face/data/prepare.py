@@ -55,10 +55,7 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
         lost = sorted(set(images.labels) - set(used.labels))
         if lost and part in COMPLETE_PARTS:
             raise ValueError(f"{images.files[images.labels.index(lost[0])].parent}: no image of this identity is left")
-        index["splits"][part] = {
-            "files": [str(file.relative_to(root)) for file in used.files],
-            "labels": used.labels,
-        }
+        index["splits"][part] = {"files": [str(file.relative_to(root)) for file in used.files], "labels": used.labels}
     return index | {"skipped": faulty.skipped, "divided": divided + divided_probes}
 
 
@@ -102,8 +99,7 @@ def resize(image: Image.Image, size: int, rule: str) -> Image.Image:
     if rule == "crop" and max(width, height) > LONGEST_SCALED * edge:  # scaling a narrow strip would exhaust memory
         image = _centred(image, min(width, LONGEST_SCALED * edge), min(height, LONGEST_SCALED * edge))
     scaled = image.resize(
-        (max(1, round(image.width * size / edge)), max(1, round(image.height * size / edge))),
-        Image.Resampling.BILINEAR,
+        (max(1, round(image.width * size / edge)), max(1, round(image.height * size / edge))), Image.Resampling.BILINEAR
     )
     return _centred(scaled, size, size)
 
