@@ -115,7 +115,7 @@ rule train:
         run=lambda wildcards: canonical_json(asdict(run_of(wildcards))),
         config=lambda wildcards: canonical_json(RECIPES.train(run_of(wildcards))),
         fingerprint=lambda wildcards: RECIPES.run_fingerprint(run_of(wildcards)),
-        scoring=lambda wildcards: canonical_json(RECIPES.scoring(wildcards.task)),
+        scoring=lambda wildcards: canonical_json(RECIPES.tasks[wildcards.task].scoring()),
         folder=subpath(output.metrics, parent=True),
     message:
         "train {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}, seed {wildcards.seed}"

@@ -13,7 +13,7 @@ from PIL import Image
 
 from bbnet.sparsity.algorithms import SlabView
 from bbnet.tasks.task import Task
-from tests.workflow.conftest import build_house
+from tests.workflow.conftest import build_project
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 LOOP, METHOD = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -60,7 +60,7 @@ FILES = dict(re.findall(r"`(\S+)`:\n\n```(?:python|yaml)\n(.*?)```", TUTORIAL, r
 @pytest.fixture
 def clone(tmp_path):
     """The project with the files of the tutorial."""
-    clone = build_house(tmp_path / "clone")
+    clone = build_project(tmp_path / "clone")
     for name, text in FILES.items():
         path = clone.root / name
         path.parent.mkdir(exist_ok=True)

@@ -70,7 +70,7 @@ def findings(contrasts: pd.DataFrame) -> str:
         for row in told.itertuples()
     ]
     if (contrasts["variation"] == "items").any():
-        sentence += ", some of them with one seed, which speak of the test items alone"
+        sentence += ", some of them from a single seed, so that they account only for the choice of test items"
     return f"{sentence}: {'; '.join(listed)}." if listed else f"{sentence}."
 
 

@@ -155,8 +155,8 @@ def bring(
 def _space_needed(files: Mapping[str, PublishedFile], downloads: Path) -> int:
     """Returns the bytes still to be downloaded plus the size of the archives to be unpacked; unknown sizes are 0."""
     sizes = {name: file.size or 0 for name, file in files.items()}
-    missing = sum(size - bytes_there(name, downloads) for name, size in sizes.items())
-    return max(0, missing) + sum(size for name, size in sizes.items() if name.lower().endswith(SUFFIXES))
+    missing = sum(max(0, size - bytes_there(name, downloads)) for name, size in sizes.items())
+    return missing + sum(size for name, size in sizes.items() if name.lower().endswith(SUFFIXES))
 
 
 def _root_of(folder: Path, holding: Collection[str]) -> Path:

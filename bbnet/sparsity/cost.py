@@ -97,10 +97,10 @@ def _closed_inputs(model: nn.Module, inputs: tuple[Any, ...], gates: Gates) -> d
     share, live = gates.share, {}
     try:
         for each in (Decimal(1), share):
-            gates.let_pass(each)
+            gates.set_share(each)
             live[each] = _live_inputs(model, inputs, layers, noisy)
     finally:
-        gates.let_pass(share)
+        gates.set_share(share)
     return {name: 1 - live[share][name] / live[Decimal(1)][name] for name in live[share] if live[Decimal(1)][name]}
 
 

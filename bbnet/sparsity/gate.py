@@ -60,7 +60,7 @@ class Gates:
         self._handles = [module.register_forward_hook(self._gates[name]) for name, module in modules.items()]
         forget_compiled()
 
-    def let_pass(self, share: Decimal) -> None:
+    def set_share(self, share: Decimal) -> None:
         """Sets the share of each layer's units that is kept at every position."""
         if share == self.share:
             return

@@ -294,7 +294,7 @@ class Sparsifier:
         for averages, saved in zip(self._averages(), state["averages"], strict=True):
             averages.load_state_dict(saved, self.weights[0].weight.device)
         if self.gates is not None:
-            self.gates.let_pass(Decimal(state["share"]))
+            self.gates.set_share(Decimal(state["share"]))
         self._prepare_step()
 
     def _identity(self) -> dict[str, Any]:
@@ -349,7 +349,7 @@ class Sparsifier:
     def _refresh(self) -> None:
         algorithm, schedule = self.algorithm, self.schedule
         if self.gates is not None:
-            self.gates.let_pass(schedule.budget_at(self.step))
+            self.gates.set_share(schedule.budget_at(self.step))
             return
         budget = schedule.budget if algorithm.starts_sparse else schedule.budget_at(self.step)
         for averages in self._averages():

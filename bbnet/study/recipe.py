@@ -99,10 +99,6 @@ class Recipes:
     def _warm_start(self, task: str, model: str, seed: int) -> str:
         return fingerprint(self.warm_up(task, model, seed))
 
-    def scoring(self, task: str) -> dict[str, Any]:
-        """Returns the settings of scoring on test. Changing them scores finished runs again without training them."""
-        return self.tasks[task].scoring()
-
     def step_key(self, task: str, model: str) -> str:
         """Returns a key of everything but the machine that the time of a training step depends on."""
         settings = self.tasks[task]

@@ -39,7 +39,7 @@ def _plog2(shares: np.ndarray) -> np.ndarray:
 
 def mean_absolute_correlation(covariance: np.ndarray) -> float:
     """Returns the mean of abs(Pearson's r) over pairs of units that vary; NaN if fewer than two vary."""
-    sd = np.sqrt(np.diag(covariance))
+    sd = np.sqrt(np.diag(covariance).clip(min=0))
     varies = sd > 0
     if varies.sum() < 2:
         return float("nan")

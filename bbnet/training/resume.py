@@ -39,7 +39,7 @@ class Resume:
         """Callback after each epoch."""
 
 
-GOES_THROUGH = Resume()
+WITHOUT_RESUME = Resume()
 
 
 class StateFile(Resume):

@@ -1,4 +1,4 @@
-"""The three kinds of work on a run: its warm start, its training, its evaluation."""
+"""Computes the warm start of a seed, trains a run from it, and scores a trained run on test."""
 
 import logging
 import os
@@ -20,9 +20,9 @@ from bbnet.sparsity.sparsifier import Sparsifier, sparsify
 from bbnet.tasks import task as tasks
 from bbnet.training.checkpoint import load_masks, load_weights
 from bbnet.training.devices import choose_device
-from bbnet.training.resume import GOES_THROUGH, Resume
+from bbnet.training.resume import WITHOUT_RESUME, Resume
 from bbnet.training.step import resolve_precision
-from bbnet.training.trainer import OnEpoch, Trainer, unwatched
+from bbnet.training.trainer import OnEpoch, Trainer, no_callback
 from bbnet.training.units import measure_units
 
 logger = logging.getLogger(__name__)
@@ -30,11 +30,11 @@ NO_SIDE = "none"
 
 
 class Job:
-    """A run's configuration, resolved: what it trains, on what, where.
+    """The configuration of a run with its task, data, device and precision.
 
     Args:
         config: `task`, `model`, `training`, `slabs`, `seed`, `device`, `cpu_threads`, `deterministic`, `precision`,
-            `compile` and, but for a warm-up, `method`, `budget`, `smallest_budget` and `sparsity`, as
+            `compile` and, except for a warm-up, `method`, `budget`, `smallest_budget` and `sparsity`, as
             `bbnet.study.recipe` writes them.
         prepared: folder of the prepared arrays.
         index: their index.
@@ -53,7 +53,7 @@ class Job:
         self.precision = resolve_precision(config["precision"], self.device)
         self.model_settings = self.task.ModelSettings(**config["model"])
 
-    def trainer(self, on_epoch: OnEpoch = unwatched) -> Trainer:
+    def trainer(self, on_epoch: OnEpoch = no_callback) -> Trainer:
         return Trainer(
             self.task,
             self.model_settings,
@@ -69,7 +69,7 @@ class Job:
         )
 
     def slabs(self, model: nn.Module, side: str) -> tuple[list[Slab], dict[str, str]]:
-        """The slabs of a side, and why each other candidate stays dense."""
+        """Returns the slabs of a side, and the reason why each other candidate stays dense."""
         candidates = self.task.slabs(model, self.config["slabs"], side)
         return choose_slabs(model, candidates, Decimal(self.config.get("smallest_budget", 1)))
 
@@ -79,50 +79,50 @@ class Job:
 
     @property
     def slab_side(self) -> str:
-        """The side of the slabs whose masks are recorded; for a dense run, all of them whole, `in`."""
+        """The side of the slabs whose masks are recorded. For a dense run it is `in`, and all masks are true."""
         return "in" if self.side == NO_SIDE else self.side
 
     def sides(self) -> list[str]:
-        """The sides whose units are measured: a dense network's both."""
+        """Returns the sides whose units are measured, which for a dense network are both."""
         return ["in", "out"] if self.side == NO_SIDE else [self.side]
 
     def gate(self, model: nn.Module, slabs: list[Slab]) -> None:
-        """Puts the gates of a method that gates activations behind its units, at the run's budget."""
+        """Adds the gates of a method that gates activations, at the run's budget; does nothing for other methods."""
         method = dict(self.config["method"])
         algorithm = algorithms.make(method.pop("algorithm"), **method)
         if algorithm.gates_activations:
-            Gates(model, slabs, algorithm).let_pass(Decimal(self.config["budget"]))
+            Gates(model, slabs, algorithm).set_share(Decimal(self.config["budget"]))
 
     def measured_units(
         self, model: nn.Module, masks: Mapping[str, Tensor]
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Rows of units and of slabs, of a dense network those of both sides."""
+        """Returns the rows of `units.csv` and `codes.csv`, measured on dev; for a dense network those of both sides."""
         dev = self.task.open_split(self.prepared, self.index, "val")
         slabs = [slab for side in self.sides() for slab in self.slabs(model, side)[0]]
         return measure_units(self.task, model, dev, self.device, slabs, {} if self.side == NO_SIDE else masks)
 
 
 def compute_deterministically() -> None:
-    """Equal bits on each run on one kind of GPU, where torch has such algorithms; it warns where it has none."""
+    """Makes torch compute equal bits in every run on one kind of GPU; torch warns where it has no such algorithm."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def warm_up(
-    job: Job, weights: Path | None = None, on_epoch: OnEpoch = unwatched, resume: Resume = GOES_THROUGH
+    job: Job, weights: Path | None = None, on_epoch: OnEpoch = no_callback, resume: Resume = WITHOUT_RESUME
 ) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """The dense first phase: the state that every method of this seed starts from, its history, its units on dev.
+    """Trains the dense first phase; returns the state that every method starts from, the history, and rows of units.
 
     Args:
-        weights: file from which the model starts, of a task that knows such.
-        on_epoch: is shown every row of the history as it comes.
-        resume: where the training goes on from, and leaves its state.
+        weights: file with the initial weights, for a task that has `load_pretrained`.
+        on_epoch: callback that is called with each new row of the history.
+        resume: loads the state of an interrupted warm-up, and saves it.
     """
     trainer = job.trainer(on_epoch)
     saved = resume.load(job.device)
     if saved is not None:
-        _go_on(trainer, saved)
+        _resume(trainer, saved)
     elif weights is not None:
         job.task.load_pretrained(trainer.model, weights)
 
@@ -139,15 +139,15 @@ def warm_up(
     return trainer.state() | {"flops": flops}, trainer.history, units
 
 
-def _go_on(trainer: Trainer, saved: Mapping[str, Any]) -> None:
+def _resume(trainer: Trainer, saved: Mapping[str, Any]) -> None:
     trainer.load_state(saved)
     within = f", step {trainer.position} of the next" if trainer.position else ""
-    logger.info("goes on after epoch %d of %d%s", trainer.epoch, trainer.training.epochs, within)
+    logger.info("resumed after epoch %d of %d%s", trainer.epoch, trainer.training.epochs, within)
 
 
 @dataclass
 class TrainedRun:
-    """`weights` are those of `selected_epoch`, the best on dev among the epochs after the freeze."""
+    """A finished training. `weights` are those of `selected_epoch`, the best on dev of the epochs after the freeze."""
 
     weights: dict[str, Tensor]
     masks: dict[str, Tensor]
@@ -162,7 +162,7 @@ class TrainedRun:
 
 @dataclass
 class Selection:
-    """The best weights on dev so far, `score` such that higher is better."""
+    """The best weights on dev so far. Of two scores, the higher one is better."""
 
     score: float = -float("inf")
     epoch: int = 0
@@ -175,20 +175,20 @@ class Selection:
 
 
 def train(
-    job: Job, warm_start: Mapping[str, Any], on_epoch: OnEpoch = unwatched, resume: Resume = GOES_THROUGH
+    job: Job, warm_start: Mapping[str, Any], on_epoch: OnEpoch = no_callback, resume: Resume = WITHOUT_RESUME
 ) -> TrainedRun:
-    """The sparse phase of one run, from the warm start to the last epoch.
+    """Trains the sparse phase of one run, from the warm start to the last epoch.
 
     Args:
-        on_epoch: is shown every row of the history as it comes, those of the warm start first.
-        resume: where the training goes on from, instead of the warm start, and leaves its state.
+        on_epoch: callback that is called with each row of the history, those of the warm start first.
+        resume: loads the state of an interrupted training, which then replaces the warm start, and saves it.
     """
     trainer = job.trainer(on_epoch)
     saved = resume.load(job.device)
     if saved is None:
         trainer.load_state(warm_start)
     else:
-        _go_on(trainer, saved["trainer"])
+        _resume(trainer, saved["trainer"])
     slabs, left_dense = job.slabs(trainer.model, job.slab_side)
     for name, why in left_dense.items():
         logger.info("%s stays dense: %s", name, why)
@@ -238,7 +238,7 @@ def train(
 
 
 def _ends_after_freeze(trainer: Trainer, sparsifier: Sparsifier) -> bool:
-    """Whether the next epoch ends with frozen masks that were trained for at least a step."""
+    """Returns whether the next epoch ends with masks that have been frozen for at least one step."""
     sparse_epochs = trainer.epoch + 1 - trainer.training.warm_up_epochs
     return sparse_epochs * trainer.steps_per_epoch > sparsifier.schedule.freeze_step
 
@@ -254,10 +254,10 @@ class Evaluation:
 
 
 def evaluate(job: Job, run: Path, scoring: Mapping[str, Any] | None = None) -> Evaluation:
-    """Scores the selected weights in a run's folder on test.
+    """Scores the selected weights of a run on test.
 
     Args:
-        scoring: settings of the scoring on test, and `buckets` where the task has them; see `Task.open_split`.
+        scoring: settings of the scoring, and `buckets` if the task has them; see `Task.open_split`.
     Raises: ValueError if a pruned weight is not 0, or if the masks are those of other slabs.
     """
     model = job.task.build_model(job.model_settings, job.index, job.device)
@@ -275,7 +275,7 @@ def evaluate(job: Job, run: Path, scoring: Mapping[str, Any] | None = None) -> E
 
 
 def densities(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Kept shares: of the slabs together, of the network, and of each slab; and the network's number of weights."""
+    """Returns the kept share of all slabs, of the network and of each slab, and the network's number of weights."""
     return {
         "density": cost.density(masks),
         "net_density": cost.net_density(model, masks),

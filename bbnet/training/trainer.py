@@ -24,12 +24,8 @@ logger = logging.getLogger(__name__)
 OnEpoch = Callable[[Mapping[str, Any]], None]
 
 
-def unwatched(row: Mapping[str, Any]) -> None:
-    """Default `on_epoch` callback; does nothing."""
-
-
-def uninterrupted() -> None:
-    """Default `after_step` callback; does nothing."""
+def no_callback(*arguments: Any) -> None:
+    """The default of callbacks; does nothing."""
 
 
 class Trainer:
@@ -59,7 +55,7 @@ class Trainer:
         precision: torch.dtype = torch.float32,
         resident: Resident = "auto",
         gpu_slots: int = 1,
-        on_epoch: OnEpoch = unwatched,
+        on_epoch: OnEpoch = no_callback,
     ) -> None:
         self.task = task
         self.training = training
@@ -94,7 +90,7 @@ class Trainer:
         return self.network is not self.model
 
     def run_epoch(
-        self, phase: str, sparsifier: Sparsifier | None = None, after_step: Callable[[], None] = uninterrupted
+        self, phase: str, sparsifier: Sparsifier | None = None, after_step: Callable[[], None] = no_callback
     ) -> dict[str, Any]:
         """Trains one epoch, or the rest of a resumed one, and scores dev; returns the epoch's row of the history.
 

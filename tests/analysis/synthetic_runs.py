@@ -2,7 +2,7 @@
 
     python tests/analysis/synthetic_runs.py FOLDER RUNS
 
-makes a house of RUNS runs (one of `SIZES`) in FOLDER, takes them through the scripts of summary, figures and tables,
+makes a project of RUNS runs (one of `SIZES`) in FOLDER, takes them through the scripts of summary, figures and tables,
 and prints seconds and peak memory of each process.
 """
 
@@ -73,7 +73,7 @@ class Used(NamedTuple):
     peak_mib: float
 
 
-def make_house(root: Path, size: Size) -> list[Run]:
+def make_project(root: Path, size: Size) -> list[Run]:
     """The study `synthetic` in `root`, and all its runs, done."""
     names = list(METHODS)[: size.methods + 1]
     study = {
@@ -220,7 +220,7 @@ def measure(root: Path) -> dict[str, Used]:
 if __name__ == "__main__":
     folder, count = Path(sys.argv[1]), int(sys.argv[2])
     started = time.perf_counter()
-    made = make_house(folder, SIZES[count])
+    made = make_project(folder, SIZES[count])
     print(f"{len(made)} runs fabricated in {time.perf_counter() - started:.1f} s")
     for name, arguments in stages().items():
         used = run_stage(folder, name, arguments)

@@ -183,7 +183,7 @@ def test_without_figures_and_tables_there_is_still_a_page(page, results):
     assert "None: all 6 runs are done." in found.text
 
 
-# Missing cells.
+# Runs that are not done.
 
 
 def spoilt_grid() -> list[dict]:

@@ -21,9 +21,9 @@ def read(root: Path, name: str) -> pd.DataFrame:
 
 @pytest.fixture(scope="module")
 def sixty(tmp_path_factory) -> Path:
-    """A house of 60 runs, collected and compared."""
+    """A project of 60 runs, collected and compared."""
     root = tmp_path_factory.mktemp("sixty")
-    asked = synthetic.make_house(root, synthetic.SIZES[60])
+    asked = synthetic.make_project(root, synthetic.SIZES[60])
     assert len(asked) == 60
     for script in ("collect", "compare"):
         synthetic.run_stage(root, script, synthetic.stages()[script])
@@ -69,7 +69,7 @@ def test_the_fabricated_runs_give_means_worked_again_from_their_items(sixty):
 def test_a_method_is_compared_whatever_its_label(tmp_path, monkeypatch, label):
     methods = {name: synthetic.METHODS[name] for name in ("dense", "sp_in")} | {label: synthetic.METHODS["random"]}
     monkeypatch.setattr(synthetic, "METHODS", methods)
-    synthetic.make_house(tmp_path, synthetic.Size(models=1, methods=2, budgets=1, seeds=1))
+    synthetic.make_project(tmp_path, synthetic.Size(models=1, methods=2, budgets=1, seeds=1))
     for script in ("collect", "compare"):
         synthetic.run_stage(tmp_path, script, synthetic.stages()[script])
     cells = pd.read_csv(tmp_path / "results/summary/cells.csv", keep_default_na=False)
@@ -82,7 +82,7 @@ def test_time_and_memory_grow_about_linearly_up_to_a_thousand_runs(tmp_path):
     used = {}
     for count in (100, 400, 1000):
         root = tmp_path / str(count)
-        assert len(synthetic.make_house(root, synthetic.SIZES[count])) == count
+        assert len(synthetic.make_project(root, synthetic.SIZES[count])) == count
         used[count] = synthetic.measure(root)
         print(count, {name: tuple(round(number, 1) for number in one) for name, one in used[count].items()})
     for script in synthetic.stages():

@@ -16,7 +16,7 @@ TABLES = ("grid.csv", "runs.csv", "cells.csv")
 
 
 @pytest.fixture
-def house(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch):
     """A folder with config.yaml, studies and the reference, whose study demo has just given the same summary."""
     shutil.copy(ROOT / "config.yaml", tmp_path)
     shutil.copytree(ROOT / "studies", tmp_path / "studies")
@@ -29,11 +29,11 @@ def house(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def edit(house):
+def edit(project):
     """Changes a table of the new summary by a function of it."""
 
     def change(name: str, by) -> None:
-        path = house / "results" / "demo" / "summary" / name
+        path = project / "results" / "demo" / "summary" / name
         by(pd.read_csv(path, dtype={"budget": str})).to_csv(path, index=False)
 
     return change
@@ -63,7 +63,7 @@ def move(edit, sigmas: float) -> None:
     edit("cells.csv", lambda cells: cells.assign(mean=cells["mean"] + sigmas * sigma * of_cell(cells, metric="f1")))
 
 
-def test_the_reference_is_within_tolerance_of_itself(house, capsys):
+def test_the_reference_is_within_tolerance_of_itself(project, capsys):
     text = shown(capsys, "check", out=False)
     assert "Everything is within tolerance." in text
     count, three, times, sigma, verdict = row(text, "change", "f1")[2:]
@@ -97,7 +97,7 @@ def test_a_lost_cell_and_another_cost_are_out(edit, capsys):
     assert row(text, "change", "f1")[2] == "9"
 
 
-def test_two_folders_are_compared_with_or_without_summary(house, edit, capsys):
+def test_two_folders_are_compared_with_or_without_summary(project, edit, capsys):
     arguments = ["diff", "results/demo", "results/reference/demo/summary"]
     assert "within tolerance" in shown(capsys, *arguments, out=False)
     edit("grid.csv", lambda grid: grid.assign(status=grid["status"].mask(grid.index == 0, "stale")))
@@ -106,8 +106,8 @@ def test_two_folders_are_compared_with_or_without_summary(house, edit, capsys):
     assert text.startswith("A: results/demo/summary\nB: results/reference/demo/summary\n")
 
 
-def test_another_results_folder_is_checked(house, capsys):
-    (house / "results" / "demo").rename(house / "demo")
+def test_another_results_folder_is_checked(project, capsys):
+    (project / "results" / "demo").rename(project / "demo")
     assert "new: demo/summary" in shown(capsys, "check", "--study", "demo", "--results-dir", ".", out=False)
 
 
@@ -123,8 +123,8 @@ def test_another_results_folder_is_checked(house, capsys):
         ("cells.csv", "a word", "cells.csv: cannot be read: could not convert string to float"),
     ],
 )
-def test_an_unreadable_table_is_named_in_one_line(house, name, content, message):
-    path = house / "results" / "demo" / "summary" / name
+def test_an_unreadable_table_is_named_in_one_line(project, name, content, message):
+    path = project / "results" / "demo" / "summary" / name
     text = path.read_text()
     made = {
         "rows twice": text + text.splitlines()[1] + "\n",
@@ -150,7 +150,7 @@ def test_an_unreadable_table_is_named_in_one_line(house, name, content, message)
         (["diff", "nowhere", "results/demo"], "nowhere/grid.csv: cannot be read"),
     ],
 )
-def test_what_cannot_be_compared_is_one_line(house, arguments, message):
+def test_what_cannot_be_compared_is_one_line(project, arguments, message):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert message in str(ended.value)
@@ -158,7 +158,7 @@ def test_what_cannot_be_compared_is_one_line(house, arguments, message):
 
 
 @pytest.mark.parametrize("sigmas", ["0", "-1", "nan", "inf", "many"])
-def test_sigmas_that_are_no_tolerance_are_misuse(house, capsys, sigmas):
+def test_sigmas_that_are_no_tolerance_are_misuse(project, capsys, sigmas):
     with pytest.raises(SystemExit) as ended:
         main(["check", f"--sigmas={sigmas}"])
     assert ended.value.code == 2

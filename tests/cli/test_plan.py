@@ -38,7 +38,7 @@ STEPS = (RUNS * 5 + 3 * 2) * (10 * 4 // 8)
 
 
 @pytest.fixture
-def house(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch):
     """A folder with config.yaml and studies, in which commands run."""
     shutil.copy(ROOT / "config.yaml", tmp_path)
     shutil.copytree(ROOT / "studies", tmp_path / "studies")
@@ -56,17 +56,17 @@ def row(text: str, start: str) -> list[str]:
     return next(line for line in text.splitlines() if line.startswith(start)).split()
 
 
-def record(house: Path, device: str, seconds: float, name: str = "micro") -> None:
+def record(project: Path, device: str, seconds: float, name: str = "micro") -> None:
     """As `make bench` writes it."""
-    key = Recipes(read_study(name, house / "studies"), Knobs(study=name)).step_key("change", "tiny")
+    key = Recipes(read_study(name, project / "studies"), Knobs(study=name)).step_key("change", "tiny")
     figures = {"throughput": {key: {"step_seconds": seconds, "steps": 20, "weights": 1_000_000}}}
-    file = house / benchmark_file(device)
+    file = project / benchmark_file(device)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(figures))
 
 
-def test_recorded_throughput_gives_hours_by_arithmetic(house, capsys):
-    record(house, machine.name_of("cpu"), 7.2)
+def test_recorded_throughput_gives_hours_by_arithmetic(project, capsys):
+    record(project, machine.name_of("cpu"), 7.2)
     text = plan(capsys, "--device", "cpu")
     assert row(text, "change")[:5] == ["change", "tiny", str(RUNS), str(STEPS), "7.2"]
     assert f"{STEPS * 7.2 / 3600:.2g}" in row(text, "change")
@@ -75,34 +75,34 @@ def test_recorded_throughput_gives_hours_by_arithmetic(house, capsys):
     assert f"about {7 * 64**2 * 20 / 1e6:.1f} MB" in text
 
 
-def test_without_a_record_of_such_a_device_steps_are_timed_here(house, capsys):
-    record(house, "Some Other GPU", 7.2)
+def test_without_a_record_of_such_a_device_steps_are_timed_here(project, capsys):
+    record(project, "Some Other GPU", 7.2)
     text = plan(capsys, "--device", "cpu")
     assert "20 timed steps here" in text
     seconds = float(row(text, "change")[4]) / 1000
     assert 0.0005 < seconds < 5
 
 
-def test_a_record_of_another_batch_does_not_count(house, capsys):
-    record(house, machine.name_of("cpu"), 7.2)
+def test_a_record_of_another_batch_does_not_count(project, capsys):
+    record(project, machine.name_of("cpu"), 7.2)
     changed = json.loads(json.dumps(STUDY))
     changed["tasks"]["change"]["training"]["batch_size"] = 4
-    (house / "studies" / "micro.yaml").write_text(yaml.safe_dump(changed))
+    (project / "studies" / "micro.yaml").write_text(yaml.safe_dump(changed))
     assert "timed steps here" in plan(capsys, "--device", "cpu")
 
 
-def test_more_epochs_or_another_learning_rate_still_count(house, capsys):
-    record(house, machine.name_of("cpu"), 7.2)
+def test_more_epochs_or_another_learning_rate_still_count(project, capsys):
+    record(project, machine.name_of("cpu"), 7.2)
     changed = json.loads(json.dumps(STUDY))
     changed["tasks"]["change"]["training"] |= {"epochs": 12, "learning_rate": 0.1}
-    (house / "studies" / "micro.yaml").write_text(yaml.safe_dump(changed))
+    (project / "studies" / "micro.yaml").write_text(yaml.safe_dump(changed))
     text = plan(capsys, "--device", "cpu")
     assert str(benchmark_file(machine.name_of("cpu"))) in text
     assert row(text, "change")[3] == str((RUNS * 10 + 3 * 2) * 5)
 
 
 @pytest.mark.skipif(machine.name_of("auto") != machine.name_of("cpu"), reason="there is a GPU here")
-def test_a_device_that_is_not_here_gives_unknown_hours_and_the_reason(house, capsys):
+def test_a_device_that_is_not_here_gives_unknown_hours_and_the_reason(project, capsys):
     text = plan(capsys, "--device", "cuda")
     assert "on a GPU that is not here" in text
     assert "unknown: timing failed" in text
@@ -110,7 +110,7 @@ def test_a_device_that_is_not_here_gives_unknown_hours_and_the_reason(house, cap
     assert row(text, "all")[-1] == "unknown"
 
 
-def test_the_paper_study_is_planned_with_its_downloads(house, capsys, monkeypatch):
+def test_the_paper_study_is_planned_with_its_downloads(project, capsys, monkeypatch):
     monkeypatch.setattr("bbnet.cli.plan._measured_here", lambda *_: (None, "unknown"))
     main(["plan", "--study", "paper"])
     text = capsys.readouterr().out
@@ -137,20 +137,20 @@ def test_the_paper_study_is_planned_with_its_downloads(house, capsys, monkeypatc
         (["--study", "../x"], "study: string should match pattern"),
     ],
 )
-def test_what_cannot_be_planned_is_one_line(house, arguments, message):
+def test_what_cannot_be_planned_is_one_line(project, arguments, message):
     with pytest.raises(SystemExit) as ended:
         main(["plan", *arguments])
     assert message in str(ended.value)
     assert "\n" not in str(ended.value)
 
 
-def test_outside_of_the_house_it_says_so(tmp_path, monkeypatch):
+def test_outside_of_the_project_it_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="run in the folder of the Snakefile"):
         main(["plan"])
 
 
-def test_the_command_is_installed_and_imports_no_torch(house):
+def test_the_command_is_installed_and_imports_no_torch(project):
     script = "import sys; import bbnet.cli; print([name for name in sys.modules if name.split('.')[0] == 'torch'])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
     shown = subprocess.run([Path(sys.executable).with_name("bbnet"), "plan", "--help"], capture_output=True, text=True)

@@ -34,7 +34,7 @@ SP_IN = "change/tiny/sp_in/b0.50"
 
 
 @pytest.fixture
-def house(tmp_path, monkeypatch):
+def project(tmp_path, monkeypatch):
     """A folder with config.yaml and the study micro, in which commands run."""
     shutil.copy(ROOT / "config.yaml", tmp_path)
     (tmp_path / "studies").mkdir()
@@ -44,14 +44,14 @@ def house(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def leave(house):
+def leave(project):
     """Writes what a run leaves in its folder; a fingerprint that is not given is the one asked for."""
-    study = read_study("micro", house / "studies")
+    study = read_study("micro", project / "studies")
     recipes = Recipes(study, Knobs(study="micro"))
     wanted = {run.folder: recipes.run_fingerprint(run) for run in grid.runs(study)}
 
     def write(run: str, **files: dict) -> Path:
-        folder = house / "results" / "micro" / "runs" / run
+        folder = project / "results" / "micro" / "runs" / run
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (folder / f"{name}.json").write_text(json.dumps({"fingerprint": wanted[run]} | content))
@@ -61,11 +61,11 @@ def leave(house):
 
 
 @pytest.fixture
-def snakemake(house):
+def snakemake(project):
     """Starts a process called snakemake in the folder."""
     started = []
 
-    def start(where: Path = house) -> None:
+    def start(where: Path = project) -> None:
         script = "import sys; print(flush=True); sys.stdin.read()"
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         started.append(subprocess.Popen([sys.executable, "-c", script, "bin/snakemake"], cwd=where, **pipes))
@@ -123,7 +123,7 @@ def test_a_record_that_cannot_be_read_is_a_failure(leave, capsys):
     assert f"failed: results/micro/runs/{SP_IN}/s0: " in text
 
 
-def test_nothing_done_is_all_missing_and_unknown(house, capsys):
+def test_nothing_done_is_all_missing_and_unknown(project, capsys):
     text = status(capsys)
     assert row(text, "all", "12")[2:] == ["0", "0", "0", "0", "12"]
     assert row(text, "all", "12", "unknown") == ["all", "12", "unknown"]
@@ -135,9 +135,9 @@ def test_runs_on_another_device_are_asked_for_by_name(leave, capsys):
     assert counts(status(capsys, "--device", "cpu"), method="dense") == [0, 0, 0, 1, 2]
 
 
-def test_another_results_folder(house, leave, capsys):
+def test_another_results_folder(project, leave, capsys):
     leave("change/tiny/dense/b1.00/s0", record={"seconds": 60}, metrics={})
-    (house / "results").rename(house / "elsewhere")
+    (project / "results").rename(project / "elsewhere")
     assert counts(status(capsys, "--results-dir", "elsewhere"), method="dense") == [1, 0, 0, 0, 2]
 
 
@@ -166,7 +166,7 @@ def test_a_stale_run_says_nothing_of_time(leave, capsys):
 
 
 @pytest.mark.parametrize("output", ["model.safetensors", "metrics.json"], ids=["trained", "scored"])
-def test_what_a_living_snakemake_has_begun_is_running(house, snakemake, capsys, output):
+def test_what_a_living_snakemake_has_begun_is_running(project, snakemake, capsys, output):
     snakemake()
     mark(f"results/micro/runs/{SP_IN}/s1/{output}")
     mark("results/micro/warm_up/change/tiny/s0/checkpoint.pt")
@@ -194,7 +194,7 @@ def test_a_run_that_is_done_is_done(leave, snakemake, capsys):
     assert counts(status(capsys)) == [1, 0, 0, 0, 2]
 
 
-def test_what_a_killed_snakemake_left_is_not_running(house, capsys):
+def test_what_a_killed_snakemake_left_is_not_running(project, capsys):
     mark(f"results/micro/runs/{SP_IN}/s1/record.json")
     Path(".snakemake", "locks").mkdir()
     Path(".snakemake", "locks", "0.output.lock").touch()
@@ -203,7 +203,7 @@ def test_what_a_killed_snakemake_left_is_not_running(house, capsys):
     assert "`snakemake --unlock`" in text
 
 
-def test_what_an_earlier_snakemake_left_is_not_running_beside_the_next(house, snakemake, capsys):
+def test_what_an_earlier_snakemake_left_is_not_running_beside_the_next(project, snakemake, capsys):
     mark(f"results/micro/runs/{SP_IN}/s1/record.json", age=3600)
     snakemake()
     mark(f"results/micro/runs/{SP_IN}/s2/record.json")
@@ -212,25 +212,25 @@ def test_what_an_earlier_snakemake_left_is_not_running_beside_the_next(house, sn
     assert "--unlock" not in text
 
 
-def test_a_snakemake_that_works_elsewhere_does_not_count(house, snakemake, capsys, tmp_path_factory):
+def test_a_snakemake_that_works_elsewhere_does_not_count(project, snakemake, capsys, tmp_path_factory):
     snakemake(tmp_path_factory.mktemp("elsewhere"))
     mark(f"results/micro/runs/{SP_IN}/s1/record.json")
     assert counts(status(capsys)) == [0, 0, 0, 0, 3]
 
 
-def test_long_and_absolute_paths_and_files_of_another_kind(house, snakemake, capsys):
-    results = house / ("long" * 60)
+def test_long_and_absolute_paths_and_files_of_another_kind(project, snakemake, capsys):
+    results = project / ("long" * 60)
     snakemake()
     mark(f"{results}/micro/runs/{SP_IN}/s1/record.json")
     Path(".snakemake", "incomplete", "migration_underway").touch()
     assert counts(status(capsys, "--results-dir", str(results))) == [0, 1, 0, 0, 2]
 
 
-def test_snakemake_marks_jobs_as_is_believed_here(house):
+def test_snakemake_marks_jobs_as_is_believed_here(project):
     """Its own code names the file; one version of Snakemake may not be the next."""
     from snakemake.persistence.file import FilePersistence
 
-    persistence = FilePersistence(path=house / ".snakemake")
+    persistence = FilePersistence(path=project / ".snakemake")
     for output in ("results/micro/record.json", "long/" * 100 + "record.json"):
         mark(output)
         assert Path(persistence._record_path(persistence._incomplete_path, output)).is_file()
@@ -240,8 +240,8 @@ def test_snakemake_marks_jobs_as_is_believed_here(house):
 
 
 @pytest.mark.parametrize("content", [None, "study: [", b"\xff"], ids=["missing", "not YAML", "not text"])
-def test_a_config_that_cannot_be_read_is_one_line(house, content):
-    config = house / "config.yaml"
+def test_a_config_that_cannot_be_read_is_one_line(project, content):
+    config = project / "config.yaml"
     config.unlink()
     if content is not None:
         config.write_bytes(content if isinstance(content, bytes) else content.encode())
@@ -250,12 +250,12 @@ def test_a_config_that_cannot_be_read_is_one_line(house, content):
     assert "\n" not in str(ended.value)
 
 
-def test_a_study_that_is_not_there_is_one_line(house):
+def test_a_study_that_is_not_there_is_one_line(project):
     with pytest.raises(SystemExit, match="there is no file studies/nope.yaml"):
         main(["status", "--study", "nope"])
 
 
-def test_outside_of_the_house_it_says_so(tmp_path, monkeypatch):
+def test_outside_of_the_project_it_says_so(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="run in the folder of the Snakefile"):
         main(["status"])

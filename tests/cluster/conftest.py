@@ -1,4 +1,4 @@
-"""A SLURM on this machine, of one node with two GPUs that are none, and houses that send their jobs to it."""
+"""A SLURM on this machine, of one node with two GPUs that are none, and projects that send their jobs to it."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workflow.conftest import House, empty_house  # noqa: F401
+from tests.workflow.conftest import Project, empty_project  # noqa: F401
 
 SYSTEM = f"{os.environ['PATH']}:/usr/sbin"
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
@@ -67,15 +67,15 @@ class Slurm:
         return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines if line.startswith("JobId=")]
 
     @contextmanager
-    def runs(self, house: House, *arguments: str) -> Iterator[subprocess.Popen]:
+    def runs(self, project: Project, *arguments: str) -> Iterator[subprocess.Popen]:
         """Snakemake with profiles/slurm, its output in `snakemake.log`; at the end it and its jobs are killed."""
         profile = ["--workflow-profile", "profiles/slurm"]
         speed = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "5"]
-        with (house.root / "snakemake.log").open("w") as log:
+        with (project.root / "snakemake.log").open("w") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "snakemake", *profile, *speed, *arguments],
-                cwd=house.root,
-                env=os.environ | {"PYTHONPATH": str(house.root)} | self.environment,
+                cwd=project.root,
+                env=os.environ | {"PYTHONPATH": str(project.root)} | self.environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )

@@ -33,13 +33,13 @@ def is_stopped_one(job: dict[str, str]) -> bool:
     return rule_of(job) == "train" and "_change_" in job["Comment"] and "_sp_in_" in job["Comment"]
 
 
-def training_process(house) -> int | None:
+def training_process(project) -> int | None:
     """Of the run that is to be stopped."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             arguments = (folder / "cmdline").read_bytes().decode().split("\0")
             is_it = {"workflow_scripts/train.py", STOPPED} <= set(arguments)
-            if is_it and (folder / "cwd").resolve() == house.root.resolve():
+            if is_it and (folder / "cwd").resolve() == project.root.resolve():
                 return int(folder.name)
         except OSError:  # it ended
             continue
@@ -57,9 +57,9 @@ def is_told_to_end(process: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def houses(slurm, empty_house, tmp_path_factory):
+def projects(slurm, empty_project, tmp_path_factory):
     """The smoke study, one of its trainings long enough to be met: run here, and not yet run. With a SLURM only."""
-    away = empty_house.copy(tmp_path_factory.mktemp("away"))
+    away = empty_project.copy(tmp_path_factory.mktemp("away"))
     study = yaml.safe_load((away.root / "studies/smoke.yaml").read_text())
     study["tasks"]["change"]["training"]["epochs"] = 30
     away.write_study(study, "smoke")
@@ -70,9 +70,9 @@ def houses(slurm, empty_house, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def interrupted(slurm, houses):
+def interrupted(slurm, projects):
     """The study on SLURM, where a training came near its time limit; with what SLURM knows of its jobs."""
-    _, away = houses
+    _, away = projects
     with slurm.runs(away, *STUDY) as snakemake:
 
         def found(what):
@@ -94,8 +94,8 @@ def interrupted(slurm, houses):
         return away, slurm.jobs()
 
 
-def test_the_summary_is_that_of_a_run_here(houses, interrupted):
-    here, (away, _) = houses[0], interrupted
+def test_the_summary_is_that_of_a_run_here(projects, interrupted):
+    here, (away, _) = projects[0], interrupted
     expected = summary_of(here.root / "results/smoke")
     assert len(expected) >= 12
     assert summary_of(away.root / "results/smoke") == expected

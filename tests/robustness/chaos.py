@@ -264,7 +264,7 @@ class Chaos:
             time.sleep(0.1)
         copy.check_nothing_runs()
         printed = copy.log.read_text()
-        self.resumed += printed.count("goes on after epoch")
+        self.resumed += printed.count("resumed after epoch")
         if snakemake.returncode == 0:
             return True
         if not killed:

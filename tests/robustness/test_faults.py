@@ -19,7 +19,7 @@ import torch
 
 from bbnet.training.checkpoint import load_state, save_state
 from tests.robustness.conftest import ROOT, STEPS_PER_EPOCH, STUDY, interruptions, outcome
-from tests.workflow.conftest import House, build_house
+from tests.workflow.conftest import Project, build_project
 
 pytestmark = pytest.mark.xdist_group("faults")
 
@@ -169,7 +169,7 @@ def test_what_was_interrupted_goes_on(bench, interrupted):
     """The counterpart of all below: here the state is taken."""
     resumed = bench.train("sp_in", interrupted)
     assert resumed.status() == 0
-    assert "goes on after epoch 2 of 3, step 3 of the next" in resumed.said()[0]
+    assert "resumed after epoch 2 of 3, step 3 of the next" in resumed.said()[0]
     assert interruptions(interrupted) == 1
     assert outcome(interrupted) == bench.undisturbed("sp_in")
 
@@ -521,23 +521,23 @@ def test_a_job_whose_parent_is_killed_while_it_imports_ends_before_it_trains(ben
 
 
 @pytest.fixture
-def house(bench, tmp_path) -> House:
+def project(bench, tmp_path) -> Project:
     """The project with the study of the bench, its data there and its warm-up done, but for Snakemake's own notes."""
-    house = new_house(tmp_path / "house")
-    warm_up = house.root / "results/study/warm_up/change/tiny/s0"
+    project = new_project(tmp_path / "project")
+    warm_up = project.root / "results/study/warm_up/change/tiny/s0"
     shutil.copytree(bench.warm_start.parent, warm_up)
-    shutil.copytree(bench.data, house.root / "data")
+    shutil.copytree(bench.data, project.root / "data")
     for name in ("checkpoint.pt", "history.csv", "units.csv"):
         os.utime(warm_up / name)
-    return house
+    return project
 
 
-def new_house(root: Path) -> House:
-    house = build_house(root)
-    house.write_study(STUDY, "study")
+def new_project(root: Path) -> Project:
+    project = build_project(root)
+    project.write_study(STUDY, "study")
     knobs = root / "config.yaml"
     knobs.write_text(knobs.read_text().replace("study: demo", "study: study").replace("device: auto", "device: cpu"))
-    return house
+    return project
 
 
 def run_folder(method: str) -> str:
@@ -553,78 +553,78 @@ def run_folder(method: str) -> str:
         (["--forceall", "--allowed-rules", "train"], False),
     ],
 )
-def test_snakemake_goes_on_unless_it_is_forced(bench, house, arguments, goes_on):
-    folder, finished = house.root / run_folder("sp_in"), house.root / run_folder("dense")
+def test_snakemake_goes_on_unless_it_is_forced(bench, project, arguments, goes_on):
+    folder, finished = project.root / run_folder("sp_in"), project.root / run_folder("dense")
     assert bench.train("sp_in", folder, prelude=stopped_in(11)).status() == 143
     bench.undisturbed("dense")
     shutil.copytree(bench.finished["dense"], finished)
-    result = house.snakemake(f"{run_folder('sp_in')}/record.json", *arguments)
+    result = project.snakemake(f"{run_folder('sp_in')}/record.json", *arguments)
     assert result.returncode == 0, result.stdout
     assert "1 of 1 steps (100%) done" in result.stdout
-    assert ("goes on after epoch 2 of 3, step 3" in result.stdout) == goes_on
+    assert ("resumed after epoch 2 of 3, step 3" in result.stdout) == goes_on
     assert interruptions(folder) == int(goes_on)
     assert outcome(folder) == bench.undisturbed("sp_in")
     assert outcome(finished) == bench.undisturbed("dense")  # which the call did not ask for
 
 
 @pytest.mark.thorough
-def test_after_a_clock_was_set_back_one_command_repairs_the_time_stamps_and_nothing_is_trained_again(bench, house):
+def test_after_a_clock_was_set_back_one_command_repairs_the_time_stamps_and_nothing_is_trained_again(bench, project):
     target = f"{run_folder('sp_in')}/metrics.json"
     tomorrow = time.time() + 86400
-    inputs = [*house.root.glob("data/*/*.json"), *house.root.glob("results/study/warm_up/*/*/*/*")]
+    inputs = [*project.root.glob("data/*/*.json"), *project.root.glob("results/study/warm_up/*/*/*/*")]
     assert len(inputs) > 4
     for path in inputs:
         os.utime(path, (tomorrow, tomorrow))
-    refused = house.snakemake(target)
+    refused = project.snakemake(target)
     assert refused.returncode != 0
     assert "its time stamp is in the future" in one_error(refused.stdout.splitlines())
-    assert not (house.root / run_folder("sp_in") / "record.json").exists()
-    subprocess.run("find data results -newermt now -exec touch {} +", shell=True, check=True, cwd=house.root)
-    result = house.snakemake(target)
+    assert not (project.root / run_folder("sp_in") / "record.json").exists()
+    subprocess.run("find data results -newermt now -exec touch {} +", shell=True, check=True, cwd=project.root)
+    result = project.snakemake(target)
     assert result.returncode == 0, result.stdout
-    assert outcome(house.root / run_folder("sp_in")) == bench.undisturbed("sp_in")
-    assert house.planned(target) == {}
+    assert outcome(project.root / run_folder("sp_in")) == bench.undisturbed("sp_in")
+    assert project.planned(target) == {}
 
 
 @pytest.mark.thorough
-def test_a_second_snakemake_in_a_folder_is_refused_and_the_first_goes_through(bench, house):
+def test_a_second_snakemake_in_a_folder_is_refused_and_the_first_goes_through(bench, project):
     target = f"{run_folder('dense')}/record.json"
     command = [sys.executable, "-m", "snakemake", "--cores", "2", target]
-    environment = os.environ | {"PYTHONPATH": str(house.root)}
-    with subprocess.Popen(command, cwd=house.root, env=environment, stderr=subprocess.PIPE, text=True) as first:
+    environment = os.environ | {"PYTHONPATH": str(project.root)}
+    with subprocess.Popen(command, cwd=project.root, env=environment, stderr=subprocess.PIPE, text=True) as first:
         until = time.monotonic() + 60
-        while not list((house.root / ".snakemake").glob("locks/*")) and time.monotonic() < until:
+        while not list((project.root / ".snakemake").glob("locks/*")) and time.monotonic() < until:
             time.sleep(0.05)
-        second = house.snakemake(target)
+        second = project.snakemake(target)
         assert first.poll() is None, "the first was done before the second began"
         output = first.communicate()[1]
     assert second.returncode != 0
     assert "cannot be locked" in second.stdout
     assert "Traceback" not in second.stdout
     assert first.returncode == 0, output
-    assert outcome(house.root / run_folder("dense")) == bench.undisturbed("dense")
+    assert outcome(project.root / run_folder("dense")) == bench.undisturbed("dense")
 
 
 @pytest.mark.thorough
 def test_two_copies_that_share_their_data_and_results_leave_them_whole(bench, tmp_path):
-    houses = [new_house(tmp_path / name) for name in ("first", "second")]
+    projects = [new_project(tmp_path / name) for name in ("first", "second")]
     shared = [f"data_dir={tmp_path / 'data'}", f"results_dir={tmp_path / 'results'}"]
     target = str(tmp_path / run_folder("dense") / "record.json")
     calls = [
         subprocess.Popen(
             [sys.executable, "-m", "snakemake", "--cores", "1", target, "--config", *shared],
-            cwd=house.root,
-            env=os.environ | {"PYTHONPATH": str(house.root)},
+            cwd=project.root,
+            env=os.environ | {"PYTHONPATH": str(project.root)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for house in houses
+        for project in projects
     ]
     outputs = [call.communicate()[0] for call in calls]
     assert 0 in [call.returncode for call in calls], "\n".join(outputs)
     assert not any("Traceback" in output for output in outputs), "\n".join(outputs)
-    again = houses[0].snakemake(target, "--config", *shared)
+    again = projects[0].snakemake(target, "--config", *shared)
     assert again.returncode == 0, again.stdout
     assert outcome(tmp_path / run_folder("dense")) == bench.undisturbed("dense")
     assert not [path for path in (tmp_path / "data").rglob("*") if ".partial-" in path.name]
@@ -646,26 +646,26 @@ class Explodes(ActivationGating):
 
 
 @pytest.mark.thorough
-def test_a_run_that_explodes_stops_no_other(bench, house):
-    (house.root / "bbnet/sparsity/algorithms/explodes.py").write_text(EXPLODES)
-    parameters = house.root / "bbnet/sparsity/parameters"
+def test_a_run_that_explodes_stops_no_other(bench, project):
+    (project.root / "bbnet/sparsity/algorithms/explodes.py").write_text(EXPLODES)
+    parameters = project.root / "bbnet/sparsity/parameters"
     shutil.copy(parameters / "topk.py", parameters / "explodes.py")
-    house.write_study(STUDY | {"methods": STUDY["methods"] | {"explodes": {"algorithm": "explodes"}}}, "study")
-    result = house.snakemake(*(f"{run_folder(method)}/record.json" for method in ("explodes", "dense")))
+    project.write_study(STUDY | {"methods": STUDY["methods"] | {"explodes": {"algorithm": "explodes"}}}, "study")
+    result = project.snakemake(*(f"{run_folder(method)}/record.json" for method in ("explodes", "dense")))
     assert result.returncode != 0
     assert "1 of 6 cells failed, for example change/tiny/explodes/b0.50/s0" in result.stdout
-    assert "step 2 of 8 of epoch 2 (seed 0)" in error_note(house.root / run_folder("explodes"))
-    assert outcome(house.root / run_folder("dense")) == bench.undisturbed("dense")
+    assert "step 2 of 8 of epoch 2 (seed 0)" in error_note(project.root / run_folder("explodes"))
+    assert outcome(project.root / run_folder("dense")) == bench.undisturbed("dense")
 
 
 def test_snakemake_refuses_results_that_cannot_be_written(tmp_path):
-    house = new_house(tmp_path / "house")
+    project = new_project(tmp_path / "project")
     disk = tmp_path / "disk"
     with small_disk(disk, "1m"):
         remount(disk, "ro")
-        result = house.snakemake("--config", f"results_dir={disk}")
+        result = project.snakemake("--config", f"results_dir={disk}")
         assert result.returncode == 1
         assert str(disk) in result.stdout
         assert "results_dir" in result.stdout
         assert "Traceback" not in result.stdout
-    assert not (house.root / "data").exists()
+    assert not (project.root / "data").exists()

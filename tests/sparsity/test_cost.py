@@ -105,7 +105,7 @@ def gated(model, share, **readers):
     """Gates that let `share` pass at the units of `readers`: the layer that reads them, by the units' module."""
     slabs = [Slab(reader, "out", units) for units, reader in readers.items()]
     gates = Gates(model, slabs, algorithms.make("topk"))
-    gates.let_pass(Decimal(share))
+    gates.set_share(Decimal(share))
     return gates
 
 

@@ -282,7 +282,7 @@ def speech_fingerprints(study: Study) -> dict[str, str]:
         "fetch": fingerprint(recipes.fetch("asr", recipes.tasks["asr"].data)),
         "prepare": fingerprint(recipes.prepare("asr")),
         "train": recipes.run_fingerprint(run),
-        "scoring": fingerprint(recipes.scoring("asr")),
+        "scoring": fingerprint(recipes.tasks["asr"].scoring()),
         "buckets": recipe.buckets_code("asr"),
     }
 

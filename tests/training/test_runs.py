@@ -72,7 +72,7 @@ def test_gates_are_in_force_when_a_run_is_scored(finished):
     images = torch.from_numpy(np.load(done.job.prepared / "test_images.npy")).float()
     with torch.no_grad():
         open_logits = model(images)
-        Gates(model, slabs, algorithm).let_pass(BUDGET)
+        Gates(model, slabs, algorithm).set_share(BUDGET)
         gated_logits = model(images)
     assert not torch.equal(open_logits, gated_logits)
     predicted = np.unpackbits(evaluate(done.job, done.folder).predictions["changed"], axis=1)

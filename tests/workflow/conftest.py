@@ -1,4 +1,4 @@
-"""A copy of the house with a study of seconds, run once; tests look at it, or at copies of it."""
+"""A copy of the project with a study of seconds, run once; tests look at it, or at copies of it."""
 
 import os
 import re
@@ -35,7 +35,7 @@ MICRO = {
 
 
 @dataclass
-class House:
+class Project:
     """A folder with the project in it, in which snakemake runs."""
 
     root: Path
@@ -62,9 +62,9 @@ class House:
     def write_study(self, study: dict, name: str = "micro") -> None:
         (self.root / "studies" / f"{name}.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
 
-    def copy(self, target: Path) -> "House":
+    def copy(self, target: Path) -> "Project":
         shutil.copytree(self.root, target, dirs_exist_ok=True)
-        return House(target)
+        return Project(target)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def study() -> dict:
     return deepcopy(MICRO)
 
 
-def build_house(root: Path) -> House:
+def build_project(root: Path) -> Project:
     """The project in a folder of its own."""
     root.mkdir(exist_ok=True)
     for part in PARTS:
@@ -82,29 +82,29 @@ def build_house(root: Path) -> House:
             shutil.copytree(source, root / part, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copy(source, root / part)
-    return House(root)
+    return Project(root)
 
 
 @pytest.fixture(scope="session")
-def empty_house(tmp_path_factory: pytest.TempPathFactory) -> House:
+def empty_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The project and the micro study, nothing run."""
-    house = build_house(tmp_path_factory.mktemp("house"))
-    house.write_study(MICRO)
-    knobs = house.root / "config.yaml"
+    project = build_project(tmp_path_factory.mktemp("project"))
+    project.write_study(MICRO)
+    knobs = project.root / "config.yaml"
     knobs.write_text(knobs.read_text().replace("study: demo", "study: micro"))
-    return house
+    return project
 
 
 @pytest.fixture(scope="session")
-def lived_in(empty_house: House, tmp_path_factory: pytest.TempPathFactory) -> House:
-    """A house in which the micro study has run to its end; tests must not change it."""
-    house = empty_house.copy(tmp_path_factory.mktemp("lived_in"))
-    result = house.snakemake()
+def finished(empty_project: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project in which the micro study has run to its end; tests must not change it."""
+    project = empty_project.copy(tmp_path_factory.mktemp("finished"))
+    result = project.snakemake()
     assert result.returncode == 0, result.stdout[-5000:]
-    return house
+    return project
 
 
 @pytest.fixture
-def house(lived_in: House, tmp_path: Path) -> House:
-    """A private copy of the house in which the micro study has run."""
-    return lived_in.copy(tmp_path / "house")
+def project(finished: Project, tmp_path: Path) -> Project:
+    """A private copy of the project in which the micro study has run."""
+    return finished.copy(tmp_path / "project")

@@ -109,7 +109,7 @@ def server(scenes):
 
 
 class Workshop:
-    """A house whose table has the served pack, and the scripts that are run in it."""
+    """A project whose table has the served pack, and the scripts that are run in it."""
 
     def __init__(self, root, server):
         self.root = root
@@ -178,9 +178,9 @@ class Workshop:
 
 
 @pytest.fixture
-def workshop(empty_house, server, tmp_path):
-    house = empty_house.copy(tmp_path / "house")
-    path = house.root / "bbnet" / "data" / "packs.yaml"
+def workshop(empty_project, server, tmp_path):
+    project = empty_project.copy(tmp_path / "project")
+    path = project.root / "bbnet" / "data" / "packs.yaml"
     table = yaml.safe_load(path.read_text())
     pack = table["levir_cd"]
     pack["counts"] = PAIRS
@@ -188,7 +188,7 @@ def workshop(empty_house, server, tmp_path):
         pack["files"][name]["urls"] = [f"http://127.0.0.1:{server.server_port}/{{file}}"]
         pack["files"][name] |= {"md5": hashlib.md5(content).hexdigest(), "size": len(content)}
     path.write_text(yaml.safe_dump(table))
-    workshop = Workshop(house.root, server)
+    workshop = Workshop(project.root, server)
     yield workshop
     workshop.stop()
 

@@ -15,22 +15,22 @@ WARM_UP = "change/tiny/s0"
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
-def test_another_way_of_watching_plans_nothing(lived_in, kind):
-    assert lived_in.planned("--config", f"live={kind}") == {}
+def test_another_way_of_watching_plans_nothing(finished, kind):
+    assert finished.planned("--config", f"live={kind}") == {}
 
 
-def test_an_unknown_way_of_watching_is_refused_before_any_job(lived_in):
-    result = lived_in.snakemake("--config", "live=mlflow")
+def test_an_unknown_way_of_watching_is_refused_before_any_job(finished):
+    result = finished.snakemake("--config", "live=mlflow")
     assert result.returncode != 0
     assert "live: input should be 'none', 'tensorboard' or 'wandb', found 'mlflow'" in result.stdout
     assert "Traceback" not in result.stdout
 
 
 @pytest.mark.thorough
-def test_watched_jobs_show_their_history_and_leave_the_same_bytes(house, lived_in):
-    results, alone = house.root / "results/micro", lived_in.root / "results/micro"
+def test_watched_jobs_show_their_history_and_leave_the_same_bytes(project, finished):
+    results, alone = project.root / "results/micro", finished.root / "results/micro"
     targets = [f"results/micro/warm_up/{WARM_UP}/checkpoint.pt", f"results/micro/runs/{RUN}/model.safetensors"]
-    result = house.snakemake("--force", *targets, "--config", "live=tensorboard")
+    result = project.snakemake("--force", *targets, "--config", "live=tensorboard")
     assert result.returncode == 0, result.stdout[-5000:]
     for name, folder in ((RUN, f"runs/{RUN}"), (f"warm_up/{WARM_UP}", f"warm_up/{WARM_UP}")):
         history = pd.read_csv(results / folder / "history.csv")

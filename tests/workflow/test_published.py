@@ -113,15 +113,15 @@ def _faces(raw: Path, folder: Path, pack: dict) -> None:
 
 
 @pytest.fixture(scope="module")
-def downloaded(published, empty_house, tmp_path_factory):
-    """A house in which `snakemake data` fetched and prepared the served packs."""
+def downloaded(published, empty_project, tmp_path_factory):
+    """A project in which `snakemake data` fetched and prepared the served packs."""
     _, table = published
-    house = empty_house.copy(tmp_path_factory.mktemp("downloaded"))
-    (house.root / "bbnet" / "data" / "packs.yaml").write_text(yaml.safe_dump(table))
-    house.write_study(STUDY, "published")
-    result = house.snakemake("data", "--config", "study=published")
+    project = empty_project.copy(tmp_path_factory.mktemp("downloaded"))
+    (project.root / "bbnet" / "data" / "packs.yaml").write_text(yaml.safe_dump(table))
+    project.write_study(STUDY, "published")
+    result = project.snakemake("data", "--config", "study=published")
     assert result.returncode == 0, result.stdout[-5000:]
-    return house
+    return project
 
 
 def test_data_are_fetched_and_prepared_and_nothing_more(downloaded):
@@ -170,25 +170,25 @@ def test_other_addresses_fetch_nothing_anew(downloaded, published):
 
 @pytest.mark.thorough
 def test_a_study_on_them_runs_to_its_scores(downloaded, tmp_path):
-    house = downloaded.copy(tmp_path / "house")
-    result = house.snakemake("--config", "study=published")
+    project = downloaded.copy(tmp_path / "project")
+    result = project.snakemake("--config", "study=published")
     assert result.returncode == 0, result.stdout[-5000:]
-    runs = pd.read_csv(house.root / "results" / "published" / "summary" / "grid.csv")
+    runs = pd.read_csv(project.root / "results" / "published" / "summary" / "grid.csv")
     assert (runs["status"] == "done").all()
     assert set(runs["task"]) == {"asr", "change", "face"}
-    assert house.planned("--config", "study=published") == {}
+    assert project.planned("--config", "study=published") == {}
 
 
 def test_a_pack_that_is_not_what_the_table_says_is_refused_by_name(downloaded, tmp_path):
-    house = downloaded.copy(tmp_path / "house")
-    path = house.root / "bbnet" / "data" / "packs.yaml"
+    project = downloaded.copy(tmp_path / "project")
+    path = project.root / "bbnet" / "data" / "packs.yaml"
     table = yaml.safe_load(path.read_text())
     table["librispeech"]["counts"]["dev-clean"] += 1
     path.write_text(yaml.safe_dump(table))
-    result = house.snakemake("data", "--config", "study=published")
+    result = project.snakemake("data", "--config", "study=published")
     assert result.returncode != 0
     assert "dev-clean: has 4 of the 5 utterances of the published pack" in result.stdout
-    partial = house.root / "data" / "partial"
+    partial = project.root / "data" / "partial"
     assert not [path for path in partial.iterdir() if not path.name.startswith(".")]
 
 
@@ -197,19 +197,19 @@ def test_weights_of_the_large_model_come_by_the_same_way(downloaded, published, 
     from torchvision.models import resnet101
 
     folder, table = published
-    house = downloaded.copy(tmp_path / "house")
+    project = downloaded.copy(tmp_path / "project")
     torch.save(resnet101().state_dict(), tmp_path / "weights")
     digits = hashlib.sha256((tmp_path / "weights").read_bytes()).hexdigest()[:8]
     name = f"resnet101-{digits}.pth"
     (tmp_path / "weights").rename(folder / name)
     address = table["faces"]["files"]["CV-classification.zip"]["urls"][1]
     table["imagenet_resnet101"]["files"] = {name: {"urls": [address], "sha256": digits}}
-    (house.root / "bbnet" / "data" / "packs.yaml").write_text(yaml.safe_dump(table))
+    (project.root / "bbnet" / "data" / "packs.yaml").write_text(yaml.safe_dump(table))
     face = STUDY["tasks"]["face"]
     model = {"architecture": "resnet101", "weights": {"pack": "imagenet_resnet101"}}
     training = {"epochs": 6, "warm_up_epochs": 1, "batch_size": 8, "learning_rate": 0.001}
-    house.write_study(STUDY | {"tasks": {"face": face | {"models": {"large": model}, "training": training}}}, "large")
-    result = house.snakemake("--config", "study=large")
+    project.write_study(STUDY | {"tasks": {"face": face | {"models": {"large": model}, "training": training}}}, "large")
+    result = project.snakemake("--config", "study=large")
     (folder / name).unlink()
     assert result.returncode == 0, result.stdout[-5000:]
-    assert (pd.read_csv(house.root / "results" / "large" / "summary" / "grid.csv")["status"] == "done").all()
+    assert (pd.read_csv(project.root / "results" / "large" / "summary" / "grid.csv")["status"] == "done").all()

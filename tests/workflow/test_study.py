@@ -47,8 +47,8 @@ def again(task: str) -> dict[str, int]:
     return {rule.replace("change_tiny", f"{task}_tiny"): count for rule, count in AGAIN.items()}
 
 
-def test_everything_promised_is_there(lived_in):
-    results = lived_in.root / "results" / "micro"
+def test_everything_promised_is_there(finished):
+    results = finished.root / "results" / "micro"
     summary = {path.name for path in (results / "summary").iterdir()}
     assert summary >= {"runs.csv", "items.parquet", "units.parquet", "history.parquet", "grid.csv", "timing.csv"}
     assert summary >= {"cells.csv", "contrasts.csv", "claims.csv", "slabs.csv", "refreshes.parquet", "study.json"}
@@ -63,11 +63,11 @@ def test_everything_promised_is_there(lived_in):
     assert (results / "report.html").read_text().count("<img") == 8
 
 
-def test_the_summary_says_what_the_runs_say(lived_in):
-    summary = lived_in.root / "results" / "micro" / "summary"
+def test_the_summary_says_what_the_runs_say(finished):
+    summary = finished.root / "results" / "micro" / "summary"
     runs = pd.read_csv(summary / "runs.csv", dtype={"budget": str})
     sp_in = runs[(runs["method"] == "sp_in") & (runs["metric"] == "f1")]["value"].item()
-    assert sp_in == json.loads((lived_in.root / RUN / "sp_in/b0.50/s0/metrics.json").read_text())["f1"]
+    assert sp_in == json.loads((finished.root / RUN / "sp_in/b0.50/s0/metrics.json").read_text())["f1"]
     cells = pd.read_csv(summary / "cells.csv")
     expected = ["task", "model", "method", "side", "budget", "metric", "unit", "mean", "sd", "n_seeds", "low", "high"]
     assert list(cells.columns) == expected
@@ -77,8 +77,8 @@ def test_the_summary_says_what_the_runs_say(lived_in):
     assert set(units["phase"]) == {"run", "warm_up"}
 
 
-def test_a_run_keeps_its_budget_in_every_record(lived_in):
-    folder = lived_in.root / RUN / "sp_in/b0.50/s0"
+def test_a_run_keeps_its_budget_in_every_record(finished):
+    folder = finished.root / RUN / "sp_in/b0.50/s0"
     record = json.loads((folder / "record.json").read_text())
     for slab in record["slabs"].values():
         units, fan = slab["units"], slab["fan"]
@@ -91,90 +91,94 @@ def test_a_run_keeps_its_budget_in_every_record(lived_in):
     assert "encoder.0.conv1" in record["left_dense"]
 
 
-def test_a_second_call_finds_nothing_to_do(lived_in):
-    assert lived_in.planned() == {}
+def test_a_second_call_finds_nothing_to_do(finished):
+    assert finished.planned() == {}
 
 
-def test_touching_files_and_losing_the_metadata_plans_nothing(house):
+def test_touching_files_and_losing_the_metadata_plans_nothing(project):
     later = time.time() + 60
-    for path in [*house.root.glob("workflow_scripts/*"), *house.root.glob("bbnet/**/*"), *house.root.glob("rules/*")]:
+    for path in [
+        *project.root.glob("workflow_scripts/*"),
+        *project.root.glob("bbnet/**/*"),
+        *project.root.glob("rules/*"),
+    ]:
         os.utime(path, (later, later))
-    assert house.planned() == {}
-    shutil.rmtree(house.root / ".snakemake")
-    assert house.planned() == {}
+    assert project.planned() == {}
+    shutil.rmtree(project.root / ".snakemake")
+    assert project.planned() == {}
 
 
-def test_a_new_algorithm_plans_nothing_and_an_edit_of_the_core_retrains(house):
-    algorithms = house.root / "bbnet" / "sparsity" / "algorithms"
+def test_a_new_algorithm_plans_nothing_and_an_edit_of_the_core_retrains(project):
+    algorithms = project.root / "bbnet" / "sparsity" / "algorithms"
     (algorithms / "other.py").write_text((algorithms / "magnitude.py").read_text())
-    assert house.planned() == {}
+    assert project.planned() == {}
 
     with (algorithms / "magnitude.py").open("a") as file:
         file.write("\n# edited\n")
-    planned = house.planned()
+    planned = project.planned()
     assert planned["train"] == 1
     assert "warm_up" not in planned
 
-    with (house.root / "bbnet" / "sparsity" / "masks.py").open("a") as file:
+    with (project.root / "bbnet" / "sparsity" / "masks.py").open("a") as file:
         file.write("\n# edited\n")
-    planned = house.planned()
+    planned = project.planned()
     assert (planned["warm_up"], planned["train"]) == (1, 3)
     assert "prepare" not in planned
 
 
-def test_touch_accepts_an_edit_that_changes_no_number(house):
-    with (house.root / "bbnet" / "sparsity" / "masks.py").open("a") as file:
+def test_touch_accepts_an_edit_that_changes_no_number(project):
+    with (project.root / "bbnet" / "sparsity" / "masks.py").open("a") as file:
         file.write("\n# edited\n")
-    result = house.snakemake("--touch")
+    result = project.snakemake("--touch")
     assert result.returncode == 0, result.stdout
-    assert house.planned() == {}
+    assert project.planned() == {}
 
 
-def test_another_seed_runs_only_its_own_cells(house, study):
+def test_another_seed_runs_only_its_own_cells(project, study):
     study["seeds"] = [0, 1]
-    house.write_study(study)
-    assert house.planned() == {"warm_up": 1, "train": 3} | AGAIN
+    project.write_study(study)
+    assert project.planned() == {"warm_up": 1, "train": 3} | AGAIN
 
 
-def test_another_budget_and_method_run_only_their_own_cells(house, study):
+def test_another_budget_and_method_run_only_their_own_cells(project, study):
     study["budgets"] = [0.5, 0.75]
     study["methods"]["sp_out"] = {"algorithm": "budgeted_broadcast", "side": "out"}
-    house.write_study(study)
-    planned = house.planned()
+    project.write_study(study)
+    planned = project.planned()
     assert planned["train"] == 4
     assert "warm_up" not in planned
 
 
-def test_a_method_taken_away_trains_nothing(house, study):
+def test_a_method_taken_away_trains_nothing(project, study):
     del study["methods"]["magnitude"]
-    house.write_study(study)
-    assert house.planned() == AGAIN
+    project.write_study(study)
+    assert project.planned() == AGAIN
 
 
 @pytest.mark.thorough
-def test_the_same_study_elsewhere_on_one_core_gives_the_same_bytes(house, lived_in):
+def test_the_same_study_elsewhere_on_one_core_gives_the_same_bytes(project, finished):
     """Everything but what says when and how long."""
-    shutil.rmtree(house.root / "results")
-    shutil.rmtree(house.root / "data")
-    result = house.snakemake("--cores", "1", "figures", "tables")
+    shutil.rmtree(project.root / "results")
+    shutil.rmtree(project.root / "data")
+    result = project.snakemake("--cores", "1", "figures", "tables")
     assert result.returncode == 0, result.stdout[-5000:]
     compared = []
     for room in ("warm_up", "runs", "summary"):
-        for path in sorted((lived_in.root / "results/micro" / room).rglob("*")):
+        for path in sorted((finished.root / "results/micro" / room).rglob("*")):
             if path.is_file() and path.name not in ("timing.csv", "record.json"):
-                twin = house.root / path.relative_to(lived_in.root)
+                twin = project.root / path.relative_to(finished.root)
                 assert twin.read_bytes() == path.read_bytes(), path
                 compared.append(path.name)
     assert {"checkpoint.pt", "model.safetensors", "masks.safetensors", "items.parquet", "cells.csv"} <= {*compared}
     ours, theirs = (
-        json.loads((place.root / RUN / "sp_in/b0.50/s0/record.json").read_text()) for place in (house, lived_in)
+        json.loads((place.root / RUN / "sp_in/b0.50/s0/record.json").read_text()) for place in (project, finished)
     )
     moving = {"began", "seconds", "peak_memory_mib"}
     assert {key for key in ours if ours[key] != theirs[key]} <= moving
 
 
-def test_a_failing_method_leaves_the_others_and_says_how_to_go_on(house, study):
-    algorithms = house.root / "bbnet" / "sparsity" / "algorithms"
+def test_a_failing_method_leaves_the_others_and_says_how_to_go_on(project, study):
+    algorithms = project.root / "bbnet" / "sparsity" / "algorithms"
     source = (
         (algorithms / "magnitude.py")
         .read_text()
@@ -182,96 +186,96 @@ def test_a_failing_method_leaves_the_others_and_says_how_to_go_on(house, study):
         .replace("parameters.magnitude", "parameters.broken")
     )
     (algorithms / "broken.py").write_text(source)
-    parameters = house.root / "bbnet" / "sparsity" / "parameters"
+    parameters = project.root / "bbnet" / "sparsity" / "parameters"
     shutil.copy(parameters / "magnitude.py", parameters / "broken.py")
     study["methods"]["broken"] = {"algorithm": "broken"}
-    house.write_study(study)
+    project.write_study(study)
 
-    result = house.snakemake()
+    result = project.snakemake()
     assert result.returncode != 0
     assert "error: no masks today" in result.stdout
     assert "Traceback" not in result.stdout
     assert "1 of 4 cells failed" in result.stdout
     assert "cells=done" in result.stdout
-    folder = house.root / RUN / "broken/b0.50/s0"
+    folder = project.root / RUN / "broken/b0.50/s0"
     reason = json.loads((folder / "error.json").read_text())["error"]
     assert reason == "no masks today in step 1 of 8 of epoch 2 (seed 0)"
     assert not (folder / "record.json").exists()
 
-    result = house.snakemake("figures", "tables", "--config", "cells=done")
+    result = project.snakemake("figures", "tables", "--config", "cells=done")
     assert result.returncode == 0, result.stdout[-5000:]
-    grid = pd.read_csv(house.root / "results/micro/summary/grid.csv").set_index("method")
+    grid = pd.read_csv(project.root / "results/micro/summary/grid.csv").set_index("method")
     assert grid.loc["broken", "status"] == "failed"
     assert grid.loc["broken", "why"] == reason
     assert (grid.drop("broken")["status"] == "done").all()
-    assert "1 failed of 4 runs" in (house.root / "results/micro/tables/change-tiny-results.md").read_text()
+    assert "1 failed of 4 runs" in (project.root / "results/micro/tables/change-tiny-results.md").read_text()
 
     (algorithms / "broken.py").write_text(source.replace('raise ValueError("no masks today")', "pass"))
-    result = house.snakemake()
+    result = project.snakemake()
     assert result.returncode == 0, result.stdout[-5000:]
     assert not (folder / "error.json").exists()
-    assert "ncomplete" not in (house.root / "results/micro/tables/change-tiny-results.md").read_text()
+    assert "ncomplete" not in (project.root / "results/micro/tables/change-tiny-results.md").read_text()
 
 
-def test_figures_from_the_shipped_summary_need_no_run_no_data_and_no_torch(house, tmp_path):
-    shipped = house.root / "results/reference/micro"
+def test_figures_from_the_shipped_summary_need_no_run_no_data_and_no_torch(project, tmp_path):
+    shipped = project.root / "results/reference/micro"
     shipped.mkdir(parents=True)
-    shutil.move(house.root / "results/micro/summary", shipped / "summary")
+    shutil.move(project.root / "results/micro/summary", shipped / "summary")
     for gone in ("results/micro", "data", ".snakemake"):
-        shutil.rmtree(house.root / gone)
+        shutil.rmtree(project.root / gone)
     (tmp_path / "poison").mkdir()
     (tmp_path / "poison" / "torch.py").write_text("raise ImportError('torch was imported')")
 
     arguments = ("figures", "tables", "--config", "results_from=reference")
-    assert house.planned(*arguments) == DRAWN
-    result = house.snakemake(*arguments, PYTHONPATH=f"{tmp_path / 'poison'}:{house.root}")
+    assert project.planned(*arguments) == DRAWN
+    result = project.snakemake(*arguments, PYTHONPATH=f"{tmp_path / 'poison'}:{project.root}")
     assert result.returncode == 0, result.stdout[-5000:]
     assert (shipped / "figures" / "change-tiny-pareto.png").exists()
-    assert not (house.root / "data").exists()
+    assert not (project.root / "data").exists()
 
 
-def test_panels_show_a_case_of_each_rank(lived_in):
-    panels = np.load(lived_in.root / "results/micro/summary/panels/change.npz")
+def test_panels_show_a_case_of_each_rank(finished):
+    panels = np.load(finished.root / "results/micro/summary/panels/change.npz")
     described = json.loads(str(panels["cases"]))
     assert {key.rsplit("/", 1)[1] for key in described} == {"best", "median", "worst"}
     gains = {key.rsplit("/", 1)[1]: case["delta_tp"] - case["delta_fp"] for key, case in described.items()}
     assert gains["best"] >= gains["median"] >= gains["worst"]
 
 
-def test_targets_of_the_data_alone(empty_house):
-    assert empty_house.planned("data") == {"data": 1, "fetch": 1, "prepare": 1}
+def test_targets_of_the_data_alone(empty_project):
+    assert empty_project.planned("data") == {"data": 1, "fetch": 1, "prepare": 1}
 
 
-def test_speech_has_buckets_before_scores(empty_house, study):
+def test_speech_has_buckets_before_scores(empty_project, study):
     study["tasks"] = {"asr": SPEECH}
-    house = empty_house
-    house.write_study(study, "speech")
-    planned = house.planned("--config", "study=speech")
+    project = empty_project
+    project.write_study(study, "speech")
+    planned = project.planned("--config", "study=speech")
     runs = {"fetch": 1, "prepare": 1, "buckets": 1, "warm_up": 1, "train": 3, "panels": 1}
     assert planned == runs | again("asr")
 
 
-def test_faces_have_buckets_before_scores_and_a_roc_figure(empty_house, study):
+def test_faces_have_buckets_before_scores_and_a_roc_figure(empty_project, study):
     study["tasks"] = {"face": FACES}
-    empty_house.write_study(study, "faces")
-    planned = empty_house.planned("--config", "study=faces")
+    empty_project.write_study(study, "faces")
+    planned = empty_project.planned("--config", "study=faces")
     runs = {"fetch": 1, "prepare": 1, "buckets": 1, "warm_up": 1, "train": 3}
     assert planned == runs | again("face")
 
 
 @pytest.mark.thorough
-def test_weights_to_start_from_are_a_pack_of_their_own(empty_house, study, tmp_path):
-    house = empty_house.copy(tmp_path / "house")
-    weights = house.root / "resnet101-63fe2227.pth"
+def test_weights_to_start_from_are_a_pack_of_their_own(empty_project, study, tmp_path):
+    project = empty_project.copy(tmp_path / "project")
+    weights = project.root / "resnet101-63fe2227.pth"
     model = {"architecture": "resnet101", "weights": {"pack": "imagenet_resnet101", "path": weights.name}}
     study["tasks"] = {"face": FACES | {"models": {"large": model}}}
-    house.write_study(study, "faces")
-    refused = house.snakemake("--dry-run", "--config", "study=faces")
+    project.write_study(study, "faces")
+    refused = project.snakemake("--dry-run", "--config", "study=faces")
     assert refused.returncode != 0
     assert "tasks.face.models.large.weights.path: there is no file resnet101-63fe2227.pth" in refused.stdout
     weights.write_bytes(b"others")
-    assert house.planned("--config", "study=faces")["fetch"] == 2
-    result = house.snakemake("--until", "warm_up", "--config", "study=faces")
+    assert project.planned("--config", "study=faces")["fetch"] == 2
+    result = project.snakemake("--until", "warm_up", "--config", "study=faces")
     assert result.returncode != 0
     assert f"{weights}: its SHA-256 begins with" in result.stdout
 
@@ -286,8 +290,8 @@ def test_weights_to_start_from_are_a_pack_of_their_own(empty_house, study, tmp_p
         ("results_from=reference", "no summary of study micro"),
     ],
 )
-def test_a_wrong_knob_is_one_line_before_any_job(empty_house, config, message):
-    result = empty_house.snakemake("--dry-run", "--config", config)
+def test_a_wrong_knob_is_one_line_before_any_job(empty_project, config, message):
+    result = empty_project.snakemake("--dry-run", "--config", config)
     assert result.returncode != 0
     assert message in result.stdout
     assert "Traceback" not in result.stdout
@@ -301,8 +305,8 @@ def test_the_reference_that_is_shipped_is_whole():
 
 
 @pytest.mark.thorough
-def test_snakemakes_own_report_has_captions_and_labels_of_everything(lived_in, tmp_path):
-    result = lived_in.snakemake("--report", str(tmp_path / "report.zip"))
+def test_snakemakes_own_report_has_captions_and_labels_of_everything(finished, tmp_path):
+    result = finished.snakemake("--report", str(tmp_path / "report.zip"))
     assert result.returncode == 0, result.stdout[-3000:]
     with zipfile.ZipFile(tmp_path / "report.zip") as report:
         text = "".join(
@@ -314,13 +318,13 @@ def test_snakemakes_own_report_has_captions_and_labels_of_everything(lived_in, t
 
 
 @pytest.mark.thorough
-def test_a_run_that_was_damaged_is_named_and_the_rest_goes_on(house):
-    damaged = house.root / RUN / "magnitude/b0.50/s0/metrics.json"
+def test_a_run_that_was_damaged_is_named_and_the_rest_goes_on(project):
+    damaged = project.root / RUN / "magnitude/b0.50/s0/metrics.json"
     damaged.write_text(damaged.read_text()[:20])
-    (house.root / "results/micro/summary/grid.csv").unlink()
-    result = house.snakemake("figures", "tables")
+    (project.root / "results/micro/summary/grid.csv").unlink()
+    result = project.snakemake("figures", "tables")
     assert result.returncode == 0, result.stdout[-5000:]
     assert "metrics.json: cannot be read" in result.stdout
-    grid = pd.read_csv(house.root / "results/micro/summary/grid.csv").set_index("method")
+    grid = pd.read_csv(project.root / "results/micro/summary/grid.csv").set_index("method")
     assert grid["status"].to_dict() == {"dense": "done", "sp_in": "done", "magnitude": "failed"}
-    assert "1 failed of 3 runs" in (house.root / "results/micro/tables/change-tiny-results.md").read_text()
+    assert "1 failed of 3 runs" in (project.root / "results/micro/tables/change-tiny-results.md").read_text()

@@ -20,9 +20,9 @@ SLAB = "encoder.1.conv1"
 
 
 @pytest.fixture
-def run(house) -> Path:
+def run(project) -> Path:
     """The folder of a sparse run that may be spoiled."""
-    return house.root / RUN / "sp_in/b0.50/s0"
+    return project.root / RUN / "sp_in/b0.50/s0"
 
 
 def edit_json(path: Path, change: Callable[[dict], None]) -> None:
@@ -49,8 +49,8 @@ def verify(capsys, *runs: Path) -> str:
     return capsys.readouterr().out
 
 
-def test_every_run_of_a_study_is_what_its_record_says(lived_in, capsys):
-    runs = sorted((lived_in.root / RUN).glob("*/*/*"))
+def test_every_run_of_a_study_is_what_its_record_says(finished, capsys):
+    runs = sorted((finished.root / RUN).glob("*/*/*"))
     assert len(runs) == 3
     main(["verify", *map(str, runs)])
     assert capsys.readouterr().out.count("matches its record") == 3
