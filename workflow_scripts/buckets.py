@@ -5,12 +5,20 @@ import logging
 
 from common import TEXT, arguments, read_json, run, to_json, write_text
 
+from bbnet.tasks.buckets import PUBLISHED
+
 logger = logging.getLogger("bbnet.buckets")
 
 
 def main(options) -> None:
     task = importlib.import_module(f"bbnet.tasks.{options.task}.buckets")
     buckets = task.make_buckets(read_json(options.prepared))
+    if buckets["rule"] != PUBLISHED:
+        logger.warning(
+            "by the published rule, tail: count below the median %g, no type is in the tail; the rule used is: %s",
+            buckets["median"],
+            buckets["rule"],
+        )
     for name, size in buckets["sizes"].items():
         logger.info("%s: %d types, %d occurrences in training", name, size["types"], size["occurrences"])
     write_text(options.buckets, to_json(buckets))

@@ -18,22 +18,16 @@ def main(options) -> None:
     runs = read_csv(summary / "runs.csv")
     tasks = {name: load_metrics(name) for name in runs["task"].unique()}
     primary = {name: task.PRIMARY for name, task in tasks.items()}
-    units = {
-        name: {metric: kind.unit for metric, kind in task.METRICS.items()} | COST_METRICS
-        for name, task in tasks.items()
-    }
+    kinds = {name: task.METRICS | COST_METRICS for name, task in tasks.items()}
     items = pd.read_parquet(summary / "items.parquet")
     metrics = {name: task.metrics for name, task in tasks.items()}
     with worker_pool(cores()) as pool:
         resampled = resample_cells(items, metrics, relative_metrics(tasks), primary, apply=pool.map)
-    write_frame(summary / "cells.csv", cells_table(runs, resampled, units))
+    write_frame(summary / "cells.csv", cells_table(runs, resampled, kinds))
     methods = read_json(summary / "study.json")["methods"]
     compared = pairs(list(resampled), methods, slabs_of(pd.read_parquet(summary / "units.parquet")))
-    kinds = {
-        name: {metric: (task.METRICS[metric].unit, task.METRICS[metric].better) for metric in primary[name]}
-        for name, task in tasks.items()
-    }
-    write_frame(summary / "contrasts.csv", contrasts_table(runs, resampled, compared, kinds))
+    contrasted = {name: {metric: task.METRICS[metric] for metric in task.PRIMARY} for name, task in tasks.items()}
+    write_frame(summary / "contrasts.csv", contrasts_table(runs, resampled, compared, contrasted))
     slabs = read_csv(summary / "slabs.csv")
     write_frame(summary / "claims.csv", claims_table(slabs))
 

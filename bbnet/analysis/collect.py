@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bbnet.analysis.metric import Metric
+
 KEYS = ["task", "model", "method", "side", "budget", "seed"]
 COST_METRICS = {
-    "density": "share",
-    "net_density": "share",
-    "flops": "FLOPs",
-    "churn": "share",
-    "units_at_smallest": "share",
-    "silent_units": "share",
+    "density": Metric("density", "share", "lower", 0, 1),
+    "net_density": Metric("net density", "share", "lower", 0, 1),
+    "flops": Metric("FLOPs", "FLOPs", "lower", 0),
+    "churn": Metric("churn", "share", "lower", 0, 1),
+    "units_at_smallest": Metric("units at k_min", "share", "lower", 0, 1),
+    "silent_units": Metric("silent units", "share", "lower", 0, 1),
 }
 COSTS = ("density", "net_density")
 

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from itertools import product
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from bbnet.analysis.statistics import CELL_KEYS, DENSE, Resampled, half_width, item_variance
+from bbnet.analysis.metric import Metric
+from bbnet.analysis.statistics import CELL_KEYS, DENSE, ItemVariance, Resampled, half_width, holm, p_value
 
 PUBLISHED = {"algorithm": "budgeted_broadcast", "law": "log_odds", "silent": "smallest"}
 LEVEL = 0.05
@@ -16,6 +16,7 @@ COLUMNS = [
     *CELL_KEYS,
     *("reference", "reference_side", "metric", "unit", "effect", "low", "high"),
     *("n_seeds", "differences", "variation", "p", "p_holm", "verdict"),
+    *("n_items", "item_variance", "interaction_variance"),
 ]
 
 
@@ -50,26 +51,29 @@ def contrasts_table(
     runs: pd.DataFrame,
     resampled: Mapping[tuple, Resampled],
     compared: Iterator[tuple],
-    metrics: Mapping[str, Mapping[str, tuple[str, Literal["higher", "lower"]]]],
+    metrics: Mapping[str, Mapping[str, Metric]],
 ) -> pd.DataFrame:
     """Returns one row per pair and metric; `effect` is the mean of method minus reference over their common seeds.
 
-    `low` and `high` are the 95 % interval from `half_width`, `p` is the corresponding p-value, and `p_holm` is adjusted
-    over all contrasts of the task (Holm 1979). `variation` names what they account for: seeds and items, or only items
-    if there is one seed. `differences` lists the difference of each seed. `verdict` is better or worse if p_holm is
-    below 5 %, else none.
+    `low` and `high` are the 95 % interval from `half_width`, limited to the differences that the metric can have, `p`
+    is the corresponding p-value, and `p_holm` is adjusted over all contrasts of the task (Holm 1979). `variation` names
+    what they account for: seeds and items, or only items if there is one seed. `differences` lists the difference of
+    each seed. `verdict` is better or worse if p_holm is below 5 %, else none. The last columns are the fields of
+    `ItemVariance`, for the difference.
 
     Args:
-        metrics: by task, the metrics to compare, each with its unit and the direction that is better.
+        metrics: by task, the metrics to compare.
     Raises: ValueError if two cells were scored on different items.
     """
     values = {keys: cell.set_index("seed")["value"] for keys, cell in runs.groupby([*CELL_KEYS, "metric"])}
     rows = []
     for cell, reference in compared:
-        for metric, (unit, better) in metrics[cell[0]].items():
-            row = _contrast(cell, reference, metric, values, resampled)
+        for name, metric in metrics[cell[0]].items():
+            row = _contrast(cell, reference, name, values, resampled)
             if row is not None:
-                rows.append(row | {"unit": unit, "better": better})
+                span = metric.high - metric.low
+                bounds = {"low": max(row["low"], -span), "high": min(row["high"], span)}
+                rows.append(row | bounds | {"unit": metric.unit, "better": metric.better})
     if not rows:
         return pd.DataFrame(columns=COLUMNS)
     table = pd.DataFrame(rows)
@@ -93,8 +97,8 @@ def _contrast(
         return None
     indices = [[one.seeds.index(seed) for seed in differences.index] for one in (own, other)]
     draws = own.draws[metric][indices[0]] - other.draws[metric][indices[1]]
-    variance, effect = item_variance(draws), float(differences.mean())
-    half = half_width(differences.to_numpy(), variance)
+    items, effect = ItemVariance.of_draws(draws, len(own.items)), float(differences.mean())
+    half = half_width(differences.to_numpy(), items)
     return dict(zip(CELL_KEYS, cell, strict=True)) | {
         "reference": reference[2],
         "reference_side": reference[3],
@@ -105,27 +109,11 @@ def _contrast(
         "n_seeds": len(differences),
         "differences": " ".join(map(repr, differences.tolist())),
         "variation": "items" if len(differences) == 1 else "seeds and items",
-        "p": p_value(differences.to_numpy(), variance),
+        "p": p_value(differences.to_numpy(), items),
+        "n_items": items.items,
+        "item_variance": items.shared,
+        "interaction_variance": items.interaction,
     }
-
-
-def p_value(differences: np.ndarray, variance: float) -> float:
-    """Returns the two-sided p-value of the hypothesis that `differences` [seeds] have mean 0, as in `half_width`."""
-    seeds, effect = len(differences), abs(float(np.mean(differences)))
-    seed_variance = 0.0 if seeds == 1 else np.var(differences, ddof=1) / seeds
-    error = np.sqrt(seed_variance + variance)
-    if error == 0:
-        return 1.0 if effect == 0 else 0.0
-    distribution = stats.norm() if seeds == 1 else stats.t(seeds - 1)
-    return float(2 * distribution.sf(effect / error))
-
-
-def holm(p: pd.Series) -> pd.Series:
-    """Returns p-values adjusted by Holm's method: the running maximum of (m - i) p_(i) with i from 0, at most 1."""
-    order = np.argsort(p.to_numpy(), kind="stable")
-    factors = len(p) - np.arange(len(p))
-    adjusted = np.maximum.accumulate(p.to_numpy()[order] * factors).clip(max=1)
-    return pd.Series(adjusted[np.argsort(order)], index=p.index)
 
 
 def slabs_of(units: pd.DataFrame) -> dict[tuple, frozenset]:

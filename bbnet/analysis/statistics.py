@@ -6,31 +6,113 @@ from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import optimize, special
+
+from bbnet.analysis.metric import Metric
 
 CELL_KEYS = ["task", "model", "method", "side", "budget"]
 DENSE = ("dense", "none", "1.00")  # method, side and budget
 CONFIDENCE = 0.95
 REPLICATES = 1000
 REPLICATES_AT_ONCE = 100
+SMALLEST_P = 1e-300
+CELL_COLUMNS = [
+    *(*CELL_KEYS, "metric", "unit", "mean", "sd", "n_seeds", "low", "high"),
+    *("n_items", "item_variance", "interaction_variance"),
+]
 
 Metrics = Callable[..., Mapping[str, np.ndarray]]
 
 
-def half_width(seed_values: np.ndarray, item_variance: float) -> float:
-    """Returns the half-width of the 95 % interval of a mean over seeds: t(S-1) * sqrt(s2_seed / S + v_item).
+@dataclass(frozen=True)
+class ItemVariance:
+    """The variance of a mean over seeds that is due to the choice of the test items, in components.
 
-    With one seed the variance over seeds is unknown; the interval is then normal and covers the items only.
+    Args:
+        items: number of test items.
+        shared: variance of the part of the scores that all seeds share; with one seed, of the score.
+        interaction: variance of what the items add to the score of a single seed beyond that. The variance over seeds
+            contains it. NaN with one seed.
+    """
+
+    items: int
+    shared: float
+    interaction: float
+
+    @classmethod
+    def of_draws(cls, draws: np.ndarray, items: int) -> "ItemVariance":
+        """Estimates the components from bootstrap values, [seeds, replicates], of a metric on `items` items.
+
+        The variance over replicates of the mean over seeds is shared + interaction / seeds, that of a single seed is
+        shared + interaction. Replicates in which a seed is NaN are ignored (for example, an error rate of words that
+        were not drawn).
+        """
+        seeds, defined = len(draws), draws[:, ~np.isnan(draws).any(axis=0)]
+        if defined.shape[1] < 2:
+            return cls(items, np.nan, np.nan)
+        of_mean = float(np.var(defined.mean(axis=0), ddof=1))
+        if seeds == 1:
+            return cls(items, of_mean, np.nan)
+        of_seed = float(np.var(defined, axis=1, ddof=1).mean())
+        shared, interaction = seeds * of_mean - of_seed, seeds * (of_seed - of_mean)
+        return cls(items, max(0.0, shared) / (seeds - 1), max(0.0, interaction) / (seeds - 1))
+
+
+WITHOUT_ITEMS = ItemVariance(0, 0.0, 0.0)
+
+
+def half_width(seed_values: np.ndarray, items: ItemVariance = WITHOUT_ITEMS) -> float:
+    """Returns the half-width of the 95 % interval of a mean over S seeds: sqrt(t(S-1)^2 s2_seed/S + t(n-1)^2 v_items).
+
+    s2_seed is the variance over seeds, v_items the variance due to the n items that the seeds share. With one seed,
+    the interval accounts for the items only.
 
     Args:
         seed_values: [seeds], the value of each seed.
-        item_variance: variance of the mean due to the choice of the test items.
     """
+    return _half_width(_parts(seed_values, items), 1 - CONFIDENCE)
+
+
+def p_value(seed_values: np.ndarray, items: ItemVariance = WITHOUT_ITEMS) -> float:
+    """Returns the two-sided p-value of the hypothesis that the mean is 0, which corresponds to `half_width`."""
+    return p_of(float(np.mean(seed_values)), _parts(seed_values, items))
+
+
+def p_of(effect: float, parts: Sequence[tuple[float, float]]) -> float:
+    """Returns the level at which the interval of `effect` touches 0.
+
+    Args:
+        parts: the variances of which that of the effect is the sum, each with its degrees of freedom.
+    """
+    parts = [(variance, freedom) for variance, freedom in parts if variance > 0]
+    if effect == 0 or not parts:
+        return 1.0 if effect == 0 else 0.0
+    lowest = max(float(2 * special.stdtr(freedom, -abs(effect) / np.sqrt(variance))) for variance, freedom in parts)
+    if len(parts) == 1 or lowest < SMALLEST_P:
+        return lowest
+
+    def excess(log_level: float) -> float:
+        return _half_width(parts, np.exp(log_level)) - abs(effect)
+
+    return float(np.exp(optimize.brentq(excess, np.log(lowest), 0.0, xtol=1e-14)))
+
+
+def _parts(seed_values: np.ndarray, items: ItemVariance) -> list[tuple[float, float]]:
     seeds = len(seed_values)
-    upper = (1 + CONFIDENCE) / 2
-    if seeds == 1:
-        return float(stats.norm.ppf(upper) * np.sqrt(item_variance))
-    return float(stats.t.ppf(upper, seeds - 1) * np.sqrt(np.var(seed_values, ddof=1) / seeds + item_variance))
+    of_seeds = np.var(seed_values, ddof=1) / seeds if seeds > 1 else 0.0
+    return [(float(of_seeds), seeds - 1), (items.shared, items.items - 1)]
+
+
+def _half_width(parts: Sequence[tuple[float, float]], level: float) -> float:
+    return float(np.sqrt(sum(special.stdtrit(freedom, level / 2) ** 2 * part for part, freedom in parts if part)))
+
+
+def holm(p: pd.Series) -> pd.Series:
+    """Returns p-values adjusted by Holm's method: the running maximum of (m - i) p_(i) with i from 0, at most 1."""
+    order = np.argsort(p.to_numpy(), kind="stable")
+    factors = len(p) - np.arange(len(p))
+    adjusted = np.maximum.accumulate(p.to_numpy()[order] * factors).clip(max=1)
+    return pd.Series(adjusted[np.argsort(order)], index=p.index)
 
 
 def bootstrap(
@@ -59,16 +141,6 @@ def bootstrap(
     return {name: np.concatenate(values, axis=1) for name, values in drawn.items()}
 
 
-def item_variance(draws: np.ndarray) -> float:
-    """Returns the variance of the mean over seeds due to the choice of test items, from `draws` [seeds, replicates].
-
-    Replicates whose mean is NaN (e.g. the error rate of words that were not drawn) are ignored.
-    """
-    means = draws.mean(axis=0)
-    defined = means[~np.isnan(means)]
-    return float(np.var(defined, ddof=1)) if len(defined) > 1 else np.nan
-
-
 @dataclass(frozen=True)
 class Resampled:
     """A cell evaluated on bootstrap samples of the test items.
@@ -76,13 +148,13 @@ class Resampled:
     Args:
         seeds: the cell's seeds, sorted.
         items: names of the cell's items, in the order used for the bootstrap.
-        variances: by metric, the item variance of the mean over seeds.
+        variances: by metric, the variance of the mean over seeds that is due to the items.
         draws: by metric to compare, the bootstrap values, [seeds, replicates].
     """
 
     seeds: list[int]
     items: np.ndarray
-    variances: dict[str, float]
+    variances: dict[str, ItemVariance]
     draws: dict[str, np.ndarray]
 
 
@@ -124,43 +196,41 @@ def _resampled(
 ) -> Resampled:
     paired, names = _paired_items(items)
     draws = bootstrap(paired, metrics)
-    variances = {name: item_variance(values) for name, values in draws.items()}
+    variances = {name: ItemVariance.of_draws(values, len(names)) for name, values in draws.items()}
     if dense is not None:
         own = items[items["seed"].isin(dense["seed"])]
         common_dense = dense[dense["seed"].isin(items["seed"])]
         if len(own):
             relative = bootstrap(_paired_items(own)[0], relative_metrics, _paired_items(common_dense)[0])
-            variances |= {name: item_variance(values) for name, values in relative.items()}
+            variances |= {name: ItemVariance.of_draws(values, len(names)) for name, values in relative.items()}
     return Resampled(sorted(items["seed"].unique()), names, variances, {name: draws[name] for name in contrasted})
 
 
 def cells_table(
-    runs: pd.DataFrame, resampled: Mapping[tuple, Resampled], units: Mapping[str, Mapping[str, str]]
+    runs: pd.DataFrame, resampled: Mapping[tuple, Resampled], metrics: Mapping[str, Mapping[str, Metric]]
 ) -> pd.DataFrame:
     """Returns one row per cell and metric: mean, sd, n_seeds, and the 95 % interval of the mean, `low` to `high`.
 
+    The interval is that of `half_width`, limited to the values that the metric can take. `n_items`, `item_variance` and
+    `interaction_variance` are the fields of `ItemVariance`.
+
     Args:
         runs: `collect.runs_table`. Costs are not computed from items, so their item variance is 0.
-        units: by task, the unit of each metric.
+        metrics: by task, its metrics and costs by name.
     """
     rows = []
     for keys, cell in runs.groupby(CELL_KEYS, sort=False):
-        for metric, values in cell.dropna(subset="value").groupby("metric", sort=False)["value"]:
-            mean = values.mean()
-            half = half_width(values.to_numpy(), resampled[keys].variances.get(metric, 0.0))
+        for name, values in cell.dropna(subset="value").groupby("metric", sort=False)["value"]:
+            metric, mean = metrics[keys[0]][name], values.mean()
+            items = resampled[keys].variances.get(name, WITHOUT_ITEMS)
+            half = half_width(values.to_numpy(), items)
             rows.append(
                 dict(zip(CELL_KEYS, keys, strict=True))
-                | {
-                    "metric": metric,
-                    "unit": units[keys[0]][metric],
-                    "mean": mean,
-                    "sd": values.std(ddof=1),
-                    "n_seeds": len(values),
-                    "low": mean - half,
-                    "high": mean + half,
-                }
+                | {"metric": name, "unit": metric.unit, "mean": mean, "sd": values.std(ddof=1), "n_seeds": len(values)}
+                | {"low": max(mean - half, metric.low), "high": min(mean + half, metric.high)}
+                | {"n_items": items.items, "item_variance": items.shared, "interaction_variance": items.interaction}
             )
-    return pd.DataFrame(rows, columns=[*CELL_KEYS, "metric", "unit", "mean", "sd", "n_seeds", "low", "high"])
+    return pd.DataFrame(rows, columns=CELL_COLUMNS)
 
 
 def curves_table(items: pd.DataFrame, curve: Metrics) -> pd.DataFrame:
@@ -176,7 +246,7 @@ def curves_table(items: pd.DataFrame, curve: Metrics) -> pd.DataFrame:
         draws = bootstrap(paired, curve)
         each_once = np.ones((1, len(cell) // cell["seed"].nunique()))
         for point, of_seeds in curve(paired, each_once).items():
-            half = half_width(of_seeds, item_variance(draws[point]))
+            half = half_width(of_seeds, ItemVariance.of_draws(draws[point], each_once.size))
             mean = float(of_seeds.mean())
             rows.append(
                 dict(zip(CELL_KEYS, keys, strict=True))

@@ -1,6 +1,7 @@
-"""`bbnet check` and `bbnet diff`: compare a study's summary with the reference, or two summaries, within tolerances."""
+"""`bbnet check` and `bbnet diff`: could a study and its reference, or two studies, come from the same code?"""
 
 import argparse
+import json
 import math
 import sys
 from pathlib import Path
@@ -11,17 +12,20 @@ from tabulate import tabulate
 
 from bbnet.analysis import differences
 from bbnet.analysis.collect import KEYS
-from bbnet.analysis.differences import Summary
+from bbnet.analysis.differences import COUNTS, Summary
+from bbnet.analysis.statistics import CELL_KEYS
 from bbnet.cli.knobs import add_knobs, chosen_knobs
+from bbnet.tasks.task import load_metrics
 
 REFERENCE = Path("results", "reference")
-RUN = dict.fromkeys(KEYS, str) | {"seed": int}
-CELL = {key: kind for key, kind in RUN.items() if key != "seed"}
+CELL: dict[str, type] = dict.fromkeys(CELL_KEYS, str)
+SCORE = {"metric": str, "unit": str, "mean": float, "n_seeds": int, "n_items": int}
 TABLES = {
-    "grid": RUN | {"status": str},
-    "runs": RUN | {"metric": str, "value": float},
-    "cells": CELL | {"metric": str, "unit": str, "mean": float, "sd": float, "n_seeds": int},
+    "grid": CELL | {"seed": int, "status": str},
+    "runs": CELL | {"seed": int, "metric": str, "value": float},
+    "cells": CELL | SCORE | {"item_variance": float, "interaction_variance": float},
 }
+LEVEL = 0.01
 COLUMN_WIDTH = 60
 
 
@@ -29,9 +33,10 @@ def add_to(commands: Any) -> None:
     check = commands.add_parser(
         "check",
         help="compare a study with its shipped reference",
-        description="Compares the summary of a study with the one shipped in results/reference/. Runs, their status, "
-        "seeds, density, net density and FLOPs must be equal; scores may differ by --sigmas standard deviations. Exit "
-        "status 1 if anything is out of tolerance or cannot be compared.",
+        description="Compares the summary of a study with the one shipped in results/reference/. Settings, runs, "
+        "their status, epochs, steps, refreshes, density, net density and FLOPs must be equal. The primary metrics may "
+        "differ as they do between seeds and, where the test items differ, between items. Exit status 1 if anything is "
+        "out of range or cannot be compared.",
     )
     add_knobs(check, "study", "results_dir")
     check.set_defaults(run=check_study)
@@ -44,16 +49,21 @@ def add_to(commands: Any) -> None:
         diff.add_argument(name, type=Path, metavar=name.upper(), help="a summary folder, or its parent folder")
     diff.set_defaults(run=compare_folders)
     for parser in (check, diff):
-        parser.add_argument("--sigmas", type=_positive, default=3.0, help="allowed deviation of a score (default: 3)")
+        parser.add_argument(
+            "--level",
+            type=_probability,
+            default=LEVEL,
+            help=f"probability that two studies of the same code differ in the verdict (default: {LEVEL})",
+        )
 
 
-def _positive(text: str) -> float:
+def _probability(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
         number = math.nan
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, found {text!r}")
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"must be a number between 0 and 1, found {text!r}")
     return number
 
 
@@ -64,26 +74,29 @@ def check_study(options: argparse.Namespace) -> None:
     if not reference.is_dir():
         shipped = ", ".join(sorted(folder.name for folder in REFERENCE.glob("*"))) or "none"
         raise ValueError(f"study {knobs.study}: no reference in {reference}; shipped: {shipped}")
-    _report("new", Path(knobs.results_dir, knobs.study, "summary"), "reference", reference, options.sigmas)
+    _report("new", Path(knobs.results_dir, knobs.study, "summary"), "reference", reference, options.level)
 
 
 def compare_folders(options: argparse.Namespace) -> None:
     """Compares A with B; exits with status 1 if out of tolerance. Raises ValueError if there is nothing to compare."""
-    _report("A", _summary_folder(options.a), "B", _summary_folder(options.b), options.sigmas)
+    _report("A", _summary_folder(options.a), "B", _summary_folder(options.b), options.level)
 
 
-def _report(name: str, folder: Path, other: str, other_folder: Path, limit: float) -> None:
+def _report(name: str, folder: Path, other: str, other_folder: Path, level: float) -> None:
     summary, reference = _read_summary(name, folder), _read_summary(other, other_folder)
-    comparisons = differences.compare(summary, reference, limit)
+    primary = {task: load_metrics(task).PRIMARY for task in {*summary.grid["task"], *reference.grid["task"]}}
+    comparisons = differences.compare(summary, reference, primary, level)
     print(f"{name}: {folder}\n{other}: {other_folder}\n")
     print(_metrics_table(differences.by_metric(comparisons)))
     print(
-        f"\nA score may differ by {limit:g} sigma * sqrt(1 / seeds of {name} + 1 / seeds of {other}); sigma is the sd\n"
-        f"over seeds in {other}, pooled over the cells of a task. Deviations are {name} - {other}.\n"
+        f"\nDeviations are {name} - {other}; each row shows the one with the smallest p, the probability of such a\n"
+        "deviation if the code is the same; in rows that decide, after Holm's method over all of their comparisons.\n"
+        f"A comparison that decides is out below p = {level:g}. The deviation of a cell is its difference from the\n"
+        "mean deviation of all cells.\n"
     )
     found = differences.not_ok(comparisons)
     if not len(found):
-        print("Everything is within tolerance.")
+        print("Nothing contradicts that both come from the same code.")
         return
     print(tabulate(found, headers="keys", showindex=False, disable_numparse=True, maxcolwidths=COLUMN_WIDTH))
     sys.exit(1)
@@ -92,18 +105,14 @@ def _report(name: str, folder: Path, other: str, other_folder: Path, limit: floa
 def _metrics_table(metrics: pd.DataFrame) -> str:
     rows = [
         (
-            row.task,
-            row.metric,
-            row.cells,
-            row.tolerance,
-            "" if math.isnan(row.sigmas) else f"{row.sigmas:.2f}",
+            *(row.task, row.metric, row.cells, "yes" if row.decides else ""),
             "" if math.isnan(row.difference) else f"{row.difference:+.3g} {row.unit}",
-            row.where,
-            row.verdict,
+            *("" if math.isnan(value) else f"{value:.2g}" for value in (row.error, row.p)),
+            *(row.where, row.verdict),
         )
         for row in metrics.itertuples()
     ]
-    headers = ("task", "metric", "cells", "tolerance", "sigmas", "largest deviation", "where", "verdict")
+    headers = ("task", "metric", "cells", "decides", "largest deviation", "standard error", "p", "where", "verdict")
     return tabulate(rows, headers=headers, disable_numparse=True)
 
 
@@ -112,19 +121,45 @@ def _summary_folder(folder: Path) -> Path:
 
 
 def _read_summary(name: str, folder: Path) -> Summary:
-    """Reads the tables of a summary. Raises ValueError naming the file if one is missing or malformed."""
-    return Summary(name, **{table: _read_table(folder / f"{table}.csv", kinds) for table, kinds in TABLES.items()})
+    """Reads the parts of a summary. Raises ValueError naming the file if one is missing or malformed."""
+    grid, runs, cells = (_read_table(folder / f"{table}.csv", kinds) for table, kinds in TABLES.items())
+    study = _read(folder / "study.json", lambda path: json.loads(path.read_text()))
+    history, refreshes = (_read(folder / f"{table}.parquet", _read_steps) for table in ("history", "refreshes"))
+    steps = {"epochs": history.size(), "steps": history.max(), "refreshes": refreshes.nunique()}
+    counts = pd.DataFrame(steps).fillna(0).astype(int).reset_index()
+    names, of_items = _read(folder / "items.parquet", _read_items)
+    return Summary(name, study, grid, runs, cells, counts[[*KEYS, *COUNTS]], names, of_items)
+
+
+def _read_steps(path: Path) -> Any:
+    return pd.read_parquet(path, columns=[*KEYS, "step"]).groupby(KEYS, sort=False)["step"]
+
+
+def _read_items(path: Path) -> tuple[dict[tuple, frozenset], pd.DataFrame]:
+    """Returns the names of the test items of each cell, and the metrics that the items of each run give."""
+    names, metrics = {}, []
+    for keys, rows in pd.read_parquet(path).groupby(KEYS, sort=False):
+        items = rows.drop(columns=KEYS).dropna(axis=1)
+        text = [name for name in items if pd.api.types.is_string_dtype(items[name])]
+        names[keys[:5]] = frozenset(items[text].itertuples(index=False, name=None))
+        found = load_metrics(keys[0]).metrics({name: items[name].to_numpy() for name in items if name not in text})
+        metrics += [(*keys, metric, float(value)) for metric, value in found.items()]
+    return names, pd.DataFrame(metrics, columns=[*KEYS, "metric", "value"])
+
+
+def _read(path: Path, reader: Any) -> Any:
+    try:
+        return reader(path)
+    except (OSError, ValueError, KeyError) as error:
+        what = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise ValueError(f"{path}: cannot be read: {' '.join(str(what).split())}") from None
 
 
 def _read_table(path: Path, kinds: dict[str, type]) -> pd.DataFrame:
-    numbers = [column for column, kind in kinds.items() if kind is float]
-    try:
-        table = pd.read_csv(
-            path, usecols=list(kinds), dtype=kinds, keep_default_na=False, na_values=dict.fromkeys(numbers, ["", "nan"])
-        )
-    except (OSError, ValueError) as error:
-        what = error.strerror if isinstance(error, OSError) else error
-        raise ValueError(f"{path}: cannot be read: {' '.join(str(what).split())}") from None
+    numbers = {column: ["", "nan"] for column, kind in kinds.items() if kind is float}
+    table = _read(
+        path, lambda path: pd.read_csv(path, usecols=list(kinds), dtype=kinds, keep_default_na=False, na_values=numbers)
+    )
     keys = [column for column in kinds if column in [*KEYS, "metric"]]
     if table.empty or table.duplicated(keys).any():
         raise ValueError(f"{path}: {'has no rows' if table.empty else 'has duplicate rows'}")

@@ -15,19 +15,21 @@ from bbnet.sparsity.slab import LAYERS
 PRODUCTS = (*LAYERS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
-def density(masks: Mapping[str, Tensor]) -> float:
-    """Returns the kept share of the connections of all slabs."""
-    return sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values())
+def density(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
+    """Returns the kept share of the weights of all slabs."""
+    total = sum(model.get_submodule(name).weight.numel() for name in masks)
+    return (total - _pruned_weights(model, masks)) / total
 
 
 def net_density(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
     """Returns the kept share of all parameters of the network."""
     total = sum(parameter.numel() for parameter in model.parameters())
-    pruned = 0
-    for name, mask in masks.items():
-        taps = model.get_submodule(name).weight.numel() // mask.numel()
-        pruned += taps * int((~mask).sum())
-    return (total - pruned) / total
+    return (total - _pruned_weights(model, masks)) / total
+
+
+def _pruned_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> int:
+    kernels = {name: model.get_submodule(name).weight.numel() // mask.numel() for name, mask in masks.items()}
+    return sum(kernels[name] * int((~mask).sum()) for name, mask in masks.items())
 
 
 @torch.no_grad()
@@ -61,7 +63,7 @@ def flops(
     Args:
         by_module: result of `flops_by_module` for a model of the same shape; computed by default.
     """
-    saved = {name: 1 - density({name: mask}) for name, mask in masks.items()}
+    saved = {name: int((~mask).sum()) / mask.numel() for name, mask in masks.items()}
     if gates is not None:
         with _in_evaluation(model):
             saved |= _closed_inputs(model, inputs, gates)

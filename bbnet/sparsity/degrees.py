@@ -1,7 +1,7 @@
 """Degrees: how many connections each unit of a slab keeps, such that a budget is met exactly."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
@@ -34,32 +34,50 @@ def connection_count(budget: Decimal, units: int, fan: int) -> int:
     return math.floor(budget * units * fan + Decimal("0.5"))
 
 
-def erdos_renyi_counts(total: int, shapes: Sequence[tuple[int, int, tuple[int, ...]]]) -> list[int]:
-    """Distributes `total` connections over slabs as in an Erdos-Renyi graph (ERK; Evci et al. 2020, section 3).
-
-    The density of a slab is proportional to (units + fan + sum of taps) / (units * fan * product of taps), capped at 1.
-    Counts are rounded by largest remainder, ties to the earlier slab.
+def weight_count(budget: Decimal, shapes: Iterable[tuple[int, int, tuple[int, ...]]]) -> int:
+    """Returns floor(b * W + 1/2), the number of the W weights of all slabs that the budget keeps.
 
     Args:
-        total: number of connections to keep, at most those of all slabs.
         shapes: units, fan and kernel size of each slab.
     """
+    weights = sum(units * fan * math.prod(taps) for units, fan, taps in shapes)
+    return math.floor(budget * weights + Decimal("0.5"))
+
+
+def erdos_renyi_counts(total: int, shapes: Sequence[tuple[int, int, tuple[int, ...]]]) -> list[int]:
+    """Distributes `total` weights over slabs as in an Erdos-Renyi graph (ERK; Evci et al. 2020, section 3).
+
+    The density of a slab is proportional to (units + fan + sum of taps) / (units * fan * product of taps), capped at 1.
+    A connection is a whole kernel. The numbers of connections are rounded by largest remainder, ties to the earlier
+    slab, as long as their weights do not exceed `total`. Less than the weights of one kernel are missing from it.
+
+    Args:
+        total: number of weights to keep, at most those of all slabs.
+        shapes: units, fan and kernel size of each slab.
+    Returns: the number of connections of each slab.
+    """
     sizes = [units * fan for units, fan, _ in shapes]
-    raw = [Fraction(units + fan + sum(taps), units * fan * math.prod(taps)) for units, fan, taps in shapes]
+    kernels = [math.prod(taps) for _, _, taps in shapes]
+    # In weights of a slab, its density times its size is proportional to units + fan + sum of taps.
+    raw = [units + fan + sum(taps) for units, fan, taps in shapes]
     full: set[int] = set()
     while True:
         others = [index for index in range(len(sizes)) if index not in full]
-        left = total - sum(sizes[index] for index in full)
-        factor = left / sum(raw[index] * sizes[index] for index in others) if others else Fraction(0)
-        saturated = {index for index in others if factor * raw[index] >= 1}
+        left = total - sum(sizes[index] * kernels[index] for index in full)
+        factor = Fraction(left, sum(raw[index] for index in others)) if others else Fraction(0)
+        saturated = {index for index in others if factor * raw[index] >= sizes[index] * kernels[index]}
         if not saturated:
             break
         full |= saturated
-    shares = [Fraction(size) if index in full else factor * raw[index] * size for index, size in enumerate(sizes)]
+    shares = [
+        Fraction(size) if index in full else factor * raw[index] / kernels[index] for index, size in enumerate(sizes)
+    ]
     counts = [math.floor(share) for share in shares]
-    by_remainder = sorted(range(len(sizes)), key=lambda index: counts[index] - shares[index])
-    for index in by_remainder[: total - sum(counts)]:
-        counts[index] += 1
+    left = total - sum(count * kernel for count, kernel in zip(counts, kernels, strict=True))
+    for index in sorted(range(len(sizes)), key=lambda index: counts[index] - shares[index]):
+        if counts[index] < shares[index] and kernels[index] <= left:
+            counts[index] += 1
+            left -= kernels[index]
     return counts
 
 

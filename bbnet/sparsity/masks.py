@@ -27,10 +27,28 @@ def keep_largest_of_all(scores: Tensor, count: int) -> Tensor:
     return keep_largest(scores.reshape(1, -1), torch.tensor([count], device=scores.device)).reshape(scores.shape)
 
 
-def keep_largest_of_slabs(scores: Sequence[Tensor], count: int) -> list[Tensor]:
-    """Returns bool masks of the `count` largest entries of all `scores` together, ties to the earlier entry."""
-    joined = keep_largest_of_all(torch.cat([each.flatten() for each in scores]), count)
-    parts = joined.split([each.numel() for each in scores])
+def keep_largest_of_slabs(scores: Sequence[Tensor], kernels: Sequence[int], total: int) -> list[Tensor]:
+    """Returns bool masks of the largest entries of all `scores` together, ties to the earlier entry.
+
+    Entries are kept from the largest one on, until the next one would exceed `total` weights.
+
+    Args:
+        kernels: the number of weights of an entry, for each of `scores`.
+    """
+    joined = torch.cat([each.flatten() for each in scores])
+    if len(set(kernels)) == 1:
+        kept = keep_largest_of_all(joined, total // kernels[0])
+    else:
+        weights = torch.cat(
+            [
+                torch.full_like(each.flatten(), kernel, dtype=torch.int64)
+                for each, kernel in zip(scores, kernels, strict=True)
+            ]
+        )
+        order = joined.argsort(descending=True, stable=True)
+        kept = torch.empty_like(joined, dtype=torch.bool)
+        kept[order] = weights[order].cumsum(0) <= total
+    parts = kept.split([each.numel() for each in scores])
     return [part.reshape(each.shape) for part, each in zip(parts, scores, strict=True)]
 
 

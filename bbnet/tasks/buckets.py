@@ -7,22 +7,29 @@ import numpy as np
 
 BUCKETS = ("head", "mid", "tail")
 HEAD_PERCENTILE, TAIL_PERCENTILE = 90, 50
+PUBLISHED, UP_TO_THE_MEDIAN = "published", "up to the median"
 
 
 def bucket_types(counts: Mapping[str, int]) -> dict[str, Any]:
     """Assigns every type to a bucket by its count c.
 
-    head: c >= the 90th percentile of the counts; tail: c < their median; mid: between. Percentiles are interpolated
-    linearly, so types of equal count share a bucket.
+    Rule `published`: head: c >= the 90th percentile of the counts; tail: c < their median; mid: between. Percentiles
+    are interpolated linearly, so types of equal count share a bucket. If at least half of the types have the smallest
+    count, no type is in the tail. Then, unless all counts are equal, the rule is `up to the median`: tail: c <= the
+    median; head: c > the median and >= the 90th percentile; mid: between.
 
-    Returns: `types` (type -> bucket), the thresholds, and per bucket the number of types and of their occurrences.
+    Returns: `types` (type -> bucket), the rule, its thresholds, and per bucket the number of types and of occurrences.
     """
     values = np.array(list(counts.values()) or [0])
-    head_from, mid_from = (float(np.percentile(values, p)) for p in (HEAD_PERCENTILE, TAIL_PERCENTILE))
-    types = {
-        name: "head" if count >= head_from else "mid" if count >= mid_from else "tail"
-        for name, count in sorted(counts.items())
-    }
+    head_from, median = (float(np.percentile(values, p)) for p in (HEAD_PERCENTILE, TAIL_PERCENTILE))
+    rule = PUBLISHED if values.min() < median or values.min() == values.max() else UP_TO_THE_MEDIAN
+
+    def bucket_of(count: int) -> str:
+        if rule == UP_TO_THE_MEDIAN:
+            return "tail" if count <= median else "head" if count >= head_from else "mid"
+        return "head" if count >= head_from else "mid" if count >= median else "tail"
+
+    types = {name: bucket_of(count) for name, count in sorted(counts.items())}
     sizes = {
         bucket: {
             "types": sum(1 for own in types.values() if own == bucket),
@@ -30,4 +37,4 @@ def bucket_types(counts: Mapping[str, int]) -> dict[str, Any]:
         }
         for bucket in BUCKETS
     }
-    return {"head_from": head_from, "mid_from": mid_from, "sizes": sizes, "types": types}
+    return {"rule": rule, "head_from": head_from, "median": median, "sizes": sizes, "types": types}

@@ -2,14 +2,14 @@
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from pydantic import BaseModel
 
+from bbnet.analysis.metric import Metric
 from bbnet.tasks.settings import Training
 
 if TYPE_CHECKING:
@@ -20,15 +20,6 @@ if TYPE_CHECKING:
     from bbnet.sparsity.slab import Slab
 
 Items = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Metric:
-    """Unit ("share", "%"), better direction, and whether the table of results shows the metric."""
-
-    unit: str
-    better: Literal["higher", "lower"]
-    shown: bool = True
 
 
 class Split(Protocol):

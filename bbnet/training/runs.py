@@ -277,9 +277,9 @@ def evaluate(job: Job, run: Path, scoring: Mapping[str, Any] | None = None) -> E
 def densities(model: nn.Module, masks: Mapping[str, Tensor]) -> dict[str, Any]:
     """Returns the kept share of all slabs, of the network and of each slab, and the network's number of weights."""
     return {
-        "density": cost.density(masks),
+        "density": cost.density(model, masks),
         "net_density": cost.net_density(model, masks),
-        "slabs": {name: cost.density({name: mask}) for name, mask in masks.items()},
+        "slabs": {name: int(mask.sum()) / mask.numel() for name, mask in masks.items()},
         "weights": sum(parameter.numel() for parameter in model.parameters()),
     }
 

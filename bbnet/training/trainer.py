@@ -110,7 +110,7 @@ class Trainer:
             "step": step,
             "learning_rate": self.learning_rate_at(step - 1),
             "train_loss": loss,
-            "density": 1.0 if sparsifier is None else density(sparsifier.masks()),
+            "density": 1.0 if sparsifier is None else density(self.model, sparsifier.masks()),
         }
         row |= {f"dev_{name}": float(value) for name, value in self.task.metrics(items).items()}
         self.history.append(row)

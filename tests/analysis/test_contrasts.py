@@ -6,12 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
-from bbnet.analysis.contrasts import contrasts_table, holm, p_value, pairs, slabs_of
-from bbnet.analysis.statistics import CELL_KEYS, resample_cells
+from bbnet.analysis.contrasts import contrasts_table, pairs, slabs_of
+from bbnet.analysis.metric import Metric
+from bbnet.analysis.statistics import CELL_KEYS, ItemVariance, holm, p_value, resample_cells
 
 COLUMNS = [*CELL_KEYS, "reference", "reference_side", "metric", "unit", "effect", "low", "high", "n_seeds"]
-COLUMNS += ["differences", "variation", "p", "p_holm", "verdict"]
+COLUMNS += ["differences", "variation", "p", "p_holm", "verdict", "n_items", "item_variance", "interaction_variance"]
 BB = {"algorithm": "budgeted_broadcast", "law": "log_odds", "silent": "smallest", "gain": 0.1, "side": "in"}
 METHODS = {
     "dense": {"algorithm": "dense"},
@@ -150,6 +152,9 @@ def tables(cells: dict[tuple, np.ndarray], seeds: dict[tuple, list[int]] | None 
     return pd.DataFrame(runs), pd.DataFrame(items)
 
 
+SCORE = {"score": Metric("score", "share", "higher")}
+
+
 def contrast(cells, seeds=None, better="higher", compared=None, items_of=lambda items: items):
     """`contrasts_table` through the bootstrap; by default the first cell with the second."""
     runs, items = tables(cells, seeds)
@@ -158,7 +163,8 @@ def contrast(cells, seeds=None, better="higher", compared=None, items_of=lambda 
         items_of(items), dict.fromkeys(tasks, mean_score), contrasted=dict.fromkeys(tasks, ["score"])
     )
     compared = [tuple(cells)[:2]] if compared is None else compared
-    return contrasts_table(runs, resampled, iter(compared), {task: {"score": ("share", better)} for task in tasks})
+    metrics = {"score": Metric("score", "share", better)}
+    return contrasts_table(runs, resampled, iter(compared), dict.fromkeys(tasks, metrics))
 
 
 def constant_items(by_seed, items: int = 7) -> np.ndarray:
@@ -196,11 +202,13 @@ def test_the_variance_of_items_is_that_of_their_mean_difference(seeds):
     (row,) = contrast({SP: own, MAGNITUDE: other}).itertuples()
     differences = own - other
     by_seed = differences.mean(1)
-    error = np.sqrt(by_seed.var(ddof=1) / seeds + differences.mean(0).var() / 300)
-    half = stats.t.ppf(0.975, seeds - 1) * error
+    shared = (differences.mean(0).var() - differences.var(0, ddof=1).mean() / seeds) / 300
+    of_seeds = by_seed.var(ddof=1) / seeds
+    half = np.sqrt(stats.t.ppf(0.975, seeds - 1) ** 2 * of_seeds + stats.t.ppf(0.975, 299) ** 2 * shared)
     assert row.effect == pytest.approx(by_seed.mean())
     assert (row.high - row.effect, row.effect - row.low) == pytest.approx((half, half), rel=0.08)
-    assert row.p == pytest.approx(2 * stats.t.sf(abs(row.effect) / error, seeds - 1), rel=0.08)
+    assert (row.n_items, row.item_variance) == (300, pytest.approx(shared, rel=0.15))
+    assert row.p == pytest.approx(p_value(by_seed, ItemVariance(300, row.item_variance, 0.0)), rel=1e-9)
 
 
 def test_the_interval_holds_0_just_where_p_is_at_least_5_percent():
@@ -218,8 +226,8 @@ def test_one_seed_speaks_of_items_alone_and_says_so():
     differences = (own + 0.1 - other)[0]
     error = differences.std() / np.sqrt(300)
     assert (row.n_seeds, row.variation) == (1, "items")
-    assert row.high - row.low == pytest.approx(2 * 1.959964 * error, rel=0.08)
-    assert row.p == pytest.approx(2 * stats.norm.sf(abs(differences.mean()) / error), rel=0.2)
+    assert row.high - row.low == pytest.approx(2 * 1.968 * error, rel=0.08)
+    assert row.p == pytest.approx(2 * stats.t.sf(abs(differences.mean()) / error, 299), rel=0.2)
 
 
 def test_swapping_the_two_changes_signs_alone():
@@ -260,7 +268,7 @@ def test_a_seed_without_a_number_is_left_out():
     runs, items = tables({SP: own, MAGNITUDE: other})
     runs.loc[(runs["method"] == "magnitude") & (runs["seed"] == 1), "value"] = np.nan
     resampled = resample_cells(items, {"change": mean_score}, contrasted={"change": ["score"]})
-    metrics = {"change": {"score": ("share", "higher")}}
+    metrics = {"change": SCORE}
     (row,) = contrasts_table(runs, resampled, iter([(SP, MAGNITUDE)]), metrics).itertuples()
     kept = [0, 2, 3]
     (alone,) = contrast({SP: own[kept], MAGNITUDE: other[kept]}).itertuples()
@@ -271,7 +279,7 @@ def test_a_seed_without_a_number_is_left_out():
 def test_a_metric_without_any_number_gives_no_row():
     runs, items = tables({SP: np.ones((2, 4)), MAGNITUDE: np.ones((2, 4))})
     resampled = resample_cells(items, {"change": mean_score}, contrasted={"change": ["score"]})
-    metrics = {"change": {"score": ("share", "higher")}}
+    metrics = {"change": SCORE}
     found = contrasts_table(runs.assign(value=np.nan), resampled, iter([(SP, MAGNITUDE)]), metrics)
     assert len(found) == 0
 
@@ -363,6 +371,13 @@ def test_holm_by_hand(p, adjusted):
     assert found.index.tolist() == series.index.tolist()
 
 
+def test_holm_is_that_of_statsmodels():
+    generator = np.random.default_rng(1)
+    for count in range(1, 40):
+        p = pd.Series(generator.random(count) ** 4)
+        assert holm(p).tolist() == pytest.approx(multipletests(p, method="holm")[1], rel=1e-12)
+
+
 def test_holm_keeps_the_order_of_p_never_lowers_one_and_never_exceeds_1():
     generator = np.random.default_rng(0)
     for count in range(1, 30):
@@ -396,7 +411,7 @@ def test_holm_is_within_a_task_over_all_its_models_budgets_and_metrics():
     runs = pd.concat([runs, runs.assign(metric="twice", value=2 * runs["value"])])
     names = {"change": ["score", "twice"], "face": ["score"]}
     resampled = resample_cells(items, dict.fromkeys(names, two_scores), contrasted=names)
-    metrics = {task: dict.fromkeys(of_task, ("share", "higher")) for task, of_task in names.items()}
+    metrics = {task: dict.fromkeys(of_task, SCORE["score"]) for task, of_task in names.items()}
     found = contrasts_table(runs, resampled, iter(compared), metrics)
     assert found.groupby("task").size().to_dict() == {"change": 6, "face": 1}
     assert found["p"].tolist() == pytest.approx([0.02] * 7)
@@ -404,16 +419,7 @@ def test_holm_is_within_a_task_over_all_its_models_budgets_and_metrics():
     assert set(found["verdict"]) == {"none", "better"}
 
 
-# p and tables.
-
-
-def test_p_of_one_seed_is_normal_and_of_many_is_t():
-    assert p_value(np.array([1.959964]), 1.0) == pytest.approx(0.05, rel=1e-5)
-    assert p_value(np.array([-1.959964]), 1.0) == pytest.approx(0.05, rel=1e-5)
-    # s2 of (1, 2, 3) is 1; sqrt(1 / 3 + 1 / 6) = sqrt(1 / 2).
-    assert p_value(np.array([1.0, 2.0, 3.0]), 1 / 6) == pytest.approx(2 * stats.t.sf(2 * np.sqrt(2), 2))
-    assert p_value(np.array([0.0]), 0.0) == 1
-    assert p_value(np.array([0.3, 0.3]), 0.0) == 0
+# Tables.
 
 
 def test_nothing_to_compare_gives_a_table_with_its_columns():

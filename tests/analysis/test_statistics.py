@@ -6,16 +6,25 @@ import pytest
 from scipy import stats
 
 from bbnet.analysis import statistics
-from bbnet.analysis.statistics import bootstrap, curves_table, half_width, item_variance, resample_cells
+from bbnet.analysis.collect import COST_METRICS
+from bbnet.analysis.metric import Metric
+from bbnet.analysis.statistics import ItemVariance, bootstrap, curves_table, half_width, p_of, p_value, resample_cells
 from bbnet.data.process import worker_pool
 
 KEYS = {"task": "change", "model": "small", "method": "sp_in", "side": "in", "budget": "0.20"}
 COLUMNS = ["task", "model", "method", "side", "budget", "metric", "unit", "mean", "sd", "n_seeds", "low", "high"]
-UNITS = {"change": {"score": "share", "flops": "FLOPs"}}
+COLUMNS += ["n_items", "item_variance", "interaction_variance"]
+UNITS = {"change": COST_METRICS | {"score": Metric("score", "share", "higher")}}
 
 
 def item_variances(items, metrics, dense=None):
-    return {name: item_variance(draws) for name, draws in bootstrap(items, metrics, dense).items()}
+    count = next(iter(items.values())).shape[-1]
+    return {name: ItemVariance.of_draws(draws, count) for name, draws in bootstrap(items, metrics, dense).items()}
+
+
+def of_mean(found: ItemVariance, seeds: int) -> float:
+    """The variance over draws of the items of a mean over seeds."""
+    return found.shared + (found.interaction / seeds if seeds > 1 else 0)
 
 
 def cells_table(runs, items, metrics, units, relative_metrics=None):
@@ -63,22 +72,53 @@ def values() -> np.ndarray:
 def test_without_item_variance_it_is_the_t_interval_of_the_mean(seeds):
     values = np.random.default_rng(seeds).normal(size=seeds)
     low, high = stats.t.interval(0.95, seeds - 1, values.mean(), stats.sem(values))
-    assert half_width(values, 0.0) == pytest.approx((high - low) / 2, rel=1e-12)
+    assert half_width(values) == pytest.approx((high - low) / 2, rel=1e-12)
 
 
-@pytest.mark.parametrize(("seeds", "quantile"), [(2, 12.7062), (3, 4.30265), (5, 2.77645)])
-def test_equal_seeds_leave_the_variance_of_items(seeds, quantile):
-    assert half_width(np.full(seeds, 0.7), 0.0004) == pytest.approx(quantile * 0.02, rel=1e-5)
-    assert half_width(np.full(seeds, 0.7), 0.0) == pytest.approx(0, abs=1e-12)
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+@pytest.mark.parametrize(("items", "quantile"), [(2, 12.7062), (3, 4.30265), (60, 2.000995)])
+def test_equal_seeds_leave_the_t_interval_of_the_items(seeds, items, quantile):
+    found = ItemVariance(items, 0.0004, 0.0)
+    assert half_width(np.full(seeds, 0.7), found) == pytest.approx(quantile * 0.02, rel=1e-5)
+    assert half_width(np.full(seeds, 0.7)) == pytest.approx(0, abs=1e-12)
 
 
-def test_variances_of_seeds_and_items_add():
-    # s2 of (1, 2, 3) is 1; 1 / 3 + 1 / 6 = 1 / 2
-    assert half_width(np.array([1.0, 2.0, 3.0]), 1 / 6) == pytest.approx(4.30265 * np.sqrt(0.5), rel=1e-5)
+def test_each_variance_counts_with_the_square_of_its_own_t():
+    # s2 of (1, 2, 3) is 1; t is 4.30265 with 2 and 2.77645 with 4 degrees of freedom.
+    half = half_width(np.array([1.0, 2.0, 3.0]), ItemVariance(5, 1 / 6, 7.0))
+    assert half == pytest.approx(np.sqrt(4.30265**2 / 3 + 2.77645**2 / 6), rel=1e-5)
 
 
-def test_one_seed_has_the_normal_interval_of_the_items():
-    assert half_width(np.array([0.7]), 0.0004) == pytest.approx(1.959964 * 0.02, rel=1e-6)
+# p-values.
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5, 10])
+def test_without_item_variance_p_is_that_of_the_t_test(seeds):
+    values = np.random.default_rng(seeds).normal(0.5, 1, size=seeds)
+    assert p_value(values) == pytest.approx(stats.ttest_1samp(values, 0).pvalue, rel=1e-12)
+
+
+@pytest.mark.parametrize(("variance", "items"), [(1.0, 60), (0.04, 500)])
+def test_without_seed_variance_p_is_that_of_the_items(variance, items):
+    found = ItemVariance(items, variance, 0.0)
+    expected = 2 * stats.t.sf(0.5 / np.sqrt(variance), items - 1)
+    for seeds in (1, 3):
+        assert p_value(np.full(seeds, 0.5), found) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("effect", [1e-3, 0.3, 1.0, 5.0, 40.0])
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+def test_the_interval_at_level_p_touches_0(seeds, effect):
+    values = effect + np.random.default_rng(seeds).normal(0, 0.5, seeds)
+    parts = [(values.var(ddof=1) / seeds, seeds - 1), (0.05, 59)]
+    p = p_of(values.mean(), parts)
+    half = np.sqrt(sum(stats.t.isf(p / 2, freedom) ** 2 * variance for variance, freedom in parts))
+    assert half == pytest.approx(abs(values.mean()), rel=1e-9)
+    assert p == p_of(-values.mean(), parts) == p_value(values, ItemVariance(60, 0.05, 1.0))
+
+
+def test_certain_and_absent_effects():
+    assert (p_value(np.array([0.0])), p_value(np.array([0.3, 0.3])), p_value(np.array([1.0, -1.0]))) == (1, 0, 1)
 
 
 # Variance over items.
@@ -86,19 +126,33 @@ def test_one_seed_has_the_normal_interval_of_the_items():
 
 def test_the_bootstrap_gives_the_variance_of_a_mean(values):
     found = item_variances({"value": values}, mean_score)["score"]
-    assert found == pytest.approx(values.mean(0).var() / 80, rel=0.15)
+    assert of_mean(found, 3) == pytest.approx(values.mean(0).var() / 80, rel=0.15)
+    assert (found.items, found.interaction) == (80, pytest.approx(0.05**2 / 80, rel=0.3))
+
+
+@pytest.mark.parametrize(("shared", "interaction"), [(4.0, 0.0), (0.0, 4.0), (1.0, 2.0)])
+def test_the_variance_of_items_is_split_into_what_seeds_share_and_the_rest(shared, interaction):
+    generator = np.random.default_rng(4)
+    values = generator.normal(0, np.sqrt(shared), (1, 2000)) + generator.normal(0, np.sqrt(interaction), (5, 2000))
+    found = item_variances({"value": values}, mean_score)["score"]
+    assert found.shared * 2000 == pytest.approx(shared, abs=0.4)
+    assert found.interaction * 2000 == pytest.approx(interaction, abs=0.4)
 
 
 def test_items_are_drawn_alike_for_all_seeds(values):
     """Seeds that err on opposite items have a mean without item variance; seeds that agree do not gain by number."""
     spread = values[0] - values[0].mean()
-    assert item_variances({"value": np.stack([spread, -spread])}, mean_score)["score"] == pytest.approx(0, abs=1e-25)
+    opposite = item_variances({"value": np.stack([spread, -spread])}, mean_score)["score"]
     alone = item_variances({"value": spread[None]}, mean_score)["score"]
-    assert item_variances({"value": np.stack([spread] * 5)}, mean_score)["score"] == pytest.approx(alone, rel=1e-9)
+    assert (opposite.shared, opposite.interaction) == (0, pytest.approx(2 * alone.shared))
+    agreed = item_variances({"value": np.stack([spread] * 5)}, mean_score)["score"]
+    assert (agreed.shared, agreed.interaction) == pytest.approx((alone.shared, 0), rel=1e-9)
+    assert np.isnan(alone.interaction)
 
 
 def test_equal_items_have_no_variance():
-    assert item_variances({"value": np.full((2, 30), 0.5)}, mean_score)["score"] == pytest.approx(0, abs=1e-25)
+    found = item_variances({"value": np.full((2, 30), 0.5)}, mean_score)["score"]
+    assert of_mean(found, 2) == pytest.approx(0, abs=1e-25)
 
 
 def test_the_bootstrap_is_the_same_at_every_call(values):
@@ -116,7 +170,7 @@ def test_a_ratio_has_the_variance_of_the_delta_method():
     ratio = part.sum() / (part + rest).sum()
     residual = part - ratio * (part + rest)
     expected = residual.var() / (part + rest).mean() ** 2 / 400
-    assert item_variances({"part": part, "rest": rest}, share)["share"] == pytest.approx(expected, rel=0.2)
+    assert item_variances({"part": part, "rest": rest}, share)["share"].shared == pytest.approx(expected, rel=0.2)
 
 
 # The table.
@@ -126,11 +180,12 @@ def test_a_cell_has_mean_sd_number_of_seeds_and_interval(tables, cells, values):
     found = cells(*tables(values)).set_index("metric")
     score = found.loc["score"]
     by_seed = values.mean(1)
-    half = stats.t.ppf(0.975, 2) * np.sqrt(by_seed.var(ddof=1) / 3 + values.mean(0).var() / 80)
+    half = np.sqrt(4.303**2 * by_seed.var(ddof=1) / 3 + 1.990**2 * score["item_variance"])
+    assert (score["n_items"], score["item_variance"]) == (80, pytest.approx(values.mean(0).var() / 80, rel=0.2))
     assert score["mean"] == pytest.approx(by_seed.mean())
     assert score["sd"] == pytest.approx(by_seed.std(ddof=1))
     assert score["n_seeds"] == 3
-    assert score["mean"] - score["low"] == pytest.approx(half, rel=0.1)
+    assert score["mean"] - score["low"] == pytest.approx(half, rel=1e-3)
     assert score["high"] - score["mean"] == pytest.approx(score["mean"] - score["low"])
     assert (score["unit"], found.loc["flops", "unit"]) == ("share", "FLOPs")
 
@@ -160,7 +215,17 @@ def test_one_seed_has_no_sd_but_an_interval(tables, cells, values):
 def test_equal_seeds_have_no_sd_and_the_interval_of_the_items(tables, cells, values):
     score = cells(*tables(np.stack([values[0]] * 3))).set_index("metric").loc["score"]
     assert score["sd"] == pytest.approx(0, abs=1e-12)
-    assert score["high"] - score["mean"] == pytest.approx(4.303 * values[0].std() / np.sqrt(80), rel=0.1)
+    assert score["high"] - score["mean"] == pytest.approx(1.990 * values[0].std() / np.sqrt(80), rel=0.1)
+
+
+@pytest.mark.parametrize(("mean", "low", "high"), [(0.99, 0.5, 1.0), (0.01, 0.0, 0.5)])
+def test_an_interval_stays_within_the_range_of_the_metric(tables, mean, low, high):
+    values = mean + np.array([[-0.005], [0.005]]) + np.zeros((2, 20))
+    metrics = {"change": COST_METRICS | {"score": Metric("score", "share", "higher", 0, 1)}}
+    found = cells_table(*tables(values), {"change": mean_score}, metrics).set_index("metric").loc["score"]
+    assert low <= found["low"] < found["mean"] < found["high"] <= high
+    unlimited = cells_table(*tables(values), {"change": mean_score}, UNITS).set_index("metric").loc["score"]
+    assert unlimited["low"] < 0 or unlimited["high"] > 1
 
 
 def test_cells_are_apart_by_every_key(tables, cells, values):
@@ -232,7 +297,7 @@ def relative_cells(tables):
             if dense_seeds is None or seed in dense_seeds:
                 value = gain({"value": one}, {"value": other})["gain"]
                 runs.loc[len(runs) + 1000 + seed] = KEYS | {"seed": seed, "metric": "gain", "value": float(value)}
-        units = {"change": UNITS["change"] | {"gain": "%"}}
+        units = {"change": UNITS["change"] | {"gain": Metric("gain", "%", "higher")}}
         table = cells_table(runs, items, {"change": mean_score}, units, {"change": gain})
         assert not ((table["method"] == "dense") & (table["metric"] == "gain")).any()
         return table[table["metric"] == "gain"].set_index("metric").loc["gain"]
@@ -267,8 +332,8 @@ def test_replicates_without_the_metric_are_left_out():
     dense = np.zeros((2, 40))
     dense[:, :3] = 1.0
     own = dense * np.array([1.0, 0.5, 0.25] + 37 * [0])
-    variance = item_variances({"value": own}, gain, {"value": dense})["gain"]
-    assert 0 < variance < 1
+    found = item_variances({"value": own}, gain, {"value": dense})["gain"]
+    assert 0 < of_mean(found, 2) < 1
 
 
 def test_a_metric_that_a_seed_lacks_is_not_a_mean_of_fewer_in_silence(tables):
@@ -309,7 +374,8 @@ def test_a_curve_has_a_row_per_cell_and_point(tables, values):
 def test_a_point_has_the_interval_of_seeds_and_items(tables, values):
     for row in curves_table(tables(values)[1], shares_above).itertuples():
         reached = values >= row.point
-        half = stats.t.ppf(0.975, 2) * np.sqrt(reached.mean(1).var(ddof=1) / 3 + reached.mean(0).var() / 80)
+        items = reached.mean(0).var() - reached.var(0, ddof=1).mean() / 3
+        half = np.sqrt(4.303**2 * reached.mean(1).var(ddof=1) / 3 + 1.990**2 * items / 80)
         assert row.high - row.mean == pytest.approx(half, rel=0.1)
         assert row.mean - row.low == pytest.approx(row.high - row.mean)
 

@@ -17,7 +17,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from bbnet.sparsity.degrees import connection_count, erdos_renyi_counts
+from bbnet.sparsity.degrees import connection_count, erdos_renyi_counts, weight_count
 from bbnet.sparsity.masks import drop_and_grow, project_to_pattern
 from bbnet.sparsity.parameters import (
     AlgorithmParameters,
@@ -61,6 +61,11 @@ class SlabView:
     silent: Tensor | None = None
     input_norms: Tensor | None = None
     gradient: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, tuple[int, ...]]:
+        """Units, fan and kernel size."""
+        return (*self.scores.shape, self.taps)
 
     def unscaled_scores(self) -> Tensor:
         """Returns the magnitudes without any rescaling, so that they can be compared between units."""
@@ -136,10 +141,10 @@ class SparseFromStart(WeightMasking, SparseFromStartParameters):
 
     def counts(self, slabs: Sequence[SlabView], budget: Decimal) -> list[int]:
         """Returns the number of connections that each slab keeps."""
-        counts = [connection_count(budget, *slab.scores.shape) for slab in slabs]
         if self.distribution == "uniform":
-            return counts
-        return erdos_renyi_counts(sum(counts), [(*slab.scores.shape, slab.taps) for slab in slabs])
+            return [connection_count(budget, *slab.scores.shape) for slab in slabs]
+        shapes = [slab.shape for slab in slabs]
+        return erdos_renyi_counts(weight_count(budget, shapes), shapes)
 
 
 class DropAndGrow(SparseFromStart, DropAndGrowParameters):

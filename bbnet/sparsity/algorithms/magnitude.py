@@ -1,17 +1,19 @@
 """Gradual magnitude pruning (Zhu & Gupta 2017, "To prune, or not to prune").
 
 Each slab keeps its largest connections, or, with `global`, the largest of all slabs together are kept, so that one slab
-may lose much and another nothing. Unlike the paper, a pruned weight keeps its value and competes again at the next
-refresh, as for every algorithm here, and the ramp and the freeze are those of the study.
+may lose much and another nothing. The magnitude of a convolution's connection is the l2 norm of its kernel. Unlike the
+paper, a pruned weight keeps its value and competes again at the next refresh, as for every algorithm here, and the ramp
+and the freeze are those of the study.
 """
 
+import math
 from collections.abc import Sequence
 from decimal import Decimal
 
 from torch import Tensor
 
 from bbnet.sparsity.algorithms import SlabView, WeightMasking
-from bbnet.sparsity.degrees import connection_count
+from bbnet.sparsity.degrees import connection_count, weight_count
 from bbnet.sparsity.masks import keep_largest_of_all, keep_largest_of_slabs
 from bbnet.sparsity.parameters.magnitude import Parameters
 
@@ -21,7 +23,7 @@ class Magnitude(WeightMasking, Parameters):
 
     def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
         scores = [slab.unscaled_scores() for slab in slabs]
-        counts = [connection_count(budget, *slab.scores.shape) for slab in slabs]
         if self.distribution == "global":
-            return keep_largest_of_slabs(scores, sum(counts))
-        return [keep_largest_of_all(each, count) for each, count in zip(scores, counts, strict=True)]
+            total = weight_count(budget, [slab.shape for slab in slabs])
+            return keep_largest_of_slabs(scores, [math.prod(slab.taps) for slab in slabs], total)
+        return [keep_largest_of_all(each, connection_count(budget, *each.shape)) for each in scores]

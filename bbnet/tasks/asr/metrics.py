@@ -1,23 +1,26 @@
 """Metrics of speech recognition from error counts per utterance. Imports no torch, as `compare` resamples with it."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from bbnet.analysis.metric import Metric
 from bbnet.tasks.buckets import BUCKETS
 from bbnet.tasks.ratios import ratio
-from bbnet.tasks.task import Items, Metric
+from bbnet.tasks.task import Items
 
 SELECTION = "wer"
 PRIMARY = ("wer",)
 COUNTED = "words"
 OTHER = "_other"  # suffix of metrics on test-other; metrics without it are on test-clean
 
-_SHOWN = {name: Metric("%", "lower") for name in ("wer", "cer")}
-_SHOWN |= {"werr": Metric("%", "higher")} | {f"dwer_{bucket}": Metric("points", "lower") for bucket in BUCKETS}
-_DETAILS = {f"wer_{bucket}": Metric("%", "lower", shown=False) for bucket in (*BUCKETS, "oov")}
-_DETAILS |= {"insertion_rate": Metric("%", "lower", shown=False)}
-_CLEAN = _SHOWN | _DETAILS
+_CLEAN = {name: Metric(name.upper(), "%", "lower", low=0) for name in ("wer", "cer")}
+_CLEAN |= {"werr": Metric("WER reduction", "%", "higher", high=100)}
+_CLEAN |= {f"dwer_{bucket}": Metric(f"ΔWER {bucket}", "points", "lower", -100, 100) for bucket in BUCKETS}
+_CLEAN |= {f"wer_{bucket}": Metric(f"WER {bucket}", "%", "lower", 0, 100, shown=False) for bucket in (*BUCKETS, "oov")}
+_CLEAN |= {"insertion_rate": Metric("insertions", "%", "lower", low=0, shown=False)}
 METRICS = _CLEAN | {
-    f"{name}{OTHER}": Metric(metric.unit, metric.better, shown=name in ("wer", "werr"))
+    f"{name}{OTHER}": replace(metric, title=f"{metric.title}, test-other", shown=name in ("wer", "werr"))
     for name, metric in _CLEAN.items()
 }
 BY_BUCKET = {

@@ -2,11 +2,16 @@
 
 import numpy as np
 
-from bbnet.tasks.task import Items, Metric
+from bbnet.analysis.metric import Metric
+from bbnet.tasks.task import Items
 
 SELECTION = "f1"
 PRIMARY = ("f1",)
-METRICS = {name: Metric("share", "higher") for name in ("f1", "iou", "precision", "recall", "image_f1", "image_iou")}
+_TITLES = {
+    **{"f1": "F1", "iou": "IoU", "precision": "precision", "recall": "recall"},
+    **{"image_f1": "F1 per image", "image_iou": "IoU per image"},
+}
+METRICS = {name: Metric(title, "share", "higher", 0, 1) for name, title in _TITLES.items()}
 
 
 def metrics(items: Items, weights: np.ndarray | None = None) -> dict[str, np.ndarray]:

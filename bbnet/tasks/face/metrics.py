@@ -5,19 +5,28 @@ from typing import Any
 
 import numpy as np
 
+from bbnet.analysis.metric import Metric
 from bbnet.tasks.buckets import BUCKETS
 from bbnet.tasks.face import verification
 from bbnet.tasks.ratios import ratio
-from bbnet.tasks.task import Items, Metric
+from bbnet.tasks.task import Items
 
 SELECTION = "top1"
 PRIMARY = ("top1", "auroc")
 FAR_LEVELS = {"tar_at_far_1e-2": 1e-2, "tar_at_far_1e-3": 1e-3}
-METRICS = {name: Metric("share", "higher") for name in ("top1", "top5", "auroc", *FAR_LEVELS, "verification_accuracy")}
-METRICS |= {"eer": Metric("share", "lower")}
-METRICS |= {name: Metric("share", "higher") for name in ("identification", "identification_floor")}
-METRICS |= {f"dtop1_{bucket}": Metric("share", "higher") for bucket in BUCKETS}
-METRICS |= {f"top1_{bucket}": Metric("share", "higher", shown=False) for bucket in BUCKETS}
+METRICS = {
+    "top1": Metric("top-1", "share", "higher", 0, 1),
+    "top5": Metric("top-5", "share", "higher", 0, 1),
+    "auroc": Metric("AUROC", "share", "higher", 0, 1),
+    "tar_at_far_1e-2": Metric("TAR at FAR .01", "share", "higher", 0, 1),
+    "tar_at_far_1e-3": Metric("TAR at FAR .001", "share", "higher", 0, 1),
+    "verification_accuracy": Metric("verification accuracy", "share", "higher", 0, 1),
+    "eer": Metric("EER", "share", "lower", 0, 1),
+    "identification": Metric("identification", "share", "higher", 0, 1),
+    "identification_floor": Metric("identification of nobody", "share", "higher", 0, 1),
+}
+METRICS |= {f"dtop1_{bucket}": Metric(f"Δtop-1 {bucket}", "share", "higher", -1, 1) for bucket in BUCKETS}
+METRICS |= {f"top1_{bucket}": Metric(f"top-1 {bucket}", "share", "higher", 0, 1, shown=False) for bucket in BUCKETS}
 BY_BUCKET = {"test": {bucket: f"dtop1_{bucket}" for bucket in BUCKETS}}
 COUNTED = "images"
 PAIR_COLUMNS = ("scores", "own_first", "own_count", "pair_threshold")

@@ -32,7 +32,7 @@ def test_a_case_worked_by_hand():
     # Counts 1 to 11: the median is 6, the 90th percentile 10.
     counts = {letter: number for number, letter in enumerate("ABCDEFGHIJK", 1)}
     found = bucket_words(texts_of(counts))
-    assert (found["head_from"], found["mid_from"]) == (10, 6)
+    assert (found["head_from"], found["median"]) == (10, 6)
     expected = dict.fromkeys("ABCDE", "tail") | dict.fromkeys("FGHI", "mid") | dict.fromkeys("JK", "head")
     assert found["types"] == expected
     assert found["sizes"] == {
@@ -45,16 +45,19 @@ def test_a_case_worked_by_hand():
 def test_thresholds_between_counts_are_interpolated():
     # Counts 1, 2, 4, 10: the median is 3; the 90th percentile lies 0.7 of the way from 4 to 10.
     found = bucket_words(texts_of({"A": 1, "B": 2, "C": 4, "D": 10}))
-    assert (found["mid_from"], found["head_from"]) == (3, pytest.approx(8.2))
+    assert (found["median"], found["head_from"]) == (3, pytest.approx(8.2))
     assert found["types"] == {"A": "tail", "B": "tail", "C": "mid", "D": "head"}
 
 
 def test_equal_counts_share_a_bucket():
-    # 12 types occur once, 3 twice: median and 90th percentile are 1 and 2.
-    counts = {f"W{number}": 1 + (number >= 12) for number in range(15)}
+    # Counts 1, 3 and 5: the median is 3, the 90th percentile 5.
+    counts = {f"W{number}": (1, 3, 5)[number // 5] for number in range(15)}
     words = bucket_words(texts_of(counts))["types"]
-    assert {words[f"W{number}"] for number in range(12)} == {"mid"}
-    assert {words[f"W{number}"] for number in range(12, 15)} == {"head"}
+    assert [{words[f"W{number}"] for number in range(first, first + 5)} for first in (0, 5, 10)] == [
+        {"tail"},
+        {"mid"},
+        {"head"},
+    ]
 
 
 def test_types_that_all_occur_alike_are_head():
@@ -84,11 +87,34 @@ def test_random_texts_against_a_percentile_of_ones_own():
         median, ninetieth = percentile(list(counts.values()), 0.5), percentile(list(counts.values()), 0.9)
         found = bucket_words([" ".join(words)])
         assert found["types"].keys() == counts.keys()
+        published = min(counts.values()) < median or len(set(counts.values())) == 1
+        assert found["rule"] == ("published" if published else "up to the median")
         for word, count in counts.items():
-            expected = "head" if count >= ninetieth - 1e-9 else "tail" if count < median else "mid"
+            if published:
+                expected = "head" if count >= ninetieth - 1e-9 else "tail" if count < median else "mid"
+            else:
+                expected = "tail" if count == median else "head" if count >= ninetieth - 1e-9 else "mid"
             assert found["types"][word] == expected
         assert sum(size["types"] for size in found["sizes"].values()) == len(counts)
         assert sum(size["occurrences"] for size in found["sizes"].values()) == len(words)
+
+
+COUNTS = [
+    *([1], [3, 3, 3], [1, 2], [1, 1, 2], [1, 2, 2], [1] * 9 + [2], [1] * 20 + [5], [1, *[5] * 20], [1] * 10 + [2] * 10),
+    *([1] * 11 + [2] * 9, [1] * 9 + [2] * 11, [1, 1, 1, 7, 8, 9], [1, 1, 2, 3], [2, 2, 2, 2, 3], list(range(1, 30))),
+    *([1] * 50 + list(range(2, 51)), [1] * 51 + list(range(2, 51)), [4, 4, 4, 4, 9, 9], [1] * 99 + [100], [5, 9]),
+]
+
+
+@pytest.mark.parametrize("counts", COUNTS, ids=range(len(COUNTS)))
+def test_the_tail_is_empty_only_if_all_counts_are_equal(counts):
+    found = bucket_words(texts_of({f"W{number}": count for number, count in enumerate(counts)}))
+    tail = [counts[int(word[1:])] for word, bucket in found["types"].items() if bucket == "tail"]
+    others = [counts[int(word[1:])] for word, bucket in found["types"].items() if bucket != "tail"]
+    assert sum(size["types"] for size in found["sizes"].values()) == len(counts)
+    assert sum(size["occurrences"] for size in found["sizes"].values()) == sum(counts)
+    assert bool(tail) == (len(set(counts)) > 1)
+    assert not tail or max(tail) < min(others)
 
 
 def test_the_training_texts_of_the_index_alone_count():

@@ -1,11 +1,13 @@
-"""Word errors by hand and against an edit distance of its own."""
+"""Word errors by hand, against an edit distance of its own and against all alignments."""
 
 import random
+from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 import pytest
 
-from bbnet.tasks.asr.scoring import count_errors
+from bbnet.tasks.asr.scoring import align, count_errors
 
 BUCKETS = {"THE": "head", "OF": "head", "HORSE": "mid", "RIVER": "mid", "VIOLIN": "tail", "ORCHARD": "tail"}
 
@@ -135,6 +137,70 @@ def test_errors_are_those_of_an_independent_edit_distance(pairs):
         assert found["characters"][row] == len(reference)
         length = len(hypothesis.split())
         assert found["words"][row] - found["deletions"][row] + found["insertions"][row] == length
+
+
+def alignments(reference: tuple, hypothesis: tuple) -> Iterator[tuple[str, ...]]:
+    """All alignments, as what happens to each reference word (match, sub, del), and insertions."""
+    if not reference and not hypothesis:
+        yield ()
+    if reference:
+        yield from (("del", *rest) for rest in alignments(reference[1:], hypothesis))
+    if hypothesis:
+        yield from (("ins", *rest) for rest in alignments(reference, hypothesis[1:]))
+    if reference and hypothesis:
+        first = "match" if reference[0] == hypothesis[0] else "sub"
+        yield from ((first, *rest) for rest in alignments(reference[1:], hypothesis[1:]))
+
+
+def first_seen_in_order(symbols: str) -> bool:
+    """Whether a text is the first of those that differ by names of symbols alone."""
+    return list(dict.fromkeys(symbols)) == list("abc")[: len(set(symbols))]
+
+
+@pytest.mark.parametrize("longest", [3, pytest.param(4, marks=pytest.mark.thorough)])
+def test_the_alignment_is_the_best_of_all_for_all_short_texts(longest):
+    """Fewest edits, then most matches, then the leftmost matches, then the leftmost substitutions."""
+    texts = [word for length in range(longest + 1) for word in product("abc", repeat=length)]
+    pairs = [pair for pair in product(texts, texts) if first_seen_in_order("".join(pair[0] + pair[1]))]
+    assert len(pairs) > 3 ** (longest + 2)
+
+    def quality(alignment: tuple[str, ...]) -> tuple:
+        of_words = [kind for kind in alignment if kind != "ins"]
+        edits = sum(kind != "match" for kind in alignment)
+        return edits, -of_words.count("match"), [kind != "match" for kind in of_words], [k == "del" for k in of_words]
+
+    for reference, hypothesis in pairs:
+        best = min(alignments(reference, hypothesis), key=quality)
+        kinds = list(zip((kind for kind in best if kind != "ins"), reference, strict=True))
+        substituted, deleted, insertions = align(reference, hypothesis)
+        assert substituted == [word for kind, word in kinds if kind == "sub"], (reference, hypothesis)
+        assert deleted == [word for kind, word in kinds if kind == "del"], (reference, hypothesis)
+        assert insertions == best.count("ins"), (reference, hypothesis)
+
+
+def sclite_cost(reference: list[str], hypothesis: list[str]) -> int:
+    """The least cost of an alignment by sclite's weights: substitution 4, deletion and insertion 3."""
+    row = [3 * place for place in range(len(hypothesis) + 1)]
+    for word in reference:
+        above, row = row, [row[0] + 3]
+        for place, other in enumerate(hypothesis, 1):
+            row.append(min(above[place] + 3, row[-1] + 3, above[place - 1] + 4 * (word != other)))
+    return row[-1]
+
+
+def test_texts_with_some_errors_are_aligned_at_the_least_cost_of_sclite():
+    """Only texts that have little in common have cheaper alignments, with more edits."""
+    pairs = list(zip(*random_pairs(1500, [*BUCKETS, "QUIZ", "A"]), strict=True))
+    alike, count = 0, 0
+    for number, texts in enumerate(pairs):
+        reference, hypothesis = (text.split() for text in texts)
+        substituted, deleted, insertions = align(reference, hypothesis)
+        cost = 4 * len(substituted) + 3 * (len(deleted) + insertions)
+        assert cost >= sclite_cost(reference, hypothesis)
+        if number % 3:
+            count += 1
+            alike += cost == sclite_cost(reference, hypothesis)
+    assert alike > 0.99 * count
 
 
 def test_buckets_and_insertions_sum_to_all_errors(pairs):

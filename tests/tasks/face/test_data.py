@@ -985,7 +985,7 @@ def test_buckets_of_a_prepared_index(pack, prepared):
     target, index = prepared(pack)
     found = json.loads(json.dumps(make_buckets(index)))
     assert found["types"] == {"n000003": "tail", "n000020": "mid", "n000100": "head"}
-    assert (found["mid_from"], found["head_from"]) == (3, pytest.approx(3.8))
+    assert (found["median"], found["head_from"]) == (3, pytest.approx(3.8))
     assert found["sizes"] == {
         "head": {"types": 1, "occurrences": 4},
         "mid": {"types": 1, "occurrences": 3},
@@ -1000,7 +1000,9 @@ def test_identities_of_equally_many_images_share_a_bucket():
     # Counts 1 2 1 1 3 1 5: the median is 1, the 90th percentile 0.4 of the way from 3 to 5.
     found = make_buckets(index)
     assert found["head_from"] == pytest.approx(3.8)
-    assert found["types"] == dict.fromkeys("abcdef", "mid") | {"g": "head"}
+    # No count is below the median, so the tail reaches up to it.
+    assert found["rule"] == "up to the median"
+    assert found["types"] == dict.fromkeys("abdf", "tail") | {"c": "mid", "e": "mid", "g": "head"}
 
 
 # Batches.

@@ -1,0 +1,29 @@
+"""What the analysis has to know about a metric."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric of a task.
+
+    Args:
+        title: its name in figures and tables, as the field writes it.
+        unit: "share" (of 1), "%", "points" (differences of percentages or shares) or "FLOPs".
+        low, high: the smallest and the largest value that it can take.
+        shown: whether the table of results shows it.
+    """
+
+    title: str
+    unit: str
+    better: Literal["higher", "lower"]
+    low: float = -math.inf
+    high: float = math.inf
+    shown: bool = True
+
+    @property
+    def heading(self) -> str:
+        """The title with the unit. Shares are numbers and have no unit."""
+        return self.title if self.unit == "share" else f"{self.title} ({self.unit})"
