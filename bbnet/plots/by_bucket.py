@@ -12,15 +12,7 @@ from matplotlib.figure import Figure
 
 from bbnet.analysis.collect import KEYS
 from bbnet.analysis.summary import Summary
-from bbnet.plots.style import (
-    DENSE_COLOUR,
-    MARKERS,
-    draw_cell,
-    method_colours,
-    method_handles,
-    seeds_title,
-    side_by_side,
-)
+from bbnet.plots.style import DENSE_COLOUR, draw_cell, method_colours, method_handles, seeds_title, side_by_side
 
 WIDTH_OF_BUDGET, WIDTH_OF_REST = 3.2, 2.7
 HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 2.5, 0.2
@@ -81,7 +73,7 @@ def plot_by_bucket(
                 for x, metric in enumerate(of_buckets.values()):
                     values = singles[singles["metric"] == metric]["value"].dropna()
                     for _, cell in of_method[of_method["metric"] == metric].iterrows():
-                        draw_cell(axis, x + place, cell, values, colours[method], MARKERS[side])
+                        draw_cell(axis, x + place, cell, values, colours[method], side)
     for axis, budget in zip(axes[0], budgets, strict=True):
         axis.set_title(f"budget {budget}")
     figure.supylabel(f"{name} relative to dense ({relative['unit'].iloc[0]}; {better} is better)", fontsize="medium")

@@ -9,15 +9,7 @@ from matplotlib.figure import Figure
 from bbnet.analysis.claims import MEASURES
 from bbnet.analysis.statistics import CELL_KEYS, half_width
 from bbnet.analysis.summary import Summary
-from bbnet.plots.style import (
-    DENSE_COLOUR,
-    MARKERS,
-    draw_cell,
-    method_colours,
-    method_handles,
-    seeds_title,
-    side_by_side,
-)
+from bbnet.plots.style import DENSE_COLOUR, draw_cell, method_colours, method_handles, seeds_title, side_by_side
 
 WIDTH, HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 8.6, 5.4, 0.2
 DENSE = {"color": DENSE_COLOUR, "marker": "_", "markersize": 9, "linestyle": "none", "label": "dense, same slabs"}
@@ -49,7 +41,7 @@ def plot_claims(claims: pd.DataFrame, methods: list[str]) -> Figure:
         for (method, side, budget), cell in of_measure.groupby(["method", "side", "budget"], sort=False):
             x = budgets.index(budget) + side_by_side(len(shown))[shown.index((method, side))]
             axis.plot([x], [cell["dense"].mean()], **DENSE | {"label": None}, zorder=1.5)
-            draw_cell(axis, x, _mean(cell["value"]), cell["value"], colours[method], MARKERS[side])
+            draw_cell(axis, x, _mean(cell["value"]), cell["value"], colours[method], side)
         axis.set_ylabel(label)
         axis.set_xticks(range(len(budgets)), budgets)
         axis.set_xlim(-0.5, max(1, len(budgets)) - 0.5)

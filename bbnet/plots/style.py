@@ -87,13 +87,13 @@ def save(figure: Figure, data: pd.DataFrame, paths: Sequence[Path]) -> None:
     plt.close(figure)
 
 
-def draw_cell(axis: Axes, x: float, cell: pd.Series, singles: Sequence[float], colour: str, marker: str) -> None:
+def draw_cell(axis: Axes, x: float, cell: pd.Series, singles: Sequence[float], colour: str, side: str) -> None:
     """Draws a cell's mean with its 95 % interval, or with single seeds as small points if there are fewer than 3."""
     if cell["n_seeds"] >= SEEDS_FOR_INTERVALS:
         axis.plot([x] * 2, [cell["low"], cell["high"]], color=colour, linewidth=1.0)
     else:
         axis.plot([x] * len(singles), singles, ".", color=colour, markersize=4, alpha=0.6)
-    axis.plot([x], [cell["mean"]], color=colour, marker=marker, markersize=5, linestyle="none")
+    axis.plot([x], [cell["mean"]], color=colour, marker=MARKERS[side], markersize=5, linestyle="none")
 
 
 def side_by_side(count: int) -> np.ndarray:
@@ -103,15 +103,8 @@ def side_by_side(count: int) -> np.ndarray:
 
 def method_handles(methods: Sequence[tuple[str, str]], colours: Mapping[str, str]) -> list[plt.Line2D]:
     """Returns a legend handle for each method and side."""
+    style = {"markersize": 5, "linestyle": "none"}
     return [
-        plt.Line2D(
-            [],
-            [],
-            color=colours[method],
-            marker=MARKERS[side],
-            markersize=5,
-            linestyle="none",
-            label=method_label(method, side),
-        )
+        plt.Line2D([], [], color=colours[method], marker=MARKERS[side], label=method_label(method, side), **style)
         for method, side in methods
     ]
