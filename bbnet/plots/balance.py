@@ -36,14 +36,8 @@ def plot_balance(slabs: pd.DataFrame, units: pd.DataFrame) -> tuple[Figure, pd.D
     fitted = slabs.dropna(subset="r2")
     methods = list(dict.fromkeys(zip(fitted["method"], fitted["side"], strict=True)))[:MAX_METHODS]
     columns = max(1, len(methods))
-    figure, axes = plt.subplots(
-        len(ROWS),
-        columns,
-        figsize=(WIDTH_OF_METHOD * columns + WIDTH_OF_REST, HEIGHT),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
+    size = (WIDTH_OF_METHOD * columns + WIDTH_OF_REST, HEIGHT)
+    figure, axes = plt.subplots(len(ROWS), columns, figsize=size, sharex=True, sharey=True, squeeze=False)
     drawn = [units[:0]]
     for column, (method, side) in zip(axes.T, methods, strict=False):
         fits = fitted[fitted["method"] == method]
@@ -55,9 +49,8 @@ def plot_balance(slabs: pd.DataFrame, units: pd.DataFrame) -> tuple[Figure, pd.D
         column[0].set_title(f"{method_label(method, side)}, budget {budget.lstrip('0')}")
         for axis, rates, r2 in zip(column, ROWS, ("r2_before", "r2"), strict=True):
             _draw_units(axis, mine, rates, colours[method])
-            axis.annotate(
-                f"median $R^2$ = {fits[r2].median():.2f}", (0.97, 0.97), xycoords="axes fraction", ha="right", va="top"
-            )
+            fit = f"median $R^2$ = {fits[r2].median():.2f}"
+            axis.annotate(fit, (0.97, 0.97), xycoords="axes fraction", ha="right", va="top")
         column[1].set_xlabel("degree (share of fan)")
     if not methods:
         axes[0, 0].set_title("all degrees are equal")

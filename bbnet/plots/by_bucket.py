@@ -77,11 +77,9 @@ def plot_by_bucket(
     for axis, budget in zip(axes[0], budgets, strict=True):
         axis.set_title(f"budget {budget}")
     figure.supylabel(f"{name} relative to dense ({relative['unit'].iloc[0]}; {better} is better)", fontsize="medium")
-    figure.legend(
-        handles=[plt.Line2D([], [], **DENSE_LINE), *method_handles(methods, colours)],
-        loc="outside right center",
-        title=seeds_title(relative["n_seeds"], "; methods in this\norder from left to right"),
-    )
+    handles = [plt.Line2D([], [], **DENSE_LINE), *method_handles(methods, colours)]
+    title = seeds_title(relative["n_seeds"], "; methods in this\norder from left to right")
+    figure.legend(handles=handles, loc="outside right center", title=title)
     return figure
 
 

@@ -45,12 +45,10 @@ def plot_churn(churn: pd.DataFrame, methods: list[str]) -> Figure:
         for (method, side, _), run in of_budget.groupby(["method", "side", "seed"], sort=False):
             style = {"color": colours[method], "linestyle": LINES[side], "linewidth": 1.0, "alpha": 0.85}
             axis.plot(run["step"], run["churn"], **style)
-        axis.set_title(f"budget {budget}")
-        axis.set_xlabel("step of the sparse phase")
+        axis.set(title=f"budget {budget}", xlabel="step of the sparse phase")
     if not budgets:
         axes[0, 0].set_title("no method refreshes masks")
-    axes[0, 0].set_ylim(bottom=0)
-    axes[0, 0].set_ylabel("connections changed by a refresh\n(share of those before and after)")
+    axes[0, 0].set(ylim=(0, None), ylabel="connections changed by a refresh\n(share of those before and after)")
     handles = [
         plt.Line2D([], [], color=colours[method], linestyle=LINES[side], label=method_label(method, side))
         for method, side in shown

@@ -42,18 +42,15 @@ def plot_claims(claims: pd.DataFrame, methods: list[str]) -> Figure:
             x = budgets.index(budget) + side_by_side(len(shown))[shown.index((method, side))]
             axis.plot([x], [cell["dense"].mean()], **DENSE | {"label": None}, zorder=1.5)
             draw_cell(axis, x, _mean(cell["value"]), cell["value"], colours[method], side)
-        axis.set_ylabel(label)
         axis.set_xticks(range(len(budgets)), budgets)
-        axis.set_xlim(-0.5, max(1, len(budgets)) - 0.5)
+        axis.set(ylabel=label, xlim=(-0.5, max(1, len(budgets)) - 0.5))
         axis.grid(visible=False, axis="x")
     for axis in axes[-1]:
         axis.set_xlabel("budget")
     seeds = claims.groupby([*CELL_KEYS, "measure"])["seed"].nunique()
-    figure.legend(
-        handles=[plt.Line2D([], [], **DENSE), *method_handles(shown, colours)],
-        loc="outside right center",
-        title=seeds_title(seeds, "; methods in this\norder from left to right"),
-    )
+    handles = [plt.Line2D([], [], **DENSE), *method_handles(shown, colours)]
+    title = seeds_title(seeds, "; methods in this\norder from left to right")
+    figure.legend(handles=handles, loc="outside right center", title=title)
     return figure
 
 

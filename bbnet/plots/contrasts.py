@@ -32,13 +32,9 @@ def plot_contrasts(contrasts: pd.DataFrame, better: dict[str, str], methods: lis
     rows = list(dict.fromkeys(contrasts.sort_values("budget", kind="stable")[KEYS].itertuples(index=False, name=None)))
     colours = method_colours(methods)
     metrics = [metric for metric in better if metric in set(contrasts["metric"])]
-    figure, axes = plt.subplots(
-        1,
-        max(1, len(metrics)),
-        figsize=(WIDTH_OF_LABELS + WIDTH_OF_METRIC * max(1, len(metrics)), HEIGHT_OF_REST + HEIGHT_OF_ROW * len(rows)),
-        sharey=True,
-        squeeze=False,
-    )
+    columns = max(1, len(metrics))
+    size = (WIDTH_OF_LABELS + WIDTH_OF_METRIC * columns, HEIGHT_OF_REST + HEIGHT_OF_ROW * len(rows))
+    figure, axes = plt.subplots(1, columns, figsize=size, sharey=True, squeeze=False)
     for axis, metric in zip(axes[0], metrics, strict=False):
         of_metric = contrasts[contrasts["metric"] == metric].set_index(KEYS)
         axis.axvline(0, color=DENSE_COLOUR, linewidth=1.0, linestyle="--")

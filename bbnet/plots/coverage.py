@@ -22,11 +22,9 @@ def coverage_table(grid: pd.DataFrame) -> pd.DataFrame:
     """Returns one row per task, model, method and budget: number of runs (`asked`), and number of each status."""
     keys = ["task", "model", "method", "side", "budget"]
     counts = grid.groupby([*keys, "status"], sort=False).size().unstack(fill_value=0)
-    for status in ("done", "failed", "stale", "missing"):
-        if status not in counts:
-            counts[status] = 0
+    counts = counts.reindex(columns=["done", "failed", "stale", "missing"], fill_value=0)
     counts.insert(0, "asked", counts.sum(axis=1))
-    return counts[["asked", "done", "failed", "stale", "missing"]].reset_index()
+    return counts.reset_index()
 
 
 def plot_coverage(counts: pd.DataFrame) -> Figure:
@@ -34,9 +32,8 @@ def plot_coverage(counts: pd.DataFrame) -> Figure:
     rows = list(dict.fromkeys(zip(counts["task"], counts["model"], counts["method"], strict=True)))
     budgets = sorted(set(counts["budget"]))
     shades = [[float("nan")] * len(budgets) for _ in rows]
-    figure, axis = plt.subplots(
-        figsize=(WIDTH_OF_LABELS + CELL_WIDTH * len(budgets), HEIGHT_OF_REST + CELL_HEIGHT * len(rows))
-    )
+    size = (WIDTH_OF_LABELS + CELL_WIDTH * len(budgets), HEIGHT_OF_REST + CELL_HEIGHT * len(rows))
+    figure, axis = plt.subplots(figsize=size)
     for _, cell in counts.iterrows():
         place = rows.index((cell["task"], cell["model"], cell["method"])), budgets.index(cell["budget"])
         shades[place[0]][place[1]] = ALL if cell["done"] == cell["asked"] else SOME if cell["done"] else NOTHING
@@ -49,6 +46,5 @@ def plot_coverage(counts: pd.DataFrame) -> Figure:
     axis.set_xlabel("budget (cells: runs done / all runs)")
     axis.grid(visible=False)
     axis.tick_params(length=0)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    axis.spines[:].set_visible(False)
     return figure

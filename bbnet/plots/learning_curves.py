@@ -31,15 +31,8 @@ def plot_learning_curves(history: pd.DataFrame, metric: str, unit: str) -> Figur
     """
     dense = history[history["method"] == "dense"]
     budgets = sorted(set(history["budget"]) - set(dense["budget"])) or sorted(set(dense["budget"]))
-    figure, axes = plt.subplots(
-        2,
-        len(budgets),
-        figsize=(4.0 * len(budgets) + 1.2, 4.8),
-        sharex=True,
-        sharey="row",
-        squeeze=False,
-        height_ratios=(3, 1),
-    )
+    layout = {"sharex": True, "sharey": "row", "squeeze": False, "height_ratios": (3, 1)}
+    figure, axes = plt.subplots(2, len(budgets), figsize=(4.0 * len(budgets) + 1.2, 4.8), **layout)
     colours = method_colours(list(history["method"]))
     ends = {phase: history[history["phase"] == phase]["epoch"].max() for phase in PHASES}
     for (curve, density), budget in zip(axes.T, budgets, strict=True):
@@ -54,8 +47,7 @@ def plot_learning_curves(history: pd.DataFrame, metric: str, unit: str) -> Figur
             for phase, (_, style) in PHASES.items():
                 axis.axvline(ends[phase], color="0.6", linestyle=style, linewidth=1.0)
         curve.set_title(f"budget {budget}")
-        density.set_xlabel("epoch")
-        density.set_ylim(0, 1.08)
+        density.set(xlabel="epoch", ylim=(0, 1.08))
     axes[0, 0].set_ylabel(f"dev {metric} ({unit})")
     axes[1, 0].set_ylabel("density of slabs\n(share)")
     sides = dict(zip(history["method"], history["side"], strict=True))

@@ -43,9 +43,8 @@ def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budge
         "missed by both": MISSED,
     }
     handles = [Patch(color=colour, label=name) for name, colour in legend.items()]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), title=f"{method}, budget {budget}; Δ in pixels"
-    )
+    title = f"{method}, budget {budget}; Δ in pixels"
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), title=title)
     return figure
 
 

@@ -62,22 +62,16 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str])
         singles = runs[runs["metric"] == metric]
         for axis, cost in zip(row, AXES, strict=True):
             _draw_dense(axis, bounds.loc["dense"].iloc[0], singles[singles["method"] == "dense"]["value"])
-            for (method, side), points in _shown(values, metric, cost).groupby(level=["method", "side"], sort=False):
-                place = _dodge(axis, list(colours), method)
-                line = (costs[cost], bounds, singles, colours[method], place)
-                _draw_method(axis, method, side, points.sort_index(), *line)
+            for _, points in _shown(values, metric, cost).groupby(level=["method", "side"], sort=False):
+                _draw_method(axis, costs[cost], points.sort_index(), bounds, singles, colours)
             axis.margins(x=0.12, y=0.08)
             axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         row[0].set_ylabel(f"test {metric} ({bounds['unit'].iloc[0]})")
     for axis, label in zip(axes[-1], AXES.values(), strict=True):
         axis.set_xlabel(label)
     handles, labels = axes[-1, -1].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside right center",
-        title=seeds_title(cells[cells["metric"].isin(metrics)]["n_seeds"], "; methods of equal cost\nare side by side"),
-    )
+    title = seeds_title(cells[cells["metric"].isin(metrics)]["n_seeds"], "; methods of equal cost\nare side by side")
+    figure.legend(handles, labels, loc="outside right center", title=title)
     if len(colours) > MAX_LABELLED_METHODS:
         return figure
     figure.draw_without_rendering()
@@ -111,35 +105,21 @@ def _dodge(axis: Axes, methods: list[str], method: str) -> Transform:
 
 
 def _draw_method(
-    axis: Axes,
-    method: str,
-    side: str,
-    points: pd.Series,
-    costs: pd.Series,
-    bounds: pd.DataFrame,
-    singles: pd.DataFrame,
-    colour: str,
-    place: Transform,
+    axis: Axes, x: pd.Series, y: pd.Series, bounds: pd.DataFrame, singles: pd.DataFrame, colours: dict[str, str]
 ) -> None:
-    budgets = points.index.get_level_values("budget")
-    x = costs[points.index].to_numpy()
-    lines = axis.plot(
-        x,
-        points.to_numpy(),
-        color=colour,
-        marker=MARKERS[side],
-        linestyle=LINES[side],
-        markersize=5,
-        linewidth=1.0,
-        label=method_label(method, side),
-    )
-    for cost, budget in zip(x, budgets, strict=True):
-        bound = bounds.loc[(method, side, budget)]
+    """Draws the points of one method, `y` by method, side and budget, and the spread over seeds of each."""
+    method, side, _ = y.index[0]
+    colour = colours[method]
+    style = {"color": colour, "marker": MARKERS[side], "linestyle": LINES[side], "markersize": 5, "linewidth": 1.0}
+    lines = axis.plot(x[y.index].to_numpy(), y.to_numpy(), label=method_label(method, side), **style)
+    for *_, budget in y.index:
+        cost, bound = x[method, side, budget], bounds.loc[(method, side, budget)]
         if bound["n_seeds"] >= SEEDS_FOR_INTERVALS:
             lines += axis.plot([cost] * 2, [bound["low"], bound["high"]], color=colour, linewidth=1.0)
         else:
             of_cell = singles[(singles["method"] == method) & (singles["budget"] == budget)]["value"]
             lines += axis.plot([cost] * len(of_cell), of_cell, ".", color=colour, markersize=4, alpha=0.6)
+    place = _dodge(axis, list(colours), method)
     for line in lines:
         line.set_transform(place)
 

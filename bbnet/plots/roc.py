@@ -42,11 +42,8 @@ def plot_roc(curves: pd.DataFrame) -> Figure:
         sparse = curves[(curves["budget"] == budget) & (curves["method"] != "dense")]
         for (method, side), curve in sparse.groupby(["method", "side"], sort=False):
             _draw_curve(axis, curve, colours[method], LINES[side], method_label(method, side))
-        axis.set_xscale("log")
-        axis.set_xlim(points[0], 1)
-        axis.set_ylim(0, 1)
+        axis.set(xscale="log", xlim=(points[0], 1), ylim=(0, 1), xlabel="false accept rate")
         axis.set_title(f"budget {budget}" if len(curves) else "no genuine or no impostor pairs")
-        axis.set_xlabel("false accept rate")
     axes[0, 0].set_ylabel("true accept rate")
     handles = {
         label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
