@@ -32,13 +32,7 @@ def slabs_table(codes: pd.DataFrame, units: pd.DataFrame) -> pd.DataFrame:
     """
     of_runs = with_warm_start(units)
     active = of_runs[~of_runs["silent"].astype(bool)]
-    fits = pd.concat(
-        [
-            _fit(active, selectivity(active["on_rate"]), ""),
-            _fit(active, selectivity(active["on_rate_before"]), "_before"),
-        ],
-        axis=1,
-    )
+    fits = pd.concat([_fit(active, suffix) for suffix in ("", "_before")], axis=1)
     return codes.merge(fits.reset_index(), on=[*KEYS, *SLAB], how="left")
 
 
@@ -48,13 +42,12 @@ def with_warm_start(units: pd.DataFrame) -> pd.DataFrame:
     return units[units["phase"] == "run"].merge(before, on=WARM_START, how="left", suffixes=("", "_before"))
 
 
-def _fit(units: pd.DataFrame, y: pd.Series, suffix: str) -> pd.DataFrame:
-    """Returns slope and R^2 of the regression of `y` on the degree for each run and slab."""
-    units, y = units[y.notna()], y.dropna()
+def _fit(units: pd.DataFrame, suffix: str) -> pd.DataFrame:
+    """Returns slope and R^2 of the regression of selectivity on the degree for each run and slab."""
+    units = units.dropna(subset=f"on_rate{suffix}")
+    y = selectivity(units[f"on_rate{suffix}"])
     keys = [units[name] for name in [*KEYS, *SLAB]]
-    x, y = (
-        values - values.groupby(keys, sort=False).transform("mean") for values in (units["degree"].astype(float), y)
-    )
+    x, y = (each - each.groupby(keys, sort=False).transform("mean") for each in (units["degree"].astype(float), y))
     products = pd.DataFrame({"xx": x**2, "yy": y**2, "xy": x * y})
     totals = products.groupby(keys, sort=False).sum(min_count=1)
     varies = (totals["xx"] > NO_SPREAD) & (totals["yy"] > NO_SPREAD)
@@ -72,9 +65,8 @@ def claims_table(slabs: pd.DataFrame) -> pd.DataFrame:
     weighted = slabs.melt([*KEYS, *SLAB, "units"], names, "measure", "value").dropna(subset="value")
     dense = weighted[weighted["method"] == "dense"]
     same = ["task", "model", "seed", *SLAB, "measure"]
-    joined = weighted[weighted["method"] != "dense"].merge(
-        dense[[*same, "value"]], on=same, how="left", suffixes=("", "_dense")
-    )
+    sparse = weighted[weighted["method"] != "dense"]
+    joined = sparse.merge(dense[[*same, "value"]], on=same, how="left", suffixes=("", "_dense"))
     joined["units_dense"] = joined["units"].where(joined["value_dense"].notna())
     for column, units in (("value", "units"), ("value_dense", "units_dense")):
         joined[column] *= joined[units]

@@ -3,7 +3,9 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -94,18 +96,16 @@ def methods(summary: Summary, task: None) -> Table:
     """Returns all parameters of every method of the study."""
     study = summary.study
     rows = [
-        {
-            "method": label,
-            "algorithm": parameters["algorithm"],
-            "parameters": ", ".join(
-                f"{name} = {json.dumps(value)}" for name, value in parameters.items() if name != "algorithm"
-            ),
-        }
-        for label, parameters in study["methods"].items()
+        (label, method["algorithm"], _listed({name: method[name] for name in method if name != "algorithm"}))
+        for label, method in study["methods"].items()
     ]
-    shared = ", ".join(f"{name} = {json.dumps(value)}" for name, value in study["sparsity"].items())
-    data = pd.DataFrame(rows)
-    return Table(data, data.replace("", DASH), f"Study {study['name']}: methods. Shared by all: {shared}.")
+    data = pd.DataFrame(rows, columns=["method", "algorithm", "parameters"])
+    caption = f"Study {study['name']}: methods. Shared by all: {_listed(study['sparsity'])}."
+    return Table(data, data.replace("", DASH), caption)
+
+
+def _listed(parameters: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {json.dumps(value)}" for name, value in parameters.items())
 
 
 def supported_best(table: pd.DataFrame, contrasts: pd.DataFrame, better: Mapping[str, str]) -> set[tuple[int, str]]:
@@ -118,15 +118,13 @@ def supported_best(table: pd.DataFrame, contrasts: pd.DataFrame, better: Mapping
     """
     found = set()
     sparse = table[table["method"] != "dense"]
-    for (metric, direction), (budget, cell) in (
-        (metric, group) for metric in better.items() for group in sparse.groupby("budget", sort=False)
-    ):
+    for (metric, direction), (budget, cell) in product(better.items(), sparse.groupby("budget", sort=False)):
         means = cell[f"{metric}_mean"].dropna()
         if not len(means):
             continue
         best = means.idxmax() if direction == "higher" else means.idxmin()
         method, side = cell.loc[best, ["method", "side"]]
-        rivals = set(cell[(cell["side"] == side)]["method"]) - {method}
+        rivals = set(cell[cell["side"] == side]["method"]) - {method}
         of_pair = contrasts[(contrasts["metric"] == metric) & (contrasts["budget"] == budget)]
         won = set(of_pair[(of_pair["method"] == method) & (of_pair["verdict"] == "better")]["reference"])
         won |= set(of_pair[(of_pair["reference"] == method) & (of_pair["verdict"] == "worse")]["method"])
