@@ -12,8 +12,10 @@ from bbnet.study.config import ConfigError
 
 def name_of(device: str) -> str:
     """Returns the name of the GPU for `cuda`, of the CPU for `cpu`, and of the first GPU, if any, for `auto`."""
-    gpu = None if device == "cpu" else _gpu()
-    return gpu or ("a GPU that is not here" if device == "cuda" else _cpu())
+    gpus = [] if device == "cpu" else _gpus()
+    if gpus:
+        return gpus[0]
+    return "a GPU that is not here" if device == "cuda" else _cpu()
 
 
 def gpu_count() -> int:
@@ -27,15 +29,9 @@ def gpu_count() -> int:
             raise ConfigError(f"environment variable BBNET_GPUS: must be a whole number, found {told!r}")
         return int(told)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        len(_gpus())
-        if visible is None
-        else len(list(takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))))
-    )
-
-
-def _gpu() -> str | None:
-    return next(iter(_gpus()), None)
+    if visible is None:
+        return len(_gpus())
+    return len(list(takewhile(lambda name: name.strip() not in ("", "-1"), visible.split(","))))
 
 
 @cache

@@ -152,7 +152,7 @@ def _packs() -> dict[str, Any]:
 def summary_code(script: str) -> str:
     """Returns the fingerprint of a script for the summary, figures or tables, and of the code that these share."""
     folders = [PACKAGE / "analysis", PACKAGE / "plots"]
-    return _code([SCRIPTS / f"{script}.py", *(file for folder in folders for file in _python_files(folder))])
+    return _code([SCRIPTS / f"{script}.py", *(file for folder in folders for file in folder.rglob("*.py"))])
 
 
 def page_code() -> str:
@@ -169,7 +169,7 @@ def buckets_code(task: str) -> str:
 def task_code(script: str, task: str) -> str:
     """Returns the fingerprint of `summary_code`, the task's folder and the code that metrics of several tasks share."""
     metrics = [PACKAGE / "tasks" / f"{name}.py" for name in ("buckets", "ratios")]
-    own = _code([*metrics, *_python_files(PACKAGE / "tasks" / task)])
+    own = _code([*metrics, *(PACKAGE / "tasks" / task).rglob("*.py")])
     return fingerprint({"summary": summary_code(script), "task": own})
 
 
@@ -185,13 +185,9 @@ def _training_code(script: str, task: str, algorithm: str) -> str:
     core = [*SPARSITY.glob("*.py"), *(SPARSITY / folder / "__init__.py" for folder in ("algorithms", "parameters"))]
     shared = [*(PACKAGE / "tasks").glob("*.py"), PACKAGE / "data" / "store.py"]
     folders = [PACKAGE / "training", PACKAGE / "tasks" / task]
-    files = [file for folder in folders for file in _python_files(folder) if file.name not in NO_RESULT_DEPENDS_ON]
+    files = [file for folder in folders for file in folder.rglob("*.py") if file.name not in NO_RESULT_DEPENDS_ON]
     own = [path for folder in ("algorithms", "parameters") for path in SPARSITY.glob(f"{folder}/{algorithm}.py")]
     return _code([SCRIPTS / f"{script}.py", *core, *shared, *files, *own])
-
-
-def _python_files(folder: Path) -> list[Path]:
-    return list(folder.rglob("*.py"))
 
 
 def _code(files: Iterable[Path]) -> str:

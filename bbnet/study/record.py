@@ -16,15 +16,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 logger = logging.getLogger(__name__)
-FINGERPRINT = r"^[0-9a-f]{16}$"
-SHA256 = r"^[0-9a-f]{64}$"
 # The files of a run whose hashes are in its record.
 TRAINED = ("model.safetensors", "masks.safetensors", "history.csv", "refreshes.csv")
 VERSIONS_OF = ("bbnet", "torch", "torchvision", "torchaudio", "numpy", "scipy", "snakemake")
 
-
-Fingerprint = Annotated[str, StringConstraints(pattern=FINGERPRINT)]
-Sha256 = Annotated[str, StringConstraints(pattern=SHA256)]
+Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Density = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
 
