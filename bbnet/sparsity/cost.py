@@ -1,8 +1,9 @@
 """The cost of a sparsified network: densities and FLOPs."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bbnet.sparsity.gate import Gates
-from bbnet.sparsity.slab import LAYERS
+from bbnet.sparsity.slab import LAYERS, TRANSPOSED_CONVOLUTIONS
 
-PRODUCTS = (*LAYERS, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+PRODUCTS = (*LAYERS, *TRANSPOSED_CONVOLUTIONS)
 
 
 def density(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
@@ -113,18 +114,15 @@ def _live_inputs(
     generator = torch.Generator().manual_seed(0)
     live: dict[str, int] = dict.fromkeys(layers, 0)
 
-    def counter_of(name: str) -> Callable:
-        def count(module: nn.Module, arguments: tuple) -> None:
-            live[name] += int(arguments[0].count_nonzero())
-
-        return count
+    def count(name: str, module: nn.Module, arguments: tuple) -> None:
+        live[name] += int(arguments[0].count_nonzero())
 
     def replace_output(module: nn.Module, arguments: tuple, output: Any) -> Any:
         if not torch.is_tensor(output):
             return output
         return torch.rand(output.shape, generator=generator).add_(0.1).to(output)
 
-    handles = [layer.register_forward_pre_hook(counter_of(name)) for name, layer in layers.items()]
+    handles = [layer.register_forward_pre_hook(partial(count, name)) for name, layer in layers.items()]
     handles += [module.register_forward_hook(replace_output, prepend=True) for module in noisy]
     try:
         model(*inputs)

@@ -13,23 +13,12 @@ from bbnet.sparsity.degrees import check_feasible
 from bbnet.sparsity.limits import SMALLEST_FAN, smallest_degree
 
 Side = Literal["in", "out"]
-LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-CHANNELS_FIRST = (
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.GroupNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-)
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED_CONVOLUTIONS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+LAYERS = (nn.Linear, *CONVOLUTIONS)
+CHANNELS_FIRST = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, *BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm)
 
 
 @dataclass(frozen=True)
@@ -155,10 +144,8 @@ def check_slabs(model: nn.Module, slabs: Iterable[Slab], budget: Decimal) -> dic
         weight = slab_weight(model, slab)
         if id(weight) in owners:
             other = owners[id(weight)]
-            raise ValueError(
-                f"slab {slab.name} (side {slab.side}): its weight already belongs to "
-                f"slab {other.name} (side {other.side})"
-            )
+            taken = f"slab {other.name} (side {other.side})"
+            raise ValueError(f"slab {slab.name} (side {slab.side}): its weight already belongs to {taken}")
         _, fan = slab_shape(weight, slab.side)
         try:
             check_feasible(budget, fan, smallest_degree(fan), fan)

@@ -24,15 +24,8 @@ from bbnet.sparsity.limits import SMALLEST_FAN
 from bbnet.sparsity.slab import LAYERS, Side, Slab, slab_shape, unwrap
 
 TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-IDENTITIES = (
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout1d,
-    nn.Dropout2d,
-    nn.Dropout3d,
-    nn.AlphaDropout,
-    nn.FeatureAlphaDropout,
-)
+_DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+IDENTITIES = (nn.Identity, *_DROPOUTS)
 # Above 0 exactly where their input is, unless one of the SLOPES is negative.
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish)
 ACTIVATION_METHODS = ("relu", "relu_")
@@ -54,20 +47,15 @@ PRODUCTS = {*_functions(*_PRODUCT_NAMES), *_PRODUCT_NAMES}
 # Pools and norms over the channels of a layer, by the number of axes of its weight beyond [out, in].
 POOLS: dict[int, tuple[type, ...]] = {0: ()}
 POOL_FUNCTIONS: dict[int, set[Callable]] = {0: set()}
-for _axes in (1, 2, 3):
-    POOLS[_axes] = tuple(
-        getattr(nn, f"{kind}Pool{_axes}d") for kind in ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg", "LP")
-    )
-    POOL_FUNCTIONS[_axes] = _functions(
-        *(f"{kind}_pool{_axes}d" for kind in ("max", "avg", "adaptive_max", "adaptive_avg", "lp"))
-    )
+_POOLS = ("Max", "Avg", "AdaptiveMax", "AdaptiveAvg", "LP")
+_POOLING = ("max", "avg", "adaptive_max", "adaptive_avg", "lp")
 _NORMS_OF_ANY_RANK = (nn.SyncBatchNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-NORMS = {
-    0: (nn.BatchNorm1d, *_NORMS_OF_ANY_RANK),
-    1: (nn.BatchNorm1d, nn.InstanceNorm1d, *_NORMS_OF_ANY_RANK),
-    2: (nn.BatchNorm2d, nn.InstanceNorm2d, *_NORMS_OF_ANY_RANK),
-    3: (nn.BatchNorm3d, nn.InstanceNorm3d, *_NORMS_OF_ANY_RANK),
-}
+NORMS: dict[int, tuple[type, ...]] = {0: (nn.BatchNorm1d, *_NORMS_OF_ANY_RANK)}
+for _axes in (1, 2, 3):
+    POOLS[_axes] = tuple(getattr(nn, f"{kind}Pool{_axes}d") for kind in _POOLS)
+    POOL_FUNCTIONS[_axes] = _functions(*(f"{kind}_pool{_axes}d" for kind in _POOLING))
+    _norms = (getattr(nn, f"{kind}Norm{_axes}d") for kind in ("Batch", "Instance"))
+    NORMS[_axes] = (*_norms, *_NORMS_OF_ANY_RANK)
 ALL_NORMS = tuple({kind for kinds in NORMS.values() for kind in kinds})
 
 
@@ -511,9 +499,8 @@ def _trace(module: nn.Module) -> fx.Graph | None:
 def _constant_arguments(module: nn.Module) -> list[dict[str, Any]]:
     """Returns the sets of arguments to hold constant: those with defaults, which most calls use, then none."""
     parameters = inspect.signature(type(module).forward).parameters.values()
-    defaults = {
-        each.name: each.default for each in parameters if isinstance(each.default, bool | int | float | str | None)
-    }
+    plain = bool | int | float | str | None
+    defaults = {each.name: each.default for each in parameters if isinstance(each.default, plain)}
     return [defaults, {}] if defaults else [{}]
 
 
