@@ -32,18 +32,13 @@ def measure(study: Study, task_name: str, label: str, device: torch.device) -> d
     model = task.build_model(settings.models[label], index, device)
     optimizer = make_optimizer(model, settings.training)
     augmentation = torch.Generator(device=device).manual_seed(0)
-
     precision = resolve_precision(study.precision, device)
-
-    def step() -> None:
-        optimiser_step(task, model, optimizer, settings.training, batch, augmentation, precision)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
     times: list[float] = []
     while len(times) < UNTIMED_STEPS + STEPS and sum(times) < MOST_SECONDS:
         began = time.perf_counter()
-        step()
+        optimiser_step(task, model, optimizer, settings.training, batch, augmentation, precision)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
     timed = times[UNTIMED_STEPS:] or times[-1:]
     weights = sum(parameter.numel() for parameter in model.parameters())

@@ -115,19 +115,10 @@ class Trainer:
         row |= {f"dev_{name}": float(value) for name, value in self.task.metrics(items).items()}
         self.history.append(row)
         selected_by = f"dev_{self.task.SELECTION}"
-        seconds = time.monotonic() - began
-        logger.info(
-            "epoch %d of %d (%s): loss %.4f, %s %.4f, density %.4f, %.1f s, about %.0f s left",
-            self.epoch,
-            self.training.epochs,
-            phase,
-            loss,
-            selected_by,
-            row[selected_by],
-            row["density"],
-            seconds,
-            seconds * (self.training.epochs - self.epoch),
-        )
+        scores = f"loss {loss:.4f}, {selected_by} {row[selected_by]:.4f}, density {row['density']:.4f}"
+        seconds, epochs = time.monotonic() - began, self.training.epochs
+        times = f"{seconds:.1f} s, about {seconds * (epochs - self.epoch):.0f} s left"
+        logger.info("epoch %d of %d (%s): %s, %s", self.epoch, epochs, phase, scores, times)
         self.on_epoch(row)
         return row
 
@@ -198,16 +189,8 @@ class Trainer:
 
     def _step(self, batch: Batch, sparsifier: Sparsifier | None) -> Tensor:
         try:
-            return optimiser_step(
-                self.task,
-                self.network,
-                self.optimizer,
-                self.training,
-                batch,
-                self._augmentation,
-                self.precision,
-                sparsifier,
-            )
+            trained = (self.task, self.network, self.optimizer, self.training)
+            return optimiser_step(*trained, batch, self._augmentation, self.precision, sparsifier)
         except ValueError as error:
             raise ValueError(f"{error} {self._place(self.position + 1)}") from error
 
@@ -226,13 +209,9 @@ class Trainer:
 
 def make_optimizer(model: nn.Module, training: Training) -> torch.optim.Optimizer:
     """Returns the optimiser of the settings; weight decay acts on matrices and kernels, not on biases and norms."""
-    groups = [
-        {
-            "params": [weight for weight in model.parameters() if weight.dim() > 1],
-            "weight_decay": training.weight_decay,
-        },
-        {"params": [weight for weight in model.parameters() if weight.dim() <= 1], "weight_decay": 0.0},
-    ]
+    decayed = [weight for weight in model.parameters() if weight.dim() > 1]
+    others = [weight for weight in model.parameters() if weight.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": training.weight_decay}, {"params": others, "weight_decay": 0.0}]
     if training.optimizer == "sgd":
         return light_start(torch.optim.SGD)(groups, lr=training.learning_rate, momentum=0.9, fused=True)
     return light_start(torch.optim.AdamW)(groups, lr=training.learning_rate, betas=training.betas, fused=True)
