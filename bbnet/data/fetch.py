@@ -32,11 +32,11 @@ MIN_BYTES_PER_SECOND = 1024
 ARCHIVES = (".zip", ".gz", ".tgz")
 MAGIC = (b"PK", b"\x1f\x8b")  # zip, gzip
 MAX_CAUSE_LENGTH = 120
-HTML = re.compile(
-    rb"(\xef\xbb\xbf)?\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)*<(!doctype\s+html|html|head|body)\b",
-    re.IGNORECASE | re.DOTALL,
-)
+BEFORE_HTML = rb"(\xef\xbb\xbf)?\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)*"
+HTML = re.compile(BEFORE_HTML + rb"<(!doctype\s+html|html|head|body)\b", re.IGNORECASE | re.DOTALL)
 MAX_TITLE_LENGTH = 80
+# Raised when a server cannot be reached or closes the connection.
+BROKEN = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError)
 RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)", re.ASCII)
 TITLE = re.compile(rb"<title[^>]*>(.*?)</title>", re.IGNORECASE | re.DOTALL)
 
@@ -251,11 +251,7 @@ class _Download:
             raise _InterruptedError(f"does not answer within {self.patience.stall:g} s", stalled=True) from None
         except requests.exceptions.SSLError as error:
             raise _UnusableError(f"has no trusted certificate ({error})") from None
-        except (
-            requests.ConnectionError,
-            requests.exceptions.ChunkedEncodingError,
-            urllib3.exceptions.HTTPError,
-        ) as error:
+        except BROKEN as error:
             message = f"cannot be reached or closed the connection ({_cause(error)})"
             raise _InterruptedError(_with_size(message, size_of(self.part))) from None
         except requests.RequestException as error:
@@ -317,7 +313,7 @@ class _Download:
         check_space(self.part.parent, (expected or 0) - start, f"downloading {self.source.name}")
         if not start:
             self._discard()
-        self._record_origin(response, url)
+        self.origin.write_text(json.dumps({"url": url, "validator": _validator_of(response)}))
         self._count(start)
         self._append(body, first, start, expected)
         size = size_of(self.part)
@@ -353,9 +349,6 @@ class _Download:
             called = f" ({text!r})" if text else ""
             drive = "; Google Drive asks for confirmation or has reached its download limit" if _is_drive(url) else ""
             raise _UnusableError(f"answers with an HTML page{called} instead of the file{drive}")
-
-    def _record_origin(self, response: requests.Response, url: str) -> None:
-        self.origin.write_text(json.dumps({"url": url, "validator": _validator_of(response)}))
 
     def _append(self, body: "_Body", first: bytes, start: int, expected: int | None) -> None:
         self.digest = hashlib.new(self.source.algorithm)

@@ -222,13 +222,8 @@ def _members(file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 class _LimitedHeader(tarfile.TarInfo):
     """A tar header; raises TarError for extended headers longer than `MAX_HEADER_BYTES`."""
 
-    EXTENDED_TYPES = (
-        tarfile.XHDTYPE,
-        tarfile.SOLARIS_XHDTYPE,
-        tarfile.XGLTYPE,
-        tarfile.GNUTYPE_LONGNAME,
-        tarfile.GNUTYPE_LONGLINK,
-    )
+    PAX_TYPES = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE)
+    EXTENDED_TYPES = (*PAX_TYPES, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
     @classmethod
     def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
