@@ -1,7 +1,7 @@
-"""The base class of batches, and functions that draw batches of a fixed number of samples."""
+"""The base classes of batches and of splits of labelled images, and functions that draw batches of a fixed size."""
 
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Self
 
 import torch
@@ -44,3 +44,32 @@ def shuffled_batches(samples: int, training: FixedBatchTraining, generator: torc
     """Returns the indices of the samples in each of an epoch's `full_batches` batches, in random order."""
     order = torch.randperm(samples, generator=generator)
     return list(order.split(training.batch_size))[: full_batches(samples, training)]
+
+
+@dataclass(frozen=True)
+class LabelledImages(Batch):
+    """A batch of images and their labels, of the shapes that the task states."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class ImageSplit:
+    """A split whose samples are images with labels, served in batches of a fixed number of samples."""
+
+    ARRAYS = ("images", "labels")
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor, device: torch.device) -> LabelledImages:
+        indices = indices.to(self.labels.device, non_blocking=True)
+        return LabelledImages(self.images[indices], self.labels[indices]).to(device)
+
+    def steps_per_epoch(self, training: FixedBatchTraining) -> int:
+        return full_batches(len(self), training)
+
+    def batches(self, training: FixedBatchTraining, generator: torch.Generator) -> list[Tensor]:
+        return shuffled_batches(len(self), training, generator)

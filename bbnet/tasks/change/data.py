@@ -1,7 +1,6 @@
 """Reads a pack in the layout of LEVIR-CD, prepares its images as tiles, and serves batches of them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from bbnet.data.images import SUFFIXES, PixelMoments, decode, open_image
 from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
 from bbnet.data.progress import track
 from bbnet.data.store import create_array, open_array
-from bbnet.tasks import batches
+from bbnet.tasks.batches import ImageSplit, LabelledImages
 from bbnet.tasks.change.settings import AerialScenes, Data
-from bbnet.tasks.settings import FixedBatchTraining
 
 SPLITS = ("train", "val", "test")
 PARTS = ("A", "B", "label")
 EVALUATION_PIXELS = 2**16
+Batch = LabelledImages
 
 
 def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) -> dict[str, Any]:
@@ -147,37 +146,17 @@ def _cut(image: np.ndarray, tile: int) -> np.ndarray:
     return grid.reshape(-1, *lead, tile, tile)
 
 
-@dataclass(frozen=True)
-class Batch(batches.Batch):
-    """`images` uint8 [batch, 2, 3, tile, tile], dates A and B; `labels` uint8 [batch, tile, tile], 1 where changed."""
+class Tiles(ImageSplit):
+    """The tiles of one split of the prepared data.
 
-    images: Tensor
-    labels: Tensor
-
-
-class Tiles:
-    """The tiles of one split of the prepared data."""
-
-    ARRAYS = ("images", "labels")
+    `images` uint8 [tiles, 2, 3, tile, tile], dates A and B; `labels` uint8 [tiles, tile, tile], 1 where changed.
+    """
 
     def __init__(self, prepared: Path, index: Mapping[str, Any], split: str) -> None:
         self.images = torch.from_numpy(open_array(prepared / f"{split}_images.npy"))
         self.labels = torch.from_numpy(open_array(prepared / f"{split}_labels.npy"))
         self.names: list[str] = index["splits"][split]["images"]
         self.starts: list[int] = index["splits"][split]["starts"]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, indices: Tensor, device: torch.device) -> Batch:
-        indices = indices.to(self.labels.device, non_blocking=True)
-        return Batch(self.images[indices], self.labels[indices]).to(device)
-
-    def steps_per_epoch(self, training: FixedBatchTraining) -> int:
-        return batches.full_batches(len(self), training)
-
-    def batches(self, training: FixedBatchTraining, generator: torch.Generator) -> list[Tensor]:
-        return batches.shuffled_batches(len(self), training, generator)
 
     def in_order(self) -> list[Tensor]:
         return list(torch.arange(len(self)).split(max(1, EVALUATION_PIXELS // self.labels.shape[-1] ** 2)))

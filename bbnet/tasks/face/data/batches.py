@@ -1,7 +1,6 @@
 """Serves prepared images in batches."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,49 +9,27 @@ import torch
 from torch import Tensor
 
 from bbnet.data.store import open_array
-from bbnet.tasks import batches
+from bbnet.tasks.batches import ImageSplit, LabelledImages
 from bbnet.tasks.buckets import BUCKETS
 from bbnet.tasks.face.data.pack import PROBE_FOLDERS
-from bbnet.tasks.face.settings import FaceTraining
 
 EVALUATION_PIXELS = 2**18
+Batch = LabelledImages
 
 
-@dataclass(frozen=True)
-class Batch(batches.Batch):
-    """`images` [batch, 3, size, size] of 0 to 255, uint8 or, after augmentation, float; `labels` int64 [batch]."""
-
-    images: Tensor
-    labels: Tensor
-
-
-class Faces:
+class Faces(ImageSplit):
     """The images of one part of the prepared data.
 
     Attributes:
         files: paths within the pack.
+        images: [images, 3, size, size] of 0 to 255, uint8 or, after augmentation, float.
         labels: int64 [images], indices of identities or, in verification, of people in the gallery; -1 is nobody.
     """
-
-    ARRAYS = ("images", "labels")
 
     def __init__(self, prepared: Path, index: Mapping[str, Any], part: str) -> None:
         self.files: list[str] = index["splits"][part]["files"]
         self.labels = torch.tensor(index["splits"][part]["labels"], dtype=torch.int64)
         self.images = torch.from_numpy(open_array(prepared / f"{part}.npy"))[: len(self.labels)]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def batch(self, indices: Tensor, device: torch.device) -> Batch:
-        indices = indices.to(self.labels.device, non_blocking=True)
-        return Batch(self.images[indices], self.labels[indices]).to(device)
-
-    def steps_per_epoch(self, training: FaceTraining) -> int:
-        return batches.full_batches(len(self), training)
-
-    def batches(self, training: FaceTraining, generator: torch.Generator) -> list[Tensor]:
-        return batches.shuffled_batches(len(self), training, generator)
 
     def in_order(self) -> list[Tensor]:
         if not len(self):
