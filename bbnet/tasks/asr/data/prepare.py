@@ -7,8 +7,9 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,15 @@ logger = logging.getLogger(__name__)
 UTTERANCES_PER_SHARD = 32
 NAMED_IN_ERRORS = 3
 SMALLEST_SD = 1e-3
+
+
+class Usable(NamedTuple):
+    """A usable utterance: its key, normalised text and number of frames, and its tokens once they are known."""
+
+    key: str
+    text: str
+    frames: int
+    tokens: Sequence[int] = ()
 
 
 @dataclass
@@ -55,6 +65,11 @@ class FaultyUtterances:
         logger.info("%s: %d utterances, faults.%s: %s: %s%s", folder, len(reasons), kind, rule, named, others)
         kinds = self.skipped if rule == "skip" else self.resampled
         kinds.setdefault(folder, {})[kind] = sorted(found)
+
+    def others(self, rows: Sequence[Usable], folder: str, kind: str, found: Mapping[str, str]) -> list[Usable]:
+        """Judges `found`, and returns the other rows of the folder."""
+        self.judge(folder, kind, found)
+        return [row for row in rows if row.key not in found]
 
 
 @dataclass(frozen=True)
@@ -86,34 +101,35 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
     shards = list(_shards(found, target / "shards", faulty.rules.low_rate))
     _compute(shards)
     kept = {folder: _usable(folder, shards, faulty) for folder in found}
-    _drop_without_words(kept, faulty)
+    for folder, rows in kept.items():
+        wordless = {row.key: f"{row.key}: its transcript has no letters A to Z" for row in rows if not row.text}
+        kept[folder] = faulty.others(rows, folder, "no_words", wordless)
     _refuse_empty(manifest, kept)
     tokens: Tokens = TypeAdapter(Tokens).validate_python(settings["tokens"])
-    texts = {folder: [normalise(text) for _, text, _ in rows] for folder, rows in kept.items()}
-    tokeniser = train_tokeniser(tokens, [text for folder in splits["train"] for text in texts[folder]], target)
-    encoded = {folder: [tokeniser.encode(text) for text in texts[folder]] for folder in found}
+    tokeniser = train_tokeniser(tokens, [row.text for folder in splits["train"] for row in kept[folder]], target)
+    for folder, rows in kept.items():
+        kept[folder] = [row._replace(tokens=tokeniser.encode(row.text)) for row in rows]
     for folder in splits["train"]:
-        _drop_too_many_tokens(folder, kept, texts, encoded, faulty)
+        kept[folder] = faulty.others(kept[folder], folder, "too_many_tokens", _too_many_tokens(kept[folder]))
     _refuse_empty(manifest, kept)
     mean, sd = _write_features(shards, kept, splits["train"], target)
-    all_tokens = [tokens for folder in found for tokens in encoded[folder]]
+    all_tokens = [row.tokens for rows in kept.values() for row in rows]
     np.save(target / "tokens.npy", np.array([token for tokens in all_tokens for token in tokens], dtype=np.int32))
     np.save(target / "token_starts.npy", np.cumsum([0, *map(len, all_tokens)], dtype=np.int64))
     shutil.rmtree(target / "shards")
     train = [row for folder in splits["train"] for row in kept[folder]]
-    train_tokens = sum(len(tokens) for folder in splits["train"] for tokens in encoded[folder])
     return {
         "tokens": settings["tokens"] | {"vocabulary": tokeniser.size},
         "mean": mean,
         "sd": sd,
-        "mean_frames": round(sum(frames for *_, frames in train) / len(train)),
-        "mean_tokens": max(1, round(train_tokens / len(train))),
+        "mean_frames": round(sum(row.frames for row in train) / len(train)),
+        "mean_tokens": max(1, round(sum(len(row.tokens) for row in train) / len(train))),
         "skipped": faulty.skipped,
         "resampled": faulty.resampled,
         "splits": {
             split: {
-                "utterances": [key for folder in folders for key, *_ in kept[folder]],
-                "texts": [text for folder in folders for text in texts[folder]],
+                "utterances": [row.key for folder in folders for row in kept[folder]],
+                "texts": [row.text for folder in folders for row in kept[folder]],
                 "folders": [[folder, len(kept[folder])] for folder in folders],
             }
             for split, folders in splits.items()
@@ -197,8 +213,8 @@ def _features(utterance: Utterance, low_rate: str) -> tuple[Tensor, tuple[str, s
     return features, fault
 
 
-def _usable(folder: str, shards: Sequence[Shard], faulty: FaultyUtterances) -> list[tuple[str, str, int]]:
-    """Returns key, transcript and number of frames of the usable utterances of a folder."""
+def _usable(folder: str, shards: Sequence[Shard], faulty: FaultyUtterances) -> list[Usable]:
+    """Returns the usable utterances of a folder."""
     rows, by_kind = [], {}
     for shard in shards:
         if shard.folder != folder:
@@ -207,11 +223,8 @@ def _usable(folder: str, shards: Sequence[Shard], faulty: FaultyUtterances) -> l
             frames, faults = file["frames"].tolist(), json.loads(str(file["faults"]))
         for key, (kind, reason) in faults.items():
             by_kind.setdefault(kind, {})[key] = reason
-        rows += [
-            (utterance.key, utterance.text, count)
-            for utterance, count in zip(shard.utterances, frames, strict=True)
-            if count
-        ]
+        counted = zip(shard.utterances, frames, strict=True)
+        rows += [Usable(each.key, normalise(each.text), count) for each, count in counted if count]
     for kind, found in by_kind.items():
         faulty.judge(folder, kind, found)
     return rows
@@ -223,37 +236,21 @@ def _refuse_empty(manifest: Mapping[str, Any], kept: Mapping[str, list]) -> None
             raise ValueError(f"{Path(manifest['root']) / folder}: no utterance is left")
 
 
-def _drop_without_words(kept: dict[str, list[tuple[str, str, int]]], faulty: FaultyUtterances) -> None:
-    for folder, rows in kept.items():
-        found = {key: f"{key}: its transcript has no letters A to Z" for key, text, _ in rows if not normalise(text)}
-        faulty.judge(folder, "no_words", found)
-        kept[folder] = [row for row in rows if row[0] not in found]
-
-
-def _drop_too_many_tokens(
-    folder: str,
-    kept: dict[str, list[tuple[str, str, int]]],
-    texts: dict[str, list[str]],
-    encoded: dict[str, list[list[int]]],
-    faulty: FaultyUtterances,
-) -> None:
-    """Drops utterances too short for CTC, which needs a position per token and a blank between equal tokens."""
+def _too_many_tokens(rows: Sequence[Usable]) -> dict[str, str]:
+    """Finds utterances too short for CTC, which needs a position per token and a blank between equal tokens."""
     found = {}
-    for (key, _, frames), tokens in zip(kept[folder], encoded[folder], strict=True):
-        needed = len(tokens) + sum(one == next_ for one, next_ in zip(tokens, tokens[1:], strict=False))
+    for key, _, frames, tokens in rows:
+        needed = len(tokens) + sum(one == next_ for one, next_ in pairwise(tokens))
         if needed > positions(frames):
             found[key] = f"{key}: CTC needs {needed} positions for its {len(tokens)} tokens, it has {positions(frames)}"
-    faulty.judge(folder, "too_many_tokens", found)
-    usable = [key not in found for key, *_ in kept[folder]]
-    for rows in (kept, texts, encoded):
-        rows[folder] = [row for row, use in zip(rows[folder], usable, strict=True) if use]
+    return found
 
 
 def _write_features(
-    shards: Sequence[Shard], kept: Mapping[str, list[tuple[str, str, int]]], training: Sequence[str], target: Path
+    shards: Sequence[Shard], kept: Mapping[str, list[Usable]], training: Sequence[str], target: Path
 ) -> tuple[list[float], list[float]]:
     """Writes `features.npy` and `starts.npy`; returns mean and sd per bin over the training folders."""
-    keys = {folder: {key for key, *_ in rows} for folder, rows in kept.items()}
+    keys = {folder: {row.key for row in rows} for folder, rows in kept.items()}
     count, total, squares = 0, np.zeros(BINS), np.zeros(BINS)
     for shard in shards:
         if shard.folder in training:
@@ -263,7 +260,7 @@ def _write_features(
             squares += np.square(features).sum(0)
     mean = total / count
     sd = np.maximum(np.sqrt(np.maximum(squares / count - mean**2, 0)), SMALLEST_SD)
-    starts = np.cumsum([0, *(frames for rows in kept.values() for *_, frames in rows)], dtype=np.int64)
+    starts = np.cumsum([0, *(row.frames for rows in kept.values() for row in rows)], dtype=np.int64)
     np.save(target / "starts.npy", starts)
     with appended_array(target / "features.npy", (int(starts[-1]), BINS), np.float32) as append:
         for shard in track(shards, "prepare: normalise"):
