@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -66,10 +67,8 @@ def _check_complete(root: Path, halves: Mapping[str, str], published: Mapping[st
         if not (verification / folder).is_dir():
             raise ValueError(f"{verification / folder}: no such folder")
     images = {
-        classification / "train": [image for images in train.values() for image in images],
-        verification / "known": [
-            image for images in _images_by_folder(verification / "known").values() for image in images
-        ],
+        classification / "train": list(chain(*train.values())),
+        verification / "known": list(chain(*_images_by_folder(verification / "known").values())),
         **{verification / name: _images_in(verification / name) for name in PROBE_FOLDERS.values()},
     }
     for folder, found in images.items():
@@ -149,10 +148,7 @@ class Images:
     labels: list[int]
 
     def chosen(self, keep: Sequence[bool]) -> "Images":
-        return Images(
-            [file for file, kept in zip(self.files, keep, strict=True) if kept],
-            [label for label, kept in zip(self.labels, keep, strict=True) if kept],
-        )
+        return Images(list(compress(self.files, keep)), list(compress(self.labels, keep)))
 
 
 def read_classification(home: Path, faulty: Faulty) -> tuple[dict[str, Images], list[str], list[str]]:
@@ -192,9 +188,8 @@ def _by_identity(folder: Path, faulty: Faulty) -> dict[str, list[Path]]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    )
+    files = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in files if path.suffix.lower() in SUFFIXES)
 
 
 def _labelled(by_identity: Mapping[str, list[Path]], identities: Sequence[str]) -> Images:
@@ -206,7 +201,7 @@ def _labelled(by_identity: Mapping[str, list[Path]], identities: Sequence[str]) 
 def _every_second(images: Images) -> tuple[Images, Images]:
     """Returns the first, third, ... image, in the order of identities and names, and the other images."""
     first = [False] * len(images.labels)
-    for place, image in enumerate(sorted(range(len(images.labels)), key=lambda one: (images.labels[one], one))):
+    for place, image in enumerate(sorted(range(len(images.labels)), key=images.labels.__getitem__)):
         first[image] = place % 2 == 0
     return images.chosen(first), images.chosen([not one for one in first])
 
@@ -271,17 +266,13 @@ def _read_labels(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
-            rows = [
-                (reader.line_num, {key: value.strip() for key, value in row.items() if key is not None})
-                for row in reader
-            ]
+            rows = [(reader.line_num, {key: row[key].strip() for key in row if key is not None}) for row in reader]
             columns = list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read ({error})") from None
     if LABEL not in columns or not set(columns) - {LABEL}:
-        raise ValueError(
-            f"{path}: needs a column {LABEL} and one that names images, found {', '.join(columns) or 'none'}"
-        )
+        found = ", ".join(columns) or "none"
+        raise ValueError(f"{path}: needs a column {LABEL} and one that names images, found {found}")
     return columns, rows
 
 
