@@ -64,13 +64,10 @@ class Attention(nn.Module):
         self, states: Tensor, keys_and_values: tuple[Tensor, Tensor], valid: Tensor | None = None, causal: bool = False
     ) -> Tensor:
         """Lets states [batch, length, width] attend to the keys that are `valid`, bool [batch, 1, 1, keys]."""
-        mixed = functional.scaled_dot_product_attention(
-            self._split(self.query(states)),
-            *keys_and_values,
-            attn_mask=valid,
-            is_causal=causal,
-            dropout_p=self.dropout if self.training else 0.0,
-        )
+        query = self._split(self.query(states))
+        dropout = self.dropout if self.training else 0.0
+        options = {"attn_mask": valid, "is_causal": causal, "dropout_p": dropout}
+        mixed = functional.scaled_dot_product_attention(query, *keys_and_values, **options)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def _split(self, states: Tensor) -> Tensor:

@@ -79,23 +79,13 @@ def loss(model: nn.Module, batch: Batch) -> Tensor:
     """Returns (1 - w) * cross-entropy + w * CTC loss, both per token of the batch, where w is `ctc_weight`."""
     settings = model.settings
     output = model(batch.features, batch.frames, batch.decoder_inputs())
-    attention = functional.cross_entropy(
-        output.tokens.flatten(0, 1),
-        batch.labels().flatten(),
-        ignore_index=PAD,
-        label_smoothing=settings.label_smoothing,
-    )
+    options = {"ignore_index": PAD, "label_smoothing": settings.label_smoothing}
+    attention = functional.cross_entropy(output.tokens.flatten(0, 1), batch.labels().flatten(), **options)
     if output.ctc is None:
         return attention
-    ctc = functional.ctc_loss(
-        output.ctc.float().log_softmax(-1).transpose(0, 1),
-        batch.tokens,
-        positions(batch.frames),
-        batch.counts,
-        blank=PAD,
-        reduction="sum",
-        zero_infinity=True,
-    )
+    logs = output.ctc.float().log_softmax(-1).transpose(0, 1)
+    options = {"blank": PAD, "reduction": "sum", "zero_infinity": True}
+    ctc = functional.ctc_loss(logs, batch.tokens, positions(batch.frames), batch.counts, **options)
     return (1 - settings.ctc_weight) * attention + settings.ctc_weight * ctc / batch.counts.sum().clamp(min=1)
 
 

@@ -89,7 +89,9 @@ class Utterances:
         return len(self.frames)
 
     def batch(self, indices: Tensor, device: torch.device) -> Batch:
-        time, length = self._shape(indices)
+        # Padded to the largest shape of its classes.
+        shapes = [self._class_shapes[value] for value in self._class_of[indices].unique().tolist()]
+        time, length = map(max, zip(*shapes, strict=True))
         rows = indices.to(self.starts.device, non_blocking=True)
         features, frames = _padded(self.features, self.starts, rows, time, 0.0)
         tokens, counts = _padded(self.tokens, self.token_starts, rows, length, PAD)
@@ -132,11 +134,6 @@ class Utterances:
 
     def _members(self) -> dict[float, Tensor]:
         return {value: torch.nonzero(self._class_of == value).flatten() for value in self._class_of.unique().tolist()}
-
-    def _shape(self, indices: Tensor) -> tuple[int, int]:
-        """Returns the numbers of frames and tokens to which a batch is padded: the largest of its classes."""
-        shapes = [self._class_shapes[value] for value in self._class_of[indices].unique().tolist()]
-        return max(time for time, _ in shapes), max(length for _, length in shapes)
 
 
 def _part(values: Path, starts: Path, utterances: slice) -> tuple[Tensor, Tensor]:

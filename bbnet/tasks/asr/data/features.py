@@ -25,7 +25,8 @@ def read_audio(path: Path) -> tuple[np.ndarray, int]:
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, ValueError, MemoryError) as error:  # the last two with absurd lengths
-        raise UndecodableError(f"{path}: cannot be decoded ({_last_sentence(error)})") from None
+        last_sentence = str(error).split(": ")[-1].rstrip(".")
+        raise UndecodableError(f"{path}: cannot be decoded ({last_sentence})") from None
     if not np.isfinite(samples).all():
         raise UndecodableError(f"{path}: contains samples that are not finite")
     return samples.mean(axis=1), rate
@@ -42,14 +43,8 @@ def log_mel(samples: np.ndarray, rate: int) -> Tensor:
     wave = torch.from_numpy(samples if rate == SAMPLE_RATE else _resampled(samples, rate))[None]
     if wave.shape[1] < SAMPLE_RATE * FRAME_MS / 1000:
         return torch.empty(0, BINS)
-    return fbank(
-        wave * FULL_SCALE,
-        num_mel_bins=BINS,
-        frame_length=FRAME_MS,
-        frame_shift=SHIFT_MS,
-        dither=0.0,
-        sample_frequency=SAMPLE_RATE,
-    )
+    frames = {"num_mel_bins": BINS, "frame_length": FRAME_MS, "frame_shift": SHIFT_MS}
+    return fbank(wave * FULL_SCALE, dither=0.0, sample_frequency=SAMPLE_RATE, **frames)
 
 
 def _resampled(samples: np.ndarray, rate: int) -> np.ndarray:
@@ -65,7 +60,3 @@ def _resampled(samples: np.ndarray, rate: int) -> np.ndarray:
 def positions(frames: Tensor | int) -> Tensor | int:
     """Returns the number of encoder positions, after two convolutions of kernel 3 and stride 2 without padding."""
     return ((frames - 3) // 2 + 1 - 3) // 2 + 1
-
-
-def _last_sentence(error: Exception) -> str:
-    return str(error).split(": ")[-1].rstrip(".")
