@@ -49,14 +49,8 @@ class WeightsAndBiases:
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
-        settings = wandb.Settings(
-            console="off",
-            silent=True,
-            init_timeout=WANDB_SECONDS,
-            finish_timeout=WANDB_SECONDS,
-            finish_timeout_raises=True,
-        )
-        wandb.setup(settings)
+        timeouts = {"init_timeout": WANDB_SECONDS, "finish_timeout": WANDB_SECONDS, "finish_timeout_raises": True}
+        wandb.setup(wandb.Settings(console="off", silent=True, **timeouts))
         # Without an API key wandb would prompt for one and block the run.
         mode = os.environ.get("WANDB_MODE", "online")
         if mode == "online" and not wandb.login(prompt=False, verify=False):
