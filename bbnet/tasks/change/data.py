@@ -132,9 +132,8 @@ def _read_pair(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
     values = np.unique(label)
     if not (set(values.tolist()) <= {0, 255} or set(values.tolist()) <= {0, 1}):
         others = [value for value in values.tolist() if value not in (0, 1, 255)]
-        raise ValueError(
-            f"{path}: label is not binary; found {(others or values.tolist())[:3]}, allowed 0 and 255 or 0 and 1"
-        )
+        found = (others or values.tolist())[:3]
+        raise ValueError(f"{path}: label is not binary; found {found}, allowed 0 and 255 or 0 and 1")
     return pair, (label > 0).astype(np.uint8)
 
 

@@ -1,6 +1,7 @@
 """FC-Siam-conc (Daudt et al. 2018), a siamese U-Net whose decoder concatenates the skips of both dates."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +49,9 @@ class FCSiamConc(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("sd", torch.tensor(sd).reshape(3, 1, 1), persistent=False)
-        self.encoder = nn.ModuleList(
-            Block(inputs, outputs) for inputs, outputs in zip([3, *widths], widths, strict=False)
-        )
-        below = [2 * widths[-1], *widths[:0:-1]]
-        self.decoder = nn.ModuleList(
-            Level(inputs, outputs) for inputs, outputs in zip(below, widths[::-1], strict=True)
-        )
+        self.encoder = nn.ModuleList(Block(inputs, outputs) for inputs, outputs in pairwise([3, *widths]))
+        upwards = [2 * widths[-1], *widths[::-1]]
+        self.decoder = nn.ModuleList(Level(inputs, outputs) for inputs, outputs in pairwise(upwards))
         self.head = nn.Conv2d(widths[0], 1, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -78,7 +75,9 @@ def slabs(model: FCSiamConc, which: str, side: str) -> list[Slab]:
     side `out`, which masks the outputs of the first one's channels. `wide` selects all of encoder and decoder, on side
     `out` except the one that reads pixels. Side `both` masks the first of every block on `in`, the second on `out`.
     """
-    blocks = {f"encoder.{depth}": _encoder_inputs(depth) for depth in range(len(model.encoder))}
+    # By block, the names of the units that it reads: those of the previous level, none for the first.
+    blocks: dict[str, tuple[str, ...]] = {"encoder.0": ()}
+    blocks |= {f"encoder.{depth}": (f"encoder.{depth - 1}.norm2",) for depth in range(1, len(model.encoder))}
     if which == "wide":
         deepest = len(model.encoder) - 1
         blocks |= {
@@ -94,8 +93,3 @@ def slabs(model: FCSiamConc, which: str, side: str) -> list[Slab]:
     if which == "paper":
         return first_in if side == "in" else second_out
     return first_in + second_in if side == "in" else first_out + second_out
-
-
-def _encoder_inputs(depth: int) -> tuple[str, ...]:
-    """Returns the names of the units that an encoder block reads: those of the previous level, none for the first."""
-    return (f"encoder.{depth - 1}.norm2",) if depth else ()

@@ -46,11 +46,8 @@ def case(
     grid = split["grids"][image]
     images = np.load(prepared / "test_images.npy", mmap_mode="r")[first:last]
     before, after = assemble(images, grid).transpose(0, 2, 3, 1)
-    shown = {
-        "A": before,
-        "B": after,
-        "label": assemble(np.load(prepared / "test_labels.npy", mmap_mode="r")[first:last], grid) > 0,
-    }
+    label = assemble(np.load(prepared / "test_labels.npy", mmap_mode="r")[first:last], grid) > 0
+    shown = {"A": before, "B": after, "label": label}
     for name, packed in predictions.items():
         tiles = np.unpackbits(packed["changed"][first:last], axis=1, count=tile * tile).reshape(-1, tile, tile)
         shown[name] = assemble(tiles, grid) > 0

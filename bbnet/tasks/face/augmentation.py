@@ -54,9 +54,7 @@ def recoloured(images: Tensor, brightness: Tensor, contrast: Tensor, saturation:
     `brightness`, `contrast` and `saturation` [batch] are factors of the distance from black, the image's mean grey and
     each pixel's grey; `hue` [batch] is the rotation of the chroma in radians.
     """
-    brightness, contrast, saturation, hue = (
-        values.reshape(-1, 1, 1) for values in (brightness, contrast, saturation, hue)
-    )
+    brightness, contrast, saturation, hue = (each.reshape(-1, 1, 1) for each in (brightness, contrast, saturation, hue))
     luma, to_yiq, from_yiq = _colour_axes(images.device)
     eye = torch.eye(3, device=images.device)
     turn = torch.zeros(len(images), 3, 3, device=images.device)

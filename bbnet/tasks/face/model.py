@@ -55,7 +55,10 @@ class SmallResNet(nn.Module):
             self.stages.append(f"layer{number}")
             self.add_module(f"layer{number}", nn.Sequential(*layers))
         self.features = inputs
-        _initialise(self)
+        # As torchvision does (He et al. 2015, by fan-out).
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images [batch, 3, height, width] to pooled features [batch, features]."""
@@ -63,13 +66,6 @@ class SmallResNet(nn.Module):
         for stage in self.stages:
             maps = self.get_submodule(stage)(maps)
         return maps.mean((2, 3))
-
-
-def _initialise(network: nn.Module) -> None:
-    """Initialises the convolutions as torchvision does (He et al. 2015, by fan-out)."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 class CosineHead(nn.Module):

@@ -98,10 +98,8 @@ def evaluate(model: nn.Module, split: Faces, device: torch.device) -> tuple[Item
 def _identify(model: nn.Module, split: FacesToScore, device: torch.device) -> tuple[dict[str, Any], np.ndarray]:
     """Returns the rows of the probes of test, with thresholds chosen on the probes of dev, and the answers."""
     gallery, of_image = _embedded(model, split.known, device), split.known.labels.numpy()
-    scores = {
-        name: (_embedded(model, probes, device) @ gallery.T).cpu().numpy() for name, probes in split.probes.items()
-    }
-    labels = {name: probes.labels.numpy() for name, probes in split.probes.items()}
+    scores = {name: (_embedded(model, each, device) @ gallery.T).cpu().numpy() for name, each in split.probes.items()}
+    labels = {name: each.labels.numpy() for name, each in split.probes.items()}
     nearest = {name: _nearest(scores[name], of_image) for name in scores}
     found, top = nearest["dev"]
     dev = labels["dev"]
