@@ -1,6 +1,6 @@
 """Settings that all tasks share. Imports no torch, because Snakemake reads the settings when it builds the DAG."""
 
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, StringConstraints, model_validator
 
@@ -17,6 +17,18 @@ class Estimate(NamedTuple):
 
     steps_per_epoch: int
     prepared_bytes: int
+
+
+class TaskSettings(Section):
+    """Base class of the complete settings of a task, which also have `estimate` and `fans`."""
+
+    def steps_per_epoch(self) -> int | None:
+        """Returns the optimiser steps per epoch, or None if they are unknown until the data are prepared."""
+        return None if isinstance(self.data, PublishedPack) else self.estimate(None).steps_per_epoch
+
+    def scoring(self) -> dict[str, Any]:
+        """Returns the settings that only scoring on test uses, none by default."""
+        return {}
 
 
 class PublishedPack(Section):

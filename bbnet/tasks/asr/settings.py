@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bbnet.tasks.settings import Estimate, ModelLabel, PublishedPack, Section, Training
+from bbnet.tasks.settings import Estimate, ModelLabel, PublishedPack, Section, TaskSettings, Training
 
 if TYPE_CHECKING:
     from bbnet.data.packs import Pack
@@ -36,9 +36,8 @@ class SpokenWords(Section):
     @model_validator(mode="after")
     def _words_suffice(self) -> "SpokenWords":
         if self.words + self.unseen_words > LEXICON_SIZE:
-            raise ValueError(
-                f"words {self.words} and unseen_words {self.unseen_words} exceed the lexicon of {LEXICON_SIZE}"
-            )
+            words = f"words {self.words} and unseen_words {self.unseen_words}"
+            raise ValueError(f"{words} exceed the lexicon of {LEXICON_SIZE}")
         return self
 
     @model_validator(mode="after")
@@ -154,7 +153,7 @@ class SpeechTraining(Training):
     spec_augment: SpecAugment = Field(default_factory=SpecAugment, description=SpecAugment.__doc__)
 
 
-class Settings(Section):
+class Settings(TaskSettings):
     """Speech recognition."""
 
     data: Data = Field(description="Source of the utterances.")

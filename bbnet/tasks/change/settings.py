@@ -1,10 +1,10 @@
 """Settings of the change-detection task."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bbnet.tasks.settings import Estimate, FixedBatchTraining, ModelLabel, PublishedPack, Section
+from bbnet.tasks.settings import Estimate, FixedBatchTraining, ModelLabel, PublishedPack, Section, TaskSettings
 
 if TYPE_CHECKING:
     from bbnet.data.packs import Pack
@@ -39,7 +39,7 @@ class FCSiamConc(Section):
     )
 
 
-class Settings(Section):
+class Settings(TaskSettings):
     """Change detection between two aerial images."""
 
     data: Data = Field(description="Source of the image pairs.")
@@ -47,10 +47,6 @@ class Settings(Section):
     slabs: Literal["paper", "wide"] = Field("wide", description="One convolution per encoder block, or all 3x3 ones.")
     models: dict[ModelLabel, FCSiamConc] = Field(min_length=1, description="Settings of each model, by label.")
     training: FixedBatchTraining
-
-    def steps_per_epoch(self) -> int | None:
-        """Returns the optimiser steps per epoch, or None if they are unknown until the data are prepared."""
-        return self.estimate(None).steps_per_epoch if isinstance(self.data, AerialScenes) else None
 
     def estimate(self, pack: "Pack | None") -> Estimate:
         """Returns the size of the data: exact for the embedded pack, otherwise from the counts of `pack`."""
@@ -60,10 +56,6 @@ class Settings(Section):
             size, pairs = pack.image_size, pack.counts
         tiles = pairs["train"] * (size // self.tile) ** 2
         return Estimate(tiles // self.training.batch_size, 7 * size**2 * sum(pairs.values()))
-
-    def scoring(self) -> dict[str, Any]:
-        """Returns the settings that only scoring on test uses, of which this task has none."""
-        return {}
 
     def fans(self) -> dict[str, set[int]]:
         """Returns the fans that occur among the slabs of each model, on any side."""

@@ -1,10 +1,10 @@
 """Settings of the face task."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bbnet.tasks.settings import Estimate, FixedBatchTraining, ModelLabel, PublishedPack, Section
+from bbnet.tasks.settings import Estimate, FixedBatchTraining, ModelLabel, PublishedPack, Section, TaskSettings
 
 if TYPE_CHECKING:
     from bbnet.data.packs import Pack
@@ -121,7 +121,7 @@ class FaceTraining(FixedBatchTraining):
     augmentation: Augmentation = Field(default_factory=Augmentation, description=Augmentation.__doc__)
 
 
-class Settings(Section):
+class Settings(TaskSettings):
     """Face identification and verification."""
 
     data: Data = Field(description="Source of the images.")
@@ -146,14 +146,6 @@ class Settings(Section):
             others = sum(pack.counts.values()) - train - pack.counts["identities"]
         return Estimate(train // self.training.batch_size, 3 * self.size**2 * (train + others))
 
-    def steps_per_epoch(self) -> int | None:
-        """Returns the optimiser steps per epoch, or None if they are unknown until the data are prepared."""
-        return self.estimate(None).steps_per_epoch if isinstance(self.data, RenderedFaces) else None
-
-    def scoring(self) -> dict[str, Any]:
-        """Returns the settings that only scoring on test uses, of which this task has none."""
-        return {}
-
     def fans(self) -> dict[str, set[int]]:
         """Returns the fans that occur among the slabs of each model, on any side."""
         found = {}
@@ -169,7 +161,6 @@ class Settings(Section):
     @model_validator(mode="after")
     def _batch_fits(self) -> "Settings":
         if self.steps_per_epoch() == 0:
-            raise ValueError(
-                f"training.batch_size {self.training.batch_size} exceeds the {self.data.train} training images"
-            )
+            size, images = self.training.batch_size, self.data.train
+            raise ValueError(f"training.batch_size {size} exceeds the {images} training images")
         return self
