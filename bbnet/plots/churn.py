@@ -37,9 +37,8 @@ def plot_churn(churn: pd.DataFrame, methods: list[str]) -> Figure:
     budgets = sorted(set(churn["budget"]))
     columns, shown = max(1, len(budgets)), dict.fromkeys(zip(churn["method"], churn["side"], strict=True))
     height = max(HEIGHT, 0.6 + HEIGHT_OF_LEGEND_ENTRY * (len(shown) + 1))
-    figure, axes = plt.subplots(
-        1, columns, figsize=(WIDTH_OF_BUDGET * columns + WIDTH_OF_REST, height), sharey=True, squeeze=False
-    )
+    size = (WIDTH_OF_BUDGET * columns + WIDTH_OF_REST, height)
+    figure, axes = plt.subplots(1, columns, figsize=size, sharey=True, squeeze=False)
     for axis, budget in zip(axes[0], budgets, strict=False):
         of_budget = churn[churn["budget"] == budget]
         for (method, side, _), run in of_budget.groupby(["method", "side", "seed"], sort=False):

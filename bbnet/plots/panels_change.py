@@ -36,13 +36,9 @@ def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budge
             axis.spines[:].set_visible(False)
         about = described[key]
         row[0].set_ylabel(f"{rank}: {about['image']}\nΔTP {about['delta_tp']:+d}, ΔFP {about['delta_fp']:+d}")
-    legend = {
-        f"{method} and dense": BOTH,
-        f"{method} only": METHOD_ONLY,
-        "dense only": DENSE_ONLY,
-        "missed by both": MISSED,
-    }
-    handles = [Patch(color=colour, label=name) for name, colour in legend.items()]
+    names = (f"{method} and dense", f"{method} only", "dense only", "missed by both")
+    colours = (BOTH, METHOD_ONLY, DENSE_ONLY, MISSED)
+    handles = [Patch(color=colour, label=name) for name, colour in zip(names, colours, strict=True)]
     title = f"{method}, budget {budget}; Δ in pixels"
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), title=title)
     return figure

@@ -45,11 +45,10 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str])
         runs: `runs.csv` of the same task and model.
     """
     values = cells.pivot_table(index=["method", "side", "budget"], columns="metric", values="mean", sort=False)
-    flops_of_dense = float(values.loc["dense", "flops"].iloc[0])
     costs = {
         "budget": pd.Series(values.index.get_level_values("budget").astype(float), values.index),
         "net_density": values["net_density"],
-        "flops": values["flops"] / flops_of_dense,
+        "flops": values["flops"] / float(values.loc["dense", "flops"].iloc[0]),
     }
     metrics = [metric for metric in metrics if metric in values]
     colours = method_colours(list(values.index.get_level_values("method")))

@@ -45,9 +45,7 @@ def plot_roc(curves: pd.DataFrame) -> Figure:
         axis.set(xscale="log", xlim=(points[0], 1), ylim=(0, 1), xlabel="false accept rate")
         axis.set_title(f"budget {budget}" if len(curves) else "no genuine or no impostor pairs")
     axes[0, 0].set_ylabel("true accept rate")
-    handles = {
-        label: handle for axis in axes[0] for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
+    handles = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles, loc="outside right center", title=seeds_title(seeds))
     return figure
 
