@@ -48,10 +48,8 @@ def compared_with(folder: Path) -> dict[str, Path]:
     """Returns the files to compare a run with, found from its path `runs/{task}/{model}/{method}/{budget}/{seed}`."""
     task, model, _, _, seed = place_of(folder)
     results = Path(os.path.abspath(folder.joinpath(*[".."] * 6)))
-    return {
-        "its warm start": results / "warm_up" / task / model / seed / "checkpoint.pt",
-        "scores": folder / "metrics.json",
-    }
+    warm_start = results / "warm_up" / task / model / seed / "checkpoint.pt"
+    return {"its warm start": warm_start, "scores": folder / "metrics.json"}
 
 
 def place_of(folder: Path) -> list[str]:

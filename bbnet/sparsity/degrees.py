@@ -156,7 +156,7 @@ def _law_degrees(
 ) -> np.ndarray:
     """Returns degrees in [low, high] under one law that sum to `total`."""
     offset, slope = _law_line(law, rates, scale)
-    degrees = _meet_total(offset, slope, rates, low, high, total)
+    degrees = _rounded(offset, slope, rates, low, high, total)
     return degrees if permutation is None else degrees[permutation]
 
 
@@ -190,9 +190,7 @@ def _law_line(law: str, rates: np.ndarray, scale: float) -> tuple[np.ndarray, np
     return scale * selectivity, np.ones_like(clipped)
 
 
-def _meet_total(
-    offset: np.ndarray, slope: np.ndarray, rates: np.ndarray, low: int, high: int, total: int
-) -> np.ndarray:
+def _rounded(offset: np.ndarray, slope: np.ndarray, rates: np.ndarray, low: int, high: int, total: int) -> np.ndarray:
     """Returns integers that sum to `total`, rounded from clip(offset + slope * t, low, high)."""
     if len(rates) == 0:
         return np.empty(0, dtype=np.int64)

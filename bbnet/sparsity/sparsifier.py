@@ -276,9 +276,8 @@ class Sparsifier:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Loads a state of the same method, settings and slabs; raises ValueError naming what differs."""
         if "identity" not in state:
-            raise ValueError(
-                f"this is not a state of a sparsifier: its keys are {', '.join(map(str, list(state)[:5]))} ..."
-            )
+            keys = ", ".join(map(str, list(state)[:5]))
+            raise ValueError(f"this is not a state of a sparsifier: its keys are {keys} ...")
         differences = _differences(state["identity"], self._identity())
         if differences:
             raise ValueError(f"the sparsifier's state belongs to another run: {'; '.join(differences)}")
@@ -357,9 +356,8 @@ class Sparsifier:
         self._check_pruned()
         views = [self._view(masked) for masked in self.weights]
         for masked, view, mask in zip(self.weights, views, algorithm.patterned_masks(views, budget), strict=True):
-            self.refreshes.append(
-                {"step": self.step, "slab": view.name, "budget": str(budget)} | _refresh_row(view, mask)
-            )
+            row = {"step": self.step, "slab": view.name, "budget": str(budget)}
+            self.refreshes.append(row | _refresh_row(view, mask))
             masked.put(mask, self.optimizer)
         for averages in self._averages():
             averages.forget()

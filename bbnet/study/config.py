@@ -222,12 +222,9 @@ class Study(Section):
 
 def read_knobs(config: Mapping[str, Any]) -> Knobs:
     """Validates the options from config.yaml and --config; raises ConfigError."""
-    as_text = {
-        str(key): value if value is None or isinstance(value, dict | list) else str(value)
-        for key, value in config.items()
-    }
+    texts = {str(key): value if isinstance(value, dict | list | None) else str(value) for key, value in config.items()}
     try:
-        return Knobs(**as_text)
+        return Knobs(**texts)
     except ValidationError as error:
         raise ConfigError(_describe("config.yaml or --config", error, Knobs)) from None
 
@@ -299,9 +296,8 @@ def check_writable(knob: str, folder: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        raise ConfigError(
-            f"config.yaml or --config: {knob} {folder}: cannot write into {existing} ({error.strerror})"
-        ) from None
+        problem = f"{knob} {folder}: cannot write into {existing} ({error.strerror})"
+        raise ConfigError(f"config.yaml or --config: {problem}") from None
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):

@@ -189,8 +189,16 @@ class Trainer:
 
     def _step(self, batch: Batch, sparsifier: Sparsifier | None) -> Tensor:
         try:
-            trained = (self.task, self.network, self.optimizer, self.training)
-            return optimiser_step(*trained, batch, self._augmentation, self.precision, sparsifier)
+            return optimiser_step(
+                self.task,
+                self.network,
+                self.optimizer,
+                self.training,
+                batch,
+                self._augmentation,
+                self.precision,
+                sparsifier,
+            )
         except ValueError as error:
             raise ValueError(f"{error} {self._place(self.position + 1)}") from error
 

@@ -191,9 +191,7 @@ class _Structure:
         self._owners = Counter(id(parameter) for module in self.names for parameter in module._parameters.values())
         self._used_directly: set[int] = set()
         self._follow(model, in_part=False)
-        agreed = [
-            calls[0].chain for calls in self.calls.values() if all(call.chain == calls[0].chain for call in calls)
-        ]
+        agreed = [calls[0].chain for calls in self.calls.values() if all(one.chain == calls[0].chain for one in calls)]
         self.chains = [replace(chain, exclusive=self._is_exclusive(chain)) for chain in agreed if chain is not None]
         self.outputs = {name for name, calls in self.calls.items() if any(call.is_output for call in calls)}
         if all(call.in_part for calls in self.calls.values() for call in calls):

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 LARGEST_SHOWN = 256
-RANKS = ("best", "median", "worst")
 
 
 def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> dict[str, int]:

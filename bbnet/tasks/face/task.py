@@ -81,12 +81,8 @@ def evaluate(model: nn.Module, split: Faces, device: torch.device) -> tuple[Item
         # Written with a negation, so that a NaN among the logits does not count as a hit.
         ranks.append((~(logits < own) & ((logits != own) | before)).sum(1).cpu())
         predicted.append(logits.argmax(1).cpu())
-    images = len(split)
-    items: dict[str, Any] = {
-        "image": np.array(split.files),
-        "probe": np.zeros(images, dtype=np.int64),
-        "rank": torch.cat(ranks).numpy(),
-    }
+    probe = np.zeros(len(split), dtype=np.int64)
+    items: dict[str, Any] = {"image": np.array(split.files), "probe": probe, "rank": torch.cat(ranks).numpy()}
     predictions = {"identity": torch.cat(predicted).numpy().astype(np.int32)}
     if not isinstance(split, FacesToScore):
         return items, predictions

@@ -128,9 +128,8 @@ class Utterances:
     def _classes(self, training: SpeechTraining) -> list[tuple[Tensor, int]]:
         """Returns the members of each class of similar length, with the batch size of the class."""
         budget = training.batch_seconds * FRAMES_PER_SECOND
-        return [
-            (members, max(1, int(budget // self._class_shapes[value][0]))) for value, members in self._members().items()
-        ]
+        sizes = {value: max(1, int(budget // time)) for value, (time, _) in self._class_shapes.items()}
+        return [(members, sizes[value]) for value, members in self._members().items()]
 
     def _members(self) -> dict[float, Tensor]:
         return {value: torch.nonzero(self._class_of == value).flatten() for value in self._class_of.unique().tolist()}
