@@ -36,9 +36,8 @@ class Schedule:
             if not isinstance(steps, kind):
                 raise ValueError(f"{name} must be an integer number of steps, got {steps!r}")
         if not 0 <= self.ramp_end <= self.freeze <= 1:
-            raise ValueError(
-                f"need 0 <= ramp_end <= freeze <= 1, got ramp_end {self.ramp_end} and freeze {self.freeze}"
-            )
+            found = f"ramp_end {self.ramp_end} and freeze {self.freeze}"
+            raise ValueError(f"need 0 <= ramp_end <= freeze <= 1, got {found}")
         if self.interval < 1:
             raise ValueError(f"every must be at least 1 step, got {self.every}")
         before_freeze = (self.freeze_step - 1) // self.interval

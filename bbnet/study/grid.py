@@ -46,6 +46,5 @@ def panel_runs(study: Study, task: str, model: str) -> list[Run]:
 
 def dense_run(study: Study, task: str, model: str, seed: int) -> Run:
     """Returns the dense run that other runs of the seed are compared with."""
-    return next(
-        run for run in runs(study) if (run.task, run.model, run.method, run.seed) == (task, model, "dense", seed)
-    )
+    wanted = (task, model, "dense", seed)
+    return next(run for run in runs(study) if (run.task, run.model, run.method, run.seed) == wanted)

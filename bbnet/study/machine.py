@@ -36,7 +36,6 @@ def gpu_count() -> int:
 
 @cache
 def _gpus() -> list[str]:
-    """Returns the names of the GPUs."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=30)

@@ -214,7 +214,6 @@ def _features(utterance: Utterance, low_rate: str) -> tuple[Tensor, tuple[str, s
 
 
 def _usable(folder: str, shards: Sequence[Shard], faulty: FaultyUtterances) -> list[Usable]:
-    """Returns the usable utterances of a folder."""
     rows, by_kind = [], {}
     for shard in shards:
         if shard.folder != folder:
