@@ -64,18 +64,26 @@ WITHOUT_ITEMS = ItemVariance(0, 0.0, 0.0)
 def half_width(seed_values: np.ndarray, items: ItemVariance = WITHOUT_ITEMS) -> float:
     """Returns the half-width of the 95 % interval of a mean over S seeds: sqrt(t(S-1)^2 s2_seed/S + t(n-1)^2 v_items).
 
-    s2_seed is the variance over seeds, v_items the variance due to the n items that the seeds share. With one seed,
-    the interval accounts for the items only.
+    s2_seed is the variance over seeds, v_items the variance due to the n items that the seeds share. The interval is at
+    least as wide as that of the items alone, which counts where the seeds happen to agree, and with one seed.
 
     Args:
         seed_values: [seeds], the value of each seed.
     """
-    return _half_width(_parts(seed_values, items), 1 - CONFIDENCE)
+    return float(np.max([_half_width(parts, 1 - CONFIDENCE) for parts in _sums(seed_values, items)]))
 
 
 def p_value(seed_values: np.ndarray, items: ItemVariance = WITHOUT_ITEMS) -> float:
     """Returns the two-sided p-value of the hypothesis that the mean is 0, which corresponds to `half_width`."""
-    return p_of(float(np.mean(seed_values)), _parts(seed_values, items))
+    return float(np.max([p_of(float(np.mean(seed_values)), parts) for parts in _sums(seed_values, items)]))
+
+
+def _sums(seed_values: np.ndarray, items: ItemVariance) -> list[list[tuple[float, float]]]:
+    """Returns the variance of the mean twice, as parts with their degrees of freedom: seeds and items; items only."""
+    seeds = len(seed_values)
+    of_seeds = float(np.var(seed_values, ddof=1)) / seeds if seeds > 1 else 0.0
+    of_mean = items.shared + (items.interaction / seeds if seeds > 1 else 0.0)
+    return [[(of_seeds, seeds - 1), (items.shared, items.items - 1)], [(of_mean, items.items - 1)]]
 
 
 def p_of(effect: float, parts: Sequence[tuple[float, float]]) -> float:
@@ -84,23 +92,19 @@ def p_of(effect: float, parts: Sequence[tuple[float, float]]) -> float:
     Args:
         parts: the variances of which that of the effect is the sum, each with its degrees of freedom.
     """
+    if any(np.isnan(variance) for variance, _ in parts):
+        return np.nan
     parts = [(variance, freedom) for variance, freedom in parts if variance > 0]
     if effect == 0 or not parts:
         return 1.0 if effect == 0 else 0.0
     lowest = max(float(2 * special.stdtr(freedom, -abs(effect) / np.sqrt(variance))) for variance, freedom in parts)
-    if len(parts) == 1 or lowest < SMALLEST_P:
-        return lowest
 
     def excess(log_level: float) -> float:
         return _half_width(parts, np.exp(log_level)) - abs(effect)
 
+    if len(parts) == 1 or lowest < SMALLEST_P or excess(np.log(lowest)) <= 0:  # one part is negligible
+        return lowest
     return float(np.exp(optimize.brentq(excess, np.log(lowest), 0.0, xtol=1e-14)))
-
-
-def _parts(seed_values: np.ndarray, items: ItemVariance) -> list[tuple[float, float]]:
-    seeds = len(seed_values)
-    of_seeds = np.var(seed_values, ddof=1) / seeds if seeds > 1 else 0.0
-    return [(float(of_seeds), seeds - 1), (items.shared, items.items - 1)]
 
 
 def _half_width(parts: Sequence[tuple[float, float]], level: float) -> float:

@@ -79,7 +79,7 @@ def check_study(options: argparse.Namespace) -> None:
 
 def compare_folders(options: argparse.Namespace) -> None:
     """Compares A with B; exits with status 1 if out of tolerance. Raises ValueError if there is nothing to compare."""
-    _report("A", _summary_folder(options.a), "B", _summary_folder(options.b), options.level)
+    _report("A", summary_folder(options.a), "B", summary_folder(options.b), options.level)
 
 
 def _report(name: str, folder: Path, other: str, other_folder: Path, level: float) -> None:
@@ -116,7 +116,8 @@ def _metrics_table(metrics: pd.DataFrame) -> str:
     return tabulate(rows, headers=headers, disable_numparse=True)
 
 
-def _summary_folder(folder: Path) -> Path:
+def summary_folder(folder: Path) -> Path:
+    """Returns the subfolder `summary` if there is one, else `folder` itself."""
     return folder / "summary" if (folder / "summary").is_dir() else folder
 
 

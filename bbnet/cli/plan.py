@@ -1,4 +1,4 @@
-"""`bbnet plan`: estimates the number of runs, disk space and hours of a study."""
+"""`bbnet plan`: estimates the number of runs, disk space and hours of a study, and which differences it detects."""
 
 import argparse
 import json
@@ -10,8 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from tabulate import tabulate
 
+from bbnet.analysis.contrasts import pairs
+from bbnet.analysis.power import components_of, detectable_difference
+from bbnet.analysis.summary import read_csv
+from bbnet.cli.check import REFERENCE, summary_folder
 from bbnet.cli.knobs import STUDIES, add_knobs, chosen_knobs
 from bbnet.data.packs import pack_of
 from bbnet.data.unpack import SUFFIXES
@@ -19,15 +24,27 @@ from bbnet.study import grid, machine
 from bbnet.study.config import ConfigError, Knobs, Study, check_sources, read_study
 from bbnet.study.recipe import Recipes
 from bbnet.tasks.settings import Estimate
+from bbnet.tasks.task import load_metrics
 
 BENCHMARKS = Path("benchmarks", "results")
 BYTES_PER_WEIGHT = 4
 WEIGHTS_PER_WARM_START = 3  # the model, and two moments of the optimiser
+EARLIER_STUDY = REFERENCE / "demo"
+SHOWN_SEEDS, MORE_ITEMS = (2, 3, 5, 10), (1, 2, 4)
 
 
 def add_to(commands: Any) -> None:
-    parser = commands.add_parser("plan", help="estimate runs, disk space and hours of a study", description=__doc__)
+    parser = commands.add_parser(
+        "plan", help="estimate runs, disk space, hours and detectable differences of a study", description=__doc__
+    )
     add_knobs(parser, "study", "device")
+    parser.add_argument(
+        "--like",
+        type=Path,
+        metavar="FOLDER",
+        help="results of an earlier study, from whose variances detectable differences are computed (default: "
+        f"{EARLIER_STUDY}, if it exists)",
+    )
     parser.set_defaults(run=print_plan)
 
 
@@ -43,6 +60,9 @@ def print_plan(options: argparse.Namespace) -> None:
     costs = [_cost(study, knobs, recipes, device, task, label) for task in tasks for label in tasks[task].models]
     print(_hours_table(costs))
     print(_disk_table(study, recipes, costs))
+    like = options.like or (EARLIER_STUDY if EARLIER_STUDY.is_dir() else None)
+    if like is not None:
+        print(f"\n{_detectable_table(study, summary_folder(like) / 'contrasts.csv')}")
     for pack in packs:
         if pack.notice:
             print(f"\n{pack.title}: {pack.notice}")
@@ -157,6 +177,47 @@ def _shown_step(seconds: float) -> str:
 
 def _shown_hours(hours: float) -> str:
     return f"{hours:.2g}" if hours < 10 else f"{hours:,.0f}"
+
+
+def _detectable_table(study: Study, like: Path) -> str:
+    """Returns a table of the differences that are detected, by numbers of seeds and test items."""
+    try:
+        contrasts = read_csv(like)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{like}: cannot be read: {' '.join(str(error).split())}") from None
+    rows = []
+    for task, metric, count in _contrast_counts(study):
+        of_metric = contrasts[(contrasts["task"] == task) & (contrasts["metric"] == metric)]
+        found = components_of(of_metric) if {"n_items", "item_variance"} <= {*contrasts} else None
+        if found is None or not count:
+            rows.append((task, metric, count, *["unknown"] * (2 + len(MORE_ITEMS))))
+            continue
+        kind = load_metrics(task).METRICS[metric]
+        unit, largest = kind.unit, kind.high - kind.low
+        for seeds in sorted({*SHOWN_SEEDS, len(study.seeds)} - {1}):
+            differences = [detectable_difference(found, seeds, count, more) for more in MORE_ITEMS]
+            mark = " (this study)" if seeds == len(study.seeds) else ""
+            shown = ["none" if value > largest else f"{value:.2g} {unit}" for value in differences]
+            rows.append((task, metric, count, found.items, f"{seeds}{mark}", *shown))
+    headers = ("task", "metric", "about contrasts", "items", "seeds", *(f"items x {more}" for more in MORE_ITEMS))
+    note = (
+        "Smallest difference between two methods that is significant with a probability of 80 %, after Holm's method\n"
+        "over all contrasts of the task. Variances and the number of test items are those of\n"
+        f"{like}. None: no difference that is possible. Unknown: that study has no\n"
+        "contrast of the metric with at least two seeds, or this one has none."
+    )
+    return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n\n{note}"
+
+
+def _contrast_counts(study: Study) -> list[tuple[str, str, int]]:
+    """Returns the number of contrasts of each task, with each of its primary metrics."""
+    runs = pd.DataFrame([vars(run) for run in grid.runs(study)]).drop(columns="seed").drop_duplicates()
+    cells = [tuple(cell) for cell in runs.itertuples(index=False, name=None)]
+    slabs = {cell: "in" if cell[3] == "none" else cell[3] for cell in cells}
+    methods = {label: method.model_dump() for label, method in study.methods.items()}
+    tasks = [cell[0] for cell, _ in pairs(cells, methods, slabs)]
+    primary = {task: load_metrics(task).PRIMARY for task in study.task_settings()}
+    return [(task, metric, tasks.count(task) * len(primary[task])) for task in primary for metric in primary[task]]
 
 
 def _disk_table(study: Study, recipes: Recipes, costs: list[Cost]) -> str:

@@ -85,8 +85,20 @@ def test_equal_seeds_leave_the_t_interval_of_the_items(seeds, items, quantile):
 
 def test_each_variance_counts_with_the_square_of_its_own_t():
     # s2 of (1, 2, 3) is 1; t is 4.30265 with 2 and 2.77645 with 4 degrees of freedom.
-    half = half_width(np.array([1.0, 2.0, 3.0]), ItemVariance(5, 1 / 6, 7.0))
+    half = half_width(np.array([1.0, 2.0, 3.0]), ItemVariance(5, 1 / 6, 0.1))
     assert half == pytest.approx(np.sqrt(4.30265**2 / 3 + 2.77645**2 / 6), rel=1e-5)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+def test_seeds_that_agree_leave_the_t_interval_of_the_bootstrap(seeds, values):
+    """By chance the scores of few seeds are equal. What the items say of a single seed still counts."""
+    draws = bootstrap({"value": values}, mean_score)["score"]
+    found = ItemVariance.of_draws(draws, 80)
+    agreed = np.full(3, 0.6)
+    half = stats.t.ppf(0.975, 79) * draws.mean(0).std(ddof=1)
+    assert half_width(agreed, found) == pytest.approx(half, rel=1e-9)
+    expected = 2 * stats.t.sf(0.6 / draws.mean(0).std(ddof=1), 79)
+    assert p_value(agreed, found) == pytest.approx(expected, rel=1e-9)
 
 
 # p-values.
@@ -114,7 +126,7 @@ def test_the_interval_at_level_p_touches_0(seeds, effect):
     p = p_of(values.mean(), parts)
     half = np.sqrt(sum(stats.t.isf(p / 2, freedom) ** 2 * variance for variance, freedom in parts))
     assert half == pytest.approx(abs(values.mean()), rel=1e-9)
-    assert p == p_of(-values.mean(), parts) == p_value(values, ItemVariance(60, 0.05, 1.0))
+    assert p == p_of(-values.mean(), parts) == p_value(values, ItemVariance(60, 0.05, 0.0))
 
 
 def test_certain_and_absent_effects():

@@ -155,3 +155,43 @@ def test_the_command_is_installed_and_imports_no_torch(project):
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
     shown = subprocess.run([Path(sys.executable).with_name("bbnet"), "plan", "--help"], capture_output=True, text=True)
     assert "--study" in shown.stdout
+
+
+# Detectable differences.
+
+
+def detectable(text: str) -> list[list[str]]:
+    lines = text[text.index("about contrasts") :].splitlines()[2:]
+    return [line.split() for line in lines[: lines.index("")]]
+
+
+def test_it_shows_the_differences_that_more_seeds_and_items_detect(project, capsys):
+    rows = detectable(plan(capsys, "--like", str(ROOT / "results/reference/demo")))
+    # sp_in and rigl with dense, and with each other, at two budgets.
+    assert {tuple(row[:4]) for row in rows} == {("change", "f1", "6", "128")}
+    assert [row[4] for row in rows] == ["2", "3", "5", "10"]
+    assert rows[1][5:7] == ["(this", "study)"]
+    shares = [float(row[-6]) for row in rows]
+    assert shares == sorted(shares, reverse=True) and 0 < shares[-1] < 0.1
+
+
+def test_a_difference_that_is_larger_than_possible_is_none(project, capsys):
+    study = STUDY | {"seeds": [0, 1], "budgets": [0.1 + step / 20 for step in range(12)]}
+    (project / "studies" / "micro.yaml").write_text(yaml.safe_dump(study))
+    rows = detectable(plan(capsys, "--like", str(ROOT / "results/reference/demo")))
+    assert rows[0][-3:] == ["none"] * 3
+
+
+def test_an_earlier_study_without_the_task_or_with_one_seed_leaves_them_unknown(project, capsys, tmp_path):
+    contrasts = (ROOT / "results/reference/demo/summary/contrasts.csv").read_text().splitlines()
+    without = [line for line in contrasts if not line.startswith("change,")]
+    (tmp_path / "summary").mkdir()
+    (tmp_path / "summary/contrasts.csv").write_text("\n".join(without))
+    (row,) = detectable(plan(capsys, "--like", str(tmp_path)))
+    assert row == ["change", "f1", "6", *["unknown"] * 5]
+
+
+def test_an_earlier_study_that_cannot_be_read_is_named(project, capsys):
+    with pytest.raises(SystemExit) as ended:
+        plan(capsys, "--like", "nowhere")
+    assert str(ended.value).startswith("error: nowhere/contrasts.csv: cannot be read")
