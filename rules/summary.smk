@@ -10,6 +10,7 @@ rule collect:
         history="<results>/summary/history.parquet",
         refreshes="<results>/summary/refreshes.parquet",
         study="<results>/summary/study.json",
+        data="<results>/summary/data.json",
         grid="<results>/summary/grid.csv",
         timing="<results>/summary/timing.csv",
     log:

@@ -4,7 +4,7 @@ import logging
 from dataclasses import asdict
 from pathlib import Path
 
-from common import JSON, arguments, run, to_json, write_frame, write_text
+from common import JSON, arguments, read_json, run, to_json, write_frame, write_text
 
 from bbnet.analysis import claims, collect
 from bbnet.study.config import Knobs, read_study
@@ -56,6 +56,20 @@ def main(options) -> None:
         "tasks": {name: settings.model_dump(mode="json") for name, settings in study.task_settings().items()},
     }
     write_text(options.summary / "study.json", to_json(described))
+    prepared = Path(knobs.data_dir, "prepared")
+    data = {
+        task: collect.data_summary(
+            *(
+                read_json(path) if path.is_file() else {}
+                for path in (
+                    prepared / f"{recipes.prepared_key(task)}.json",
+                    options.results / "buckets" / f"{task}.json",
+                )
+            )
+        )
+        for task in tasks
+    }
+    write_text(options.summary / "data.json", to_json(data))
 
 
 def cell(one, folder: Path, fingerprint: str, wanted: str) -> collect.Cell:

@@ -158,6 +158,28 @@ def runs_table(runs: Sequence[Run], relative_metrics: Mapping[str, Callable] = M
     return pd.DataFrame(rows, columns=[*KEYS, "metric", "value"])
 
 
+def data_summary(index: Mapping[str, Any], buckets: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the numbers of samples that were skipped or resampled, by kind, what was divided, and the buckets.
+
+    Args:
+        index: index of the prepared data; empty if it is not there any more.
+        buckets: `buckets.json` without or with `types`; empty if the task has none.
+    """
+    counts = {name: _count_by_kind(index[name]) for name in ("skipped", "resampled") if name in index}
+    divided = {"divided": list(index["divided"])} if "divided" in index else {}
+    described = {"buckets": {name: value for name, value in buckets.items() if name != "types"}} if buckets else {}
+    return counts | divided | described
+
+
+def _count_by_kind(found: Mapping[str, Any]) -> dict[str, int]:
+    """Counts lists of names by kind, in a map from kinds, or from folders to such maps."""
+    counts: dict[str, int] = {}
+    for kind, names in found.items():
+        for inner, number in (_count_by_kind(names) if isinstance(names, Mapping) else {kind: len(names)}).items():
+            counts[inner] = counts.get(inner, 0) + number
+    return counts
+
+
 def steady_churn(refreshes: pd.DataFrame) -> float:
     """Returns the share of connections that refreshes at the budget change: (pruned + regrown) / (before + after).
 

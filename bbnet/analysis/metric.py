@@ -27,3 +27,12 @@ class Metric:
     def heading(self) -> str:
         """The title with the unit. Shares are numbers and have no unit."""
         return self.title if self.unit == "share" else f"{self.title} ({self.unit})"
+
+    def shown_value(self, value: float) -> str:
+        """Formats a value for a text or table: shares with three decimals, percentages and points with one."""
+        return f"{value:.3f}" if self.unit == "share" else f"{value:.1f}"
+
+    def signed(self, difference: float) -> str:
+        """Formats a difference with its sign."""
+        text = self.shown_value(difference)
+        return text if text.startswith("-") else f"+{text}"

@@ -3,13 +3,14 @@
 import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment
 from markdown_it import MarkdownIt
 from markupsafe import Markup
 
+from bbnet.analysis.findings import findings
 from bbnet.analysis.summary import Summary
 from bbnet.analysis.tables import incomplete_note
 
@@ -18,16 +19,17 @@ TABLES = ("results", "contrasts_table", "costs")
 FIGURES = ("pareto", "contrasts", "by_bucket", "roc", "claims", "balance", "churn", "learning_curves", "panels")
 
 
-def render(results: Path, captions: Path, deviations: Path) -> str:
+def render(results: Path, captions: Path, deviations: Path, tasks: Mapping[str, ModuleType]) -> str:
     """Returns the page as HTML.
 
     Args:
         results: the study's folder with `summary`, `figures` and `tables`.
         captions: folder with `{figure}.rst`.
         deviations: a page in Markdown.
+        tasks: by name, the modules of metrics: `METRICS`, `PRIMARY` and optionally `NOTE`, a remark on the models.
     """
     summary = Summary(results / "summary")
-    study, grid = summary.study, summary.read("grid")
+    study, grid, data = summary.study, summary.read("grid"), summary.data
     models = list(dict.fromkeys(zip(grid["task"], grid["model"], strict=True)))
     missing = grid[grid["status"] != "done"]
     template = Environment(autoescape=True).from_string(TEMPLATE.read_text())
@@ -39,39 +41,63 @@ def render(results: Path, captions: Path, deviations: Path) -> str:
         incomplete=incomplete_note(grid),
         methods=_table(results, "methods"),
         overview=_figures(results / "figures", "", ("coverage",), captions),
-        sections=[_section(results, study, task, model, captions) for task, model in models],
+        sections=[
+            _section(results, study["tasks"][task]["data"], data.get(task, {}), tasks[task], task, model, captions)
+            for task, model in models
+        ],
         missing=Markup(missing.to_html(index=False, border=0)) if len(missing) else "",
         deviations=_markdown(deviations),
     )
 
 
-def _section(results: Path, study: Mapping[str, Any], task: str, model: str, captions: Path) -> dict[str, Any]:
-    contrasts = Summary(results / "summary", task, model).read("contrasts")
-    data = study["tasks"][task]["data"]
+def _section(
+    results: Path,
+    pack: Mapping[str, Any],
+    prepared: Mapping[str, Any],
+    metrics: ModuleType,
+    task: str,
+    model: str,
+    captions: Path,
+) -> dict[str, Any]:
+    contrasts = Summary(results / "summary", task).read("contrasts")
+    cells = Summary(results / "summary", task, model).read("cells")
+    primary = {name: metrics.METRICS[name] for name in metrics.PRIMARY}
+    start = f"{task}-{model}-"
     return {
         "id": f"{task}-{model}",
         "title": f"{task}, {model}",
-        "data": ", ".join(f"{key} {value}" for key, value in data.items() if value is not None),
-        "findings": findings(contrasts),
-        "tables": [table for name in TABLES if (table := _table(results, f"{task}-{model}-{name}"))],
-        "figures": _figures(results / "figures", f"{task}-{model}-", FIGURES, captions),
+        "findings": findings(cells, contrasts[contrasts["model"] == model], primary, len(contrasts))
+        or ["There is nothing to compare with."],
+        "note": getattr(metrics, "NOTE", ""),
+        "data": ", ".join(f"{key} {value}" for key, value in pack.items() if value is not None),
+        "prepared": prepared_remarks(prepared),
+        "headline": _figures(results / "figures", start, ("headline",), captions),
+        "tables": [table for name in TABLES if (table := _table(results, f"{start}{name}"))],
+        "figures": _figures(results / "figures", start, FIGURES, captions),
     }
 
 
-def findings(contrasts: pd.DataFrame) -> str:
-    """Returns a sentence on how many contrasts are significant, and which."""
-    if not len(contrasts):
-        return "There is nothing to compare with."
-    told = contrasts[contrasts["verdict"] != "none"]
-    sentence = f"Of {len(contrasts)} contrasts {len(told)} are significant (p < .05, Holm within the task)"
-    listed = [
-        f"{row.method} is {row.verdict} than {row.reference} at budget {row.budget} in {row.metric} "
-        f"({row.effect:+.3f} {row.unit}, 95 % interval {row.low:+.3f} to {row.high:+.3f})"
-        for row in told.itertuples()
+def prepared_remarks(prepared: Mapping[str, Any]) -> list[str]:
+    """Returns sentences on what was left out, converted or divided when the data were prepared, and on the buckets.
+
+    Args:
+        prepared: the entry of a task in `data.json`.
+    """
+    remarks = [
+        f"{what}: {', '.join(f'{count} {kind}' for kind, count in prepared[key].items())}."
+        for key, what in (("skipped", "Left out"), ("resampled", "Resampled"))
+        if prepared.get(key)
     ]
-    if (contrasts["variation"] == "items").any():
-        sentence += ", some of them from a single seed, so that they account only for the choice of test items"
-    return f"{sentence}: {'; '.join(listed)}." if listed else f"{sentence}."
+    if prepared.get("divided"):
+        remarks.append(
+            f"Divided into dev and test here, because the pack has no test: {', '.join(prepared['divided'])}."
+        )
+    buckets = prepared.get("buckets")
+    if buckets:
+        sizes = ", ".join(f"{name} {size['types']:,}" for name, size in buckets["sizes"].items())
+        rule = "the published rule" if buckets["rule"] == "published" else f"the rule '{buckets['rule']}'"
+        remarks.append(f"Types in the buckets of the training data, by {rule}: {sizes}.")
+    return remarks or ["Nothing was left out or converted."]
 
 
 def _figures(folder: Path, start: str, kinds: Sequence[str], captions: Path) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ def read_csv(path: Path) -> pd.DataFrame:
 
 
 class Summary:
-    """The tables of a summary, restricted to one task and model if they are given.
+    """The tables of a summary, restricted to one task, or to one task and model, if given.
 
     Args:
         folder: the folder `summary` of a study.
@@ -32,7 +32,13 @@ class Summary:
         table = read_csv(path) if path.exists() else pd.read_parquet(path.with_suffix(".parquet"))
         if self.task is None:
             return table
-        return table[(table["task"] == self.task) & (table["model"] == self.model)]
+        of_task = table[table["task"] == self.task]
+        return of_task if self.model is None else of_task[of_task["model"] == self.model]
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """By task, what was left out or converted when its data were prepared, and its buckets."""
+        return json.loads((self.folder / "data.json").read_text())
 
     @property
     def study(self) -> dict[str, Any]:

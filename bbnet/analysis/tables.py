@@ -1,7 +1,7 @@
 """Builds the tables of the results from the summary and formats them as Markdown and LaTeX."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from types import ModuleType
@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bbnet.analysis.metric import Metric
 from bbnet.analysis.summary import Summary
 
-COSTS = {
+SHARES = {
+    "density": "density",
     "net_density": "net density",
-    "flops": "MFLOPs",
+    "flops_of_dense": "FLOPs of dense",
     "churn": "churn",
     "units_at_smallest": "units at k_min",
     "silent_units": "silent units",
@@ -35,18 +37,18 @@ class Table:
 
 
 def results(summary: Summary, task: ModuleType) -> Table:
-    """Returns costs and metrics of every method and budget. The best is bold if its contrasts are all significant."""
-    metrics = {name: metric.unit for name, metric in task.METRICS.items() if metric.shown}
+    """Returns the metrics of every method and budget. The best is bold if its contrasts are all significant."""
+    metrics = {name: metric for name, metric in task.METRICS.items() if metric.shown}
     data = results_table(summary.read("cells"), metrics)
-    shown = shown_table(data, metrics)
+    shown = shown_table(data, metrics, task.PRIMARY)
     caption = (
-        f"{summary.task}, {summary.model}: mean over seeds on test, 95 % interval in brackets. Churn: share of the "
-        "connections that a refresh at the budget changes. Units at k_min or below, units silent on dev: share of all."
+        f"{summary.task}, {summary.model}: mean over seeds on test; in brackets the 95 % interval, which the CSV file "
+        "of this table has for all metrics."
     )
     if data["seeds"].min() < FEW_SEEDS:
-        caption += " With so few seeds the intervals are wide (t is 12.7 for two seeds); they are not clipped."
+        caption += " With so few seeds the intervals are wide (t is 12.7 for two seeds)."
     bold = supported_best(data, summary.read("contrasts"), {name: task.METRICS[name].better for name in task.PRIMARY})
-    entries = frozenset((row, f"{name} ({metrics[name]})") for row, name in bold)
+    entries = frozenset((row, metrics[name].heading) for row, name in bold)
     caption += " Bold: best of its budget, with significant contrasts to all other methods of its side"
     return Table(data, shown, f"{caption} ({len(entries)} entries).", entries)
 
@@ -54,10 +56,12 @@ def results(summary: Summary, task: ModuleType) -> Table:
 def contrasts_table(summary: Summary, task: ModuleType) -> Table:
     """Returns every contrast with its interval and adjusted p-value."""
     data = summary.read("contrasts").drop(columns=["task", "model"])
-    shown = data[["budget", "method", "reference", "metric", "n_seeds", "variation"]].astype(str)
+    shown = data[["budget", "method", "reference", "n_seeds", "variation"]].astype(str)
+    metrics = [task.METRICS[name] for name in data["metric"]]
+    shown.insert(3, "metric", [metric.heading for metric in metrics])
     shown["difference"] = [
-        f"{effect:+.3f} [{low:+.3f}, {high:+.3f}] {unit}"
-        for effect, low, high, unit in data[["effect", "low", "high", "unit"]].itertuples(index=False)
+        f"{metric.signed(effect)} [{metric.signed(low)}, {metric.signed(high)}]"
+        for metric, effect, low, high in zip(metrics, data["effect"], data["low"], data["high"], strict=True)
     ]
     for name in ("p", "p_holm"):
         shown[name] = [f"{value:.2g}" for value in data[name]]
@@ -71,23 +75,25 @@ def contrasts_table(summary: Summary, task: ModuleType) -> Table:
 
 
 def costs(summary: Summary, task: ModuleType) -> Table:
-    """Returns density, FLOPs, training time and memory of every method and budget."""
+    """Returns densities, FLOPs, masks, training time and memory of every method and budget."""
     cells = summary.read("cells").pivot_table(index=CELL, columns="metric", values="mean", sort=False)
     timing = summary.read("timing").groupby(CELL, sort=False)[["seconds", "peak_memory_mib"]].mean()
-    data = cells[["density", "net_density", "flops"]].join(timing)
+    data = cells[["density", "net_density", "flops", "churn", "units_at_smallest", "silent_units"]].join(timing)
     dense = data.loc["dense", "flops"].iloc[0] if "dense" in data.index.get_level_values("method") else np.nan
     data.insert(3, "flops_of_dense", data["flops"] / dense)
     data = data.reset_index()
     shown = data[CELL].astype(str)
-    for name, heading in (("density", "density"), ("net_density", "net density"), ("flops_of_dense", "FLOPs of dense")):
+    for name, heading in SHARES.items():
         shown[heading] = [f"{value:.3f}" for value in data[name]]
     shown.insert(5, "MFLOPs", [f"{value / 1e6:.4g}" for value in data["flops"]])
     shown["training (s)"] = [f"{value:.1f}" for value in data["seconds"]]
     shown["peak memory (MiB)"] = [f"{value:.0f}" for value in data["peak_memory_mib"]]
     devices = ", ".join(sorted(set(summary.read("timing")["device"])))
     caption = (
-        f"{summary.task}, {summary.model}: means over seeds. Density: kept share of the slabs' connections; net "
-        f"density: kept share of all weights; FLOPs: per sample. Time and memory of the sparse phase, on {devices}."
+        f"{summary.task}, {summary.model}: means over seeds. Density: kept share of the slabs' weights; net density: "
+        "kept share of all weights; FLOPs: per sample; churn: share of the connections that a refresh at the budget "
+        "changes; units at k_min or below, and units silent on dev: share of all. Time and memory of the sparse phase, "
+        f"on {devices}."
     )
     return Table(data, shown, caption)
 
@@ -133,19 +139,18 @@ def supported_best(table: pd.DataFrame, contrasts: pd.DataFrame, better: Mapping
     return found
 
 
-def results_table(cells: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
-    """Returns one row per method and budget: seeds, costs, and `mean`, `low` and `high` of each metric, unrounded.
+def results_table(cells: pd.DataFrame, metrics: Iterable[str]) -> pd.DataFrame:
+    """Returns one row per method and budget: seeds, and `mean`, `sd`, `low` and `high` of each metric, unrounded.
 
     Args:
         cells: `statistics.cells_table` of one task and model.
-        metrics: units by name, in the order of the columns. A cell without a value is NaN, such as dense for metrics
-            that are relative to dense.
+        metrics: names, in the order of the columns. A cell without a value is NaN, such as dense for metrics that are
+            relative to dense.
     """
     rows = []
     for (method, side, budget), cell in cells.groupby(["method", "side", "budget"], sort=False):
         by_metric = cell.set_index("metric")
         row = {"method": method, "side": side, "budget": budget, "seeds": int(by_metric["n_seeds"].iloc[0])}
-        row |= {name: by_metric.loc[name, "mean"] for name in COSTS}
         for name in metrics:
             bounds = by_metric.loc[name] if name in by_metric.index else {}
             row |= {f"{name}_{bound}": bounds.get(bound, np.nan) for bound in ("mean", "sd", "low", "high")}
@@ -153,18 +158,24 @@ def results_table(cells: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def shown_table(table: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
-    """Formats `results_table` as text: `mean [low, high]`, with the unit in the heading."""
-    shown = table[["method", "side", "budget", "seeds"]].astype(str)
-    for name, heading in COSTS.items():
-        shown[heading] = [f"{value / 1e6:.4g}" if name == "flops" else f"{value:.3f}" for value in table[name]]
-    for name, unit in metrics.items():
+def shown_table(table: pd.DataFrame, metrics: Mapping[str, Metric], primary: Sequence[str]) -> pd.DataFrame:
+    """Formats `results_table` as text: `mean [low, high]` for `primary` metrics, and the mean for the others."""
+    shown = table[[*CELL, "seeds"]].astype(str)
+    for name, metric in metrics.items():
         columns = (table[f"{name}_{bound}"] for bound in ("mean", "low", "high"))
-        shown[f"{name} ({unit})"] = [
-            DASH if np.isnan(mean) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+        shown[metric.heading] = [
+            DASH
+            if np.isnan(mean)
+            else _with_interval(metric, mean, low, high)
+            if name in primary
+            else metric.shown_value(mean)
             for mean, low, high in zip(*columns, strict=True)
         ]
     return shown
+
+
+def _with_interval(metric: Metric, mean: float, low: float, high: float) -> str:
+    return f"{metric.shown_value(mean)} [{metric.shown_value(low)}, {metric.shown_value(high)}]"
 
 
 def incomplete_note(grid: pd.DataFrame) -> str:

@@ -25,7 +25,7 @@ def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
     _, of_one_run = next(iter(items.groupby(KEYS, sort=False)))
     names = [metric for of_buckets in task.BY_BUCKET.values() for metric in of_buckets.values()]
     better = task.METRICS[names[0]].better
-    name = f"Δ{task.SELECTION.upper()}"
+    name = f"Δ{task.METRICS[task.SELECTION].title}"
     sizes = task.bucket_sizes(of_one_run)
     figure = plot_by_bucket(cells, runs, task.BY_BUCKET, sizes, name, better, task.COUNTED)
     return figure, cells[cells["metric"].isin(names)]

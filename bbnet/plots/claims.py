@@ -55,6 +55,6 @@ def plot_claims(claims: pd.DataFrame, methods: list[str]) -> Figure:
 
 
 def _mean(values: pd.Series) -> pd.Series:
-    half = half_width(values.to_numpy(), 0.0)
+    half = half_width(values.to_numpy())
     mean = values.mean()
     return pd.Series({"mean": mean, "low": mean - half, "high": mean + half, "n_seeds": len(values)})

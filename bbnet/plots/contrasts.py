@@ -1,5 +1,6 @@
 """Forest plot of the contrasts: paired differences between a method and dense or another method, with intervals."""
 
+from collections.abc import Mapping
 from types import ModuleType
 
 import matplotlib.pyplot as plt
@@ -7,6 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from bbnet.analysis.metric import Metric
 from bbnet.analysis.summary import Summary
 from bbnet.plots.style import DENSE_COLOUR, MARKERS, SEEDS_FOR_INTERVALS, method_colours, method_label
 
@@ -17,31 +19,31 @@ KEYS = ["budget", "method", "side", "reference", "reference_side"]
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
     """Returns the figure of one task and model, and the data shown."""
     contrasts, cells = summary.read("contrasts"), summary.read("cells")
-    better = {metric: task.METRICS[metric].better for metric in task.PRIMARY}
-    return plot_contrasts(contrasts, better, list(cells["method"])), contrasts
+    metrics = {name: task.METRICS[name] for name in task.PRIMARY}
+    return plot_contrasts(contrasts, metrics, list(cells["method"])), contrasts
 
 
-def plot_contrasts(contrasts: pd.DataFrame, better: dict[str, str], methods: list[str]) -> Figure:
+def plot_contrasts(contrasts: pd.DataFrame, metrics: Mapping[str, Metric], methods: list[str]) -> Figure:
     """Draws one column of axes per metric and one row per contrast, ordered by budget. Significant ones are filled.
 
     Args:
         contrasts: `contrasts.csv` of one task and model.
-        better: by metric to show, the direction that is better.
+        metrics: the metrics to show, by name.
         methods: all methods of the task and model; they determine the colours.
     """
     rows = list(dict.fromkeys(contrasts.sort_values("budget", kind="stable")[KEYS].itertuples(index=False, name=None)))
     colours = method_colours(methods)
-    metrics = [metric for metric in better if metric in set(contrasts["metric"])]
+    metrics = {name: metric for name, metric in metrics.items() if name in set(contrasts["metric"])}
     columns = max(1, len(metrics))
     size = (WIDTH_OF_LABELS + WIDTH_OF_METRIC * columns, HEIGHT_OF_REST + HEIGHT_OF_ROW * len(rows))
     figure, axes = plt.subplots(1, columns, figsize=size, sharey=True, squeeze=False)
-    for axis, metric in zip(axes[0], metrics, strict=False):
-        of_metric = contrasts[contrasts["metric"] == metric].set_index(KEYS)
+    for axis, (name, metric) in zip(axes[0], metrics.items(), strict=False):
+        of_metric = contrasts[contrasts["metric"] == name].set_index(KEYS)
         axis.axvline(0, color=DENSE_COLOUR, linewidth=1.0, linestyle="--")
         for place, row in enumerate(rows):
             if row in of_metric.index:
                 _draw_contrast(axis, place, of_metric.loc[row], colours[row[1]], MARKERS[row[2]])
-        axis.set_xlabel(f"difference in test {metric} ({of_metric['unit'].iloc[0]}; {better[metric]} is better)")
+        axis.set_xlabel(f"difference in test {metric.heading}; {metric.better} is better")
         axis.grid(visible=False, axis="y")
     if not rows:
         axes[0, 0].set_title("nothing to compare")

@@ -17,17 +17,17 @@ def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
     """Returns the figure of one task and model, and the data shown."""
     history, shown = summary.read("history"), f"dev_{task.SELECTION}"
     columns = [*KEYS, "epoch", "phase", "step", "density", shown, "selected"]
-    unit = task.METRICS[task.SELECTION].unit
-    return plot_learning_curves(history, task.SELECTION, unit), history[columns]
+    heading = task.METRICS[task.SELECTION].heading
+    return plot_learning_curves(history, task.SELECTION, heading), history[columns]
 
 
-def plot_learning_curves(history: pd.DataFrame, metric: str, unit: str) -> Figure:
+def plot_learning_curves(history: pd.DataFrame, metric: str, heading: str) -> Figure:
     """Draws one column per budget, with one line per method and seed, dense in grey. Vertical lines end the phases.
 
     Args:
         history: `history.parquet` of one task and model.
         metric: name of the metric. Its values on dev are in the column `dev_{metric}`.
-        unit: unit of the metric.
+        heading: title and unit of the metric.
     """
     dense = history[history["method"] == "dense"]
     budgets = sorted(set(history["budget"]) - set(dense["budget"])) or sorted(set(dense["budget"]))
@@ -48,7 +48,7 @@ def plot_learning_curves(history: pd.DataFrame, metric: str, unit: str) -> Figur
                 axis.axvline(ends[phase], color="0.6", linestyle=style, linewidth=1.0)
         curve.set_title(f"budget {budget}")
         density.set(xlabel="epoch", ylim=(0, 1.08))
-    axes[0, 0].set_ylabel(f"dev {metric} ({unit})")
+    axes[0, 0].set_ylabel(f"dev {heading}")
     axes[1, 0].set_ylabel("density of slabs\n(share)")
     sides = dict(zip(history["method"], history["side"], strict=True))
     handles = [

@@ -63,7 +63,7 @@ def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budge
     figure, axis = plt.subplots()
     axis.set_axis_off()
     line = 0.0
-    for rank in ("best", "median", "worst"):
+    for rank in ("best", "median", "worst", "only"):
         key = f"{model}/{method}/b{budget}/{rank}"
         if key not in described:
             continue

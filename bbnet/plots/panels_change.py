@@ -19,7 +19,7 @@ def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budge
         panels: the contents of `summary/panels/change.npz`.
     """
     described = json.loads(str(panels["cases"]))
-    ranks = [rank for rank in ("best", "median", "worst") if f"{model}/{method}/b{budget}/{rank}" in described]
+    ranks = [rank for rank in ("best", "median", "worst", "only") if f"{model}/{method}/b{budget}/{rank}" in described]
     figure, axes = plt.subplots(len(ranks), len(COLUMNS), figsize=(9, 2.05 * len(ranks) + 0.7), squeeze=False)
     for axis, title in zip(axes[0], COLUMNS, strict=True):
         axis.set_title(title)

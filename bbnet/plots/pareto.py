@@ -1,6 +1,6 @@
 """Pareto plot of the primary metrics against budget, net density and FLOPs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from types import ModuleType
 
 import matplotlib.pyplot as plt
@@ -11,6 +11,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import PercentFormatter
 from matplotlib.transforms import ScaledTranslation, Transform
 
+from bbnet.analysis.metric import Metric
 from bbnet.analysis.summary import Summary
 from bbnet.plots.style import LINES, MARKERS, SEEDS_FOR_INTERVALS, method_colours, method_label, seeds_title
 
@@ -30,10 +31,18 @@ def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
     """Returns the figure of one task and model, and the data shown."""
     cells = summary.read("cells")
     shown = cells["metric"].isin([*task.PRIMARY, *AXES])
-    return plot_pareto(cells, summary.read("runs"), task.PRIMARY), cells[shown]
+    metrics = {name: task.METRICS[name] for name in task.PRIMARY}
+    return plot_pareto(cells, summary.read("runs"), metrics), cells[shown]
 
 
-def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str]) -> Figure:
+def plot_pareto(
+    cells: pd.DataFrame,
+    runs: pd.DataFrame,
+    metrics: Mapping[str, Metric],
+    costs_shown: Mapping[str, str] = AXES,
+    width: float = WIDTH,
+    height: float = HEIGHT,
+) -> Figure:
     """Draws the mean over seeds of each metric for every method and budget, with a row of axes per metric.
 
     Points are labelled with their budgets unless there are too many methods. A method that keeps all weights is not
@@ -43,6 +52,10 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str])
     Args:
         cells: `cells.csv` of one task and model.
         runs: `runs.csv` of the same task and model.
+        metrics: the metrics to show, by name.
+        costs_shown: the label of the axis of each cost to show, which are some of `AXES`.
+        width: of the figure, in inches.
+        height: of a row of axes, in inches.
     """
     values = cells.pivot_table(index=["method", "side", "budget"], columns="metric", values="mean", sort=False)
     costs = {
@@ -50,23 +63,21 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str])
         "net_density": values["net_density"],
         "flops": values["flops"] / float(values.loc["dense", "flops"].iloc[0]),
     }
-    metrics = [metric for metric in metrics if metric in values]
+    metrics = {name: metric for name, metric in metrics.items() if name in values}
     colours = method_colours(list(values.index.get_level_values("method")))
-    height = max(HEIGHT * len(metrics), 1 + HEIGHT_OF_LEGEND_ENTRY * len(colours))
-    figure, axes = plt.subplots(
-        len(metrics), len(AXES), figsize=(WIDTH, height), sharex="col", sharey="row", squeeze=False
-    )
-    for metric, row in zip(metrics, axes, strict=True):
-        bounds = cells[cells["metric"] == metric].set_index(["method", "side", "budget"])
-        singles = runs[runs["metric"] == metric]
-        for axis, cost in zip(row, AXES, strict=True):
+    size = width, max(height * len(metrics), 1 + HEIGHT_OF_LEGEND_ENTRY * len(colours))
+    figure, axes = plt.subplots(len(metrics), len(costs_shown), figsize=size, sharex="col", sharey="row", squeeze=False)
+    for (name, metric), row in zip(metrics.items(), axes, strict=True):
+        bounds = cells[cells["metric"] == name].set_index(["method", "side", "budget"])
+        singles = runs[runs["metric"] == name]
+        for axis, cost in zip(row, costs_shown, strict=True):
             _draw_dense(axis, bounds.loc["dense"].iloc[0], singles[singles["method"] == "dense"]["value"])
-            for _, points in _shown(values, metric, cost).groupby(level=["method", "side"], sort=False):
+            for _, points in _shown(values, name, cost).groupby(level=["method", "side"], sort=False):
                 _draw_method(axis, costs[cost], points.sort_index(), bounds, singles, colours)
             axis.margins(x=0.12, y=0.08)
-            axis.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        row[0].set_ylabel(f"test {metric} ({bounds['unit'].iloc[0]})")
-    for axis, label in zip(axes[-1], AXES.values(), strict=True):
+            axis.xaxis.set_major_formatter(PercentFormatter(1.0))
+        row[0].set_ylabel(f"test {metric.heading}")
+    for axis, label in zip(axes[-1], costs_shown.values(), strict=True):
         axis.set_xlabel(label)
     handles, labels = axes[-1, -1].get_legend_handles_labels()
     title = seeds_title(cells[cells["metric"].isin(metrics)]["n_seeds"], "; methods of equal cost\nare side by side")
@@ -74,9 +85,9 @@ def plot_pareto(cells: pd.DataFrame, runs: pd.DataFrame, metrics: Sequence[str])
     if len(colours) > MAX_LABELLED_METHODS:
         return figure
     figure.draw_without_rendering()
-    for metric, row in zip(metrics, axes, strict=True):
-        for axis, cost in zip(row, AXES, strict=True):
-            _label_points(axis, costs[cost], _shown(values, metric, cost), colours)
+    for name, row in zip(metrics, axes, strict=True):
+        for axis, cost in zip(row, costs_shown, strict=True):
+            _label_points(axis, costs[cost], _shown(values, name, cost), colours)
     return figure
 
 

@@ -25,7 +25,7 @@ WHOLE_STUDY: Part = (None, None)
 SUMMARY = (
     *(f"{name}.csv" for name in ("runs", "cells", "contrasts", "claims", "slabs", "grid", "timing")),
     *(f"{name}.parquet" for name in ("items", "units", "history", "refreshes")),
-    "study.json",
+    *("study.json", "data.json"),
 )
 COLLECTED = (
     *(f"{name}.csv" for name in ("history", "refreshes", "units", "codes")),
@@ -110,7 +110,7 @@ class Workflow:
         compared = any(run.method != "dense" and run.seed in dense_seeds for run in taken)
         panels = [self.runs[folder] for folder in self.shown_in_panels(task).get(model, [])[1:]]
         return [
-            *(["pareto"] if dense_seeds else []),
+            *(["headline", "pareto"] if dense_seeds else []),
             *(["contrasts", "claims"] if compared else []),
             *(["by_bucket"] if compared and has_buckets(task) else []),
             *(["roc"] if has_pairs(task) else []),

@@ -102,6 +102,7 @@ class Task(Protocol):
 # - `buckets.make_buckets(index)`, Head, Mid and Tail of the training data, with `metrics.BY_BUCKET` (test set -> bucket
 #   -> relative metric), `metrics.bucket_sizes(items)` and `metrics.COUNTED`;
 # - `verification` and `metrics.roc_points(items, weights)`, for an ROC curve;
+# - `metrics.NOTE`, a remark on the models in the report;
 # - `panels`, selected test cases, with `bbnet.plots.panels_{task}`.
 
 

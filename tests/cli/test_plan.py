@@ -122,7 +122,7 @@ def test_the_paper_study_is_planned_with_its_downloads(project, capsys, monkeypa
     assert "librispeech: 4 files to download (CC BY 4.0), and as much again unpacked" in text
     assert f"{total:.1f} GB" in text
     assert "faces: 1 file to download (unclear)" in text
-    assert "face pack of the Budgeted Broadcast notebooks: It holds photographs of people" in text
+    assert "face pack of the Budgeted Broadcast notebooks: It contains photographs of people" in text
     assert "imagenet_resnet101: 1 file to download" in text
     steps = {"change": 445 * 16 // 8, "face": 140_020 // 64}
     epochs = {"change": runs * 20 + 3 * 10, "face": runs * 15 + 3 * 5}
@@ -176,7 +176,7 @@ def test_it_shows_the_differences_that_more_seeds_and_items_detect(project, caps
 
 
 def test_a_difference_that_is_larger_than_possible_is_none(project, capsys):
-    study = STUDY | {"seeds": [0, 1], "budgets": [0.1 + step / 20 for step in range(12)]}
+    study = STUDY | {"seeds": [0, 1], "budgets": [round(0.1 + step / 20, 2) for step in range(12)]}
     (project / "studies" / "micro.yaml").write_text(yaml.safe_dump(study))
     rows = detectable(plan(capsys, "--like", str(ROOT / "results/reference/demo")))
     assert rows[0][-3:] == ["none"] * 3

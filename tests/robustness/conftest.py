@@ -133,7 +133,7 @@ class Workbench:
             *("--run", canonical_json(asdict(run))),
             *("--config", canonical_json(self.recipes.train(run))),
             *("--fingerprint", fingerprint or self.recipes.run_fingerprint(run)),
-            *("--scoring", canonical_json(self.recipes.scoring(run.task))),
+            *("--scoring", canonical_json(self.recipes.tasks[run.task].scoring())),
             *("--prepared", self.prepared),
             *("--warm-start", warm_start or self.warm_start),
             *("--folder", folder),

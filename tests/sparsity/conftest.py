@@ -30,16 +30,16 @@ def exact_count():
 
 @pytest.fixture(scope="session")
 def literal_erk():
-    """Shares of slabs [(units, fan, taps)] as Evci et al.'s code finds them: the densest slab is capped, and again."""
+    """Weights of slabs [(units, fan, taps)] as Evci et al.'s code finds them: the densest slab is capped, and again."""
 
     def shares(total, shapes):
-        sizes = [units * fan for units, fan, _ in shapes]
+        sizes = [math.prod((units, fan, *taps)) for units, fan, taps in shapes]
         raw = [Fraction(sum((units, fan, *taps)), math.prod((units, fan, *taps))) for units, fan, taps in shapes]
         whole = set()
         while len(whole) < len(shapes):
             others = [slab for slab in range(len(shapes)) if slab not in whole]
             left = total - sum(sizes[slab] for slab in whole)
-            epsilon = left / sum(raw[slab] * sizes[slab] for slab in others)
+            epsilon = Fraction(left) / sum(raw[slab] * sizes[slab] for slab in others)
             densest = max(others, key=lambda slab: raw[slab])
             if epsilon * raw[densest] <= 1:
                 return [size if slab in whole else epsilon * raw[slab] * size for slab, size in enumerate(sizes)]

@@ -34,9 +34,11 @@ def conv_net():
     return nn.Sequential(layers)
 
 
-def test_density_counts_connections_over_all_slabs():
-    assert density({"a": mask_of((8, 10), 20), "b": mask_of((4, 5), 20)}) == 0.4
-    assert density({"a": mask_of((8, 10), 80)}) == 1
+def test_density_counts_weights_over_all_slabs(mlp, conv_net):
+    assert density(mlp, {"first": mask_of((8, 10), 20), "last": mask_of((4, 8), 8)}) == 28 / 112
+    assert density(mlp, {"first": mask_of((8, 10), 80)}) == 1
+    # Kernels of 9 weights and of 1.
+    assert density(conv_net, {"stem": mask_of((6, 3), 6), "last": mask_of((5, 6), 30)}) == (54 + 30) / (162 + 30)
 
 
 def test_net_density_and_flops_of_a_small_mlp(mlp):

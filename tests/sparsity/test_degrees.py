@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
-from bbnet.sparsity.degrees import LAWS, allocate_degrees, as_budget, connection_count, erdos_renyi_counts
+from bbnet.sparsity.degrees import LAWS, allocate_degrees, as_budget, connection_count, erdos_renyi_counts, weight_count
 from bbnet.sparsity.limits import smallest_degree
 
 DETERMINISTIC_LAWS = ("log_odds", "linear", "uniform", "inverted", "traffic")
@@ -412,21 +413,47 @@ def layers(draw):
     extent = st.sampled_from([1, 2, 3, 5, 7])
     taps = st.one_of(st.just(()), st.tuples(extent), st.tuples(extent, extent), st.tuples(extent, extent, extent))
     shapes = draw(st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60), taps), min_size=1, max_size=6))
-    return shapes, draw(st.integers(1, sum(units * fan for units, fan, _ in shapes)))
+    return shapes, draw(st.integers(1, sum(math.prod((units, fan, *taps)) for units, fan, taps in shapes)))
 
 
 @settings(max_examples=300)
 @given(case=layers())
-def test_erdos_renyi_counts_are_the_published_shares_and_sum_exactly(case, literal_erk):
+def test_erdos_renyi_counts_are_the_published_shares_and_exact_to_a_kernel(case, literal_erk):
     shapes, total = case
-    counts, shares = erdos_renyi_counts(total, shapes), literal_erk(total, shapes)
-    assert sum(counts) == total
+    kernels = [math.prod(taps) for *_, taps in shapes]
+    counts = erdos_renyi_counts(total, shapes)
+    shares = [share / kernel for share, kernel in zip(literal_erk(total, shapes), kernels, strict=True)]
+    missing = total - sum(map(math.prod, zip(counts, kernels, strict=True)))
+    assert 0 <= missing < max(kernels)
     for count, share, (units, fan, _) in zip(counts, shares, shapes, strict=True):
         assert 0 <= count <= units * fan
         assert math.floor(share) <= count <= math.ceil(share)
-    up = [share % 1 for count, share in zip(counts, shares, strict=True) if count > share]
-    down = [share % 1 for count, share in zip(counts, shares, strict=True) if count < share]
-    assert not up or not down or min(up) >= max(down), "rounding is by largest remainder"
+    if len(set(kernels)) == 1:
+        up = [share % 1 for count, share in zip(counts, shares, strict=True) if count > share]
+        down = [share % 1 for count, share in zip(counts, shares, strict=True) if count < share]
+        assert not up or not down or min(up) >= max(down), "rounding is by largest remainder"
+
+
+@pytest.mark.parametrize("build", ["resnet50", "vgg11", "mobilenet_v2", "transformer"])
+@pytest.mark.parametrize("budget", ["0.05", "0.10", "0.25", "0.50", "0.90"])
+def test_erk_of_published_networks(build, budget, literal_erk):
+    """All convolutions and linear layers, depthwise ones included, as the formula does not ask what they are for."""
+    if build == "transformer":
+        model = nn.Transformer(64, 4, 2, 2, 256)
+    else:
+        models = pytest.importorskip("torchvision.models")
+        with torch.device("meta"):
+            model = getattr(models, build)()
+    weights = [module.weight for module in model.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    shapes = [(*weight.shape[:2], tuple(weight.shape[2:])) for weight in weights]
+    total = weight_count(Decimal(budget), shapes)
+    assert total == math.floor(Fraction(budget) * sum(weight.numel() for weight in weights) + Fraction(1, 2))
+    kernels = [math.prod(taps) for *_, taps in shapes]
+    counts = erdos_renyi_counts(total, shapes)
+    shares = literal_erk(total, shapes)
+    for count, share, kernel in zip(counts, shares, kernels, strict=True):
+        assert abs(count - share / kernel) < 1
+    assert 0 <= total - sum(map(math.prod, zip(counts, kernels, strict=True))) < max(kernels)
 
 
 def test_erdos_renyi_counts_worked_by_hand():
@@ -435,14 +462,19 @@ def test_erdos_renyi_counts_worked_by_hand():
     # (20 + 20) / 400 = .1 and (4 + 4) / 16 = .5, K = 104: factor * (40 + 8) = 104, so 2.1667 * .5 > 1 caps the second
     # at 16, and the first takes the other 88.
     assert erdos_renyi_counts(104, [(20, 20, ()), (4, 4, ())]) == [88, 16]
-    # A 3 x 3 kernel: (10 + 10 + 3 + 3) / (100 * 9) = .02889 beside (10 + 10) / 100 = .2, so 2.889 to 20.
-    # K = 46: 46 * 2.889 / 22.889 = 5.8 and 40.2.
-    assert erdos_renyi_counts(46, [(10, 10, (3, 3)), (10, 10, ())]) == [6, 40]
+    # A 3 x 3 kernel: (10 + 10 + 3 + 3) / (100 * 9) beside (10 + 10) / 100, so weights go as 26 to 20. Of 92 weights
+    # 52 and 40: 5.78 kernels and 40 weights. A sixth kernel of 9 weights would exceed the 7 that are left.
+    assert erdos_renyi_counts(92, [(10, 10, (3, 3)), (10, 10, ())]) == [5, 40]
+    # Of 94: 53.1 and 40.9, so 5.9 kernels, of which the sixth just fits in the 9 weights that are left.
+    assert erdos_renyi_counts(94, [(10, 10, (3, 3)), (10, 10, ())]) == [6, 40]
+    # Of 138: 78 and 60: 8.67 kernels, of which the ninth does not fit in 6.
+    assert erdos_renyi_counts(138, [(10, 10, (3, 3)), (10, 10, ())]) == [8, 60]
     # Equal remainders of .5: the earlier slab has one more.
     assert erdos_renyi_counts(3, [(4, 4, ()), (4, 4, ())]) == [2, 1]
 
 
 def test_slabs_of_one_shape_share_evenly_up_to_all_of_them():
-    for total in range(1, 61):
+    for total in range(1, 9 * 60 + 1):
         counts = erdos_renyi_counts(total, [(4, 5, (3, 3))] * 3)
-        assert counts == [total // 3 + (slab < total % 3) for slab in range(3)]
+        kernels = total // 9
+        assert counts == [kernels // 3 + (slab < kernels % 3) for slab in range(3)]

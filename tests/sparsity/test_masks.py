@@ -1,6 +1,7 @@
 """Masks against plain loops: sort by score descending, then by index."""
 
 import math
+from itertools import accumulate
 
 import pytest
 import torch
@@ -103,9 +104,12 @@ def test_the_largest_of_all_slabs_are_those_of_one_joint_sort(first, second, thi
         for row, of in enumerate(rows)
         for column in range(len(of))
     ]
-    count = data.draw(st.integers(0, len(places)))
-    kept = set(sorted(places, key=lambda place: -slabs[place[0]][place[1]][place[2]])[:count])
-    masks = keep_largest_of_slabs([torch.tensor(rows) for rows in slabs], count)
+    kernels = data.draw(st.lists(st.sampled_from([1, 4, 9]), min_size=3, max_size=3))
+    total = data.draw(st.integers(0, sum(kernels[slab] for slab, _, _ in places)))
+    ordered = sorted(places, key=lambda place: -slabs[place[0]][place[1]][place[2]])
+    weights = list(accumulate(kernels[slab] for slab, _, _ in ordered))
+    kept = {place for place, so_far in zip(ordered, weights, strict=True) if so_far <= total}
+    masks = keep_largest_of_slabs([torch.tensor(rows) for rows in slabs], kernels, total)
     found = [(slab, *place) for slab, mask in enumerate(masks) for place in map(tuple, mask.nonzero().tolist())]
     assert set(found) == kept
     assert [list(mask.shape) for mask in masks] == [[len(rows), len(rows[0])] for rows in slabs]

@@ -3,6 +3,7 @@
 import copy
 import io
 import json
+import math
 import os
 import subprocess
 import sys
@@ -67,8 +68,8 @@ def exact_over_all_slabs_only(method):
 
 
 def budget_of(method):
-    """The budget that the method's pattern implies; without one, the tests' default."""
-    return "0.50" if "pattern" in method else "0.25"
+    """The budget that the method's pattern implies; without one, the tests' default, or less if no slab is to be whole."""
+    return "0.50" if "pattern" in method else "0.10" if method.get("distribution") == "erk" else "0.25"
 
 
 OPTIMIZERS = {
@@ -275,7 +276,15 @@ def test_every_refresh_keeps_exactly_k_connections(
             assert row["density"] == row["connections"] / mask.numel()
             expected.append(exact_count(row["budget"], *mask.shape))
         counts = [row["connections"] for row in rows]
-        assert sum(counts) == sum(expected) if exact_over_all_slabs_only(method) else counts == expected
+        if exact_over_all_slabs_only(method) and rows:
+            kernels = [weight_of(model, slab)[0, 0].numel() for slab in slabs]
+            weights = sum(weight_of(model, slab).numel() for slab in slabs)
+            missing = exact_count(rows[0]["budget"], weights, 1) - sum(
+                map(math.prod, zip(counts, kernels, strict=True))
+            )
+            assert 0 <= missing < max(kernels)
+        else:
+            assert counts == expected
         for slab in slabs:
             weight, mask = weight_of(model, slab), sparsifier.masks()[slab.name]
             assert not weight[~over_weight(mask, weight, slab.side)].any()
@@ -287,7 +296,8 @@ def test_every_refresh_keeps_exactly_k_connections(
     assert [mask.shape for mask in masks] == [
         shape if slab.side == "in" else shape[::-1] for slab, shape in zip(slabs, shapes, strict=True)
     ]
-    assert sum(int(mask.sum()) for mask in masks) == sum(exact_count(budget, *shape) for shape in shapes)
+    if not exact_over_all_slabs_only(method):
+        assert sum(int(mask.sum()) for mask in masks) == sum(exact_count(budget, *shape) for shape in shapes)
 
 
 with_shadow = pytest.mark.xdist_group("shadowed runs")

@@ -13,7 +13,8 @@ ERRORS = ("substitutions", "deletions", "insertions")
 def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> dict[str, int]:
     """Returns the best, median and worst test utterance by gain, the word errors of `dense` minus those of `other`.
 
-    Utterances that both recognise without error are excluded, unless there are no others.
+    Utterances that both recognise without error are excluded, unless there are no others. Of two utterances, there is
+    no median; a single one is the `only` case.
 
     Args:
         dense, other: `substitutions`, `deletions` and `insertions` [utterances] of each run, in the same order.
@@ -22,7 +23,10 @@ def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> 
     gain, relevant = of_dense - of_other, of_dense + of_other > 0
     candidates = np.flatnonzero(relevant) if relevant.any() else np.arange(len(gain))
     ranked = candidates[np.argsort(-gain[candidates], kind="stable")]
-    return {"best": int(ranked[0]), "median": int(ranked[(len(ranked) - 1) // 2]), "worst": int(ranked[-1])}
+    places = {"best": 0, "median": (len(ranked) - 1) // 2, "worst": len(ranked) - 1}
+    if len(ranked) < 3:
+        places = {"best": 0, "worst": 1} if len(ranked) == 2 else {"only": 0}
+    return {rank: int(ranked[place]) for rank, place in places.items()}
 
 
 def describe(dense: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

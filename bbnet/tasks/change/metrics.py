@@ -7,6 +7,11 @@ from bbnet.tasks.task import Items
 
 SELECTION = "f1"
 PRIMARY = ("f1",)
+NOTE = (
+    "FC-Siam-conc is the variant of the released notebook. Unlike the network of Daudt et al. (2018), it has two "
+    "convolutions instead of three at levels 3 and 4, no dropout, the maps of both dates at the bottleneck, and a 1x1 "
+    "convolution as head."
+)
 _TITLES = {
     **{"f1": "F1", "iou": "IoU", "precision": "precision", "recall": "recall"},
     **{"image_f1": "F1 per image", "image_iou": "IoU per image"},

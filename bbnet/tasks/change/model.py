@@ -1,4 +1,8 @@
-"""FC-Siam-conc (Daudt et al. 2018), a siamese U-Net whose decoder concatenates the skips of both dates."""
+"""FC-Siam-conc, a siamese U-Net whose decoder concatenates the skips of both dates, as in the released notebook.
+
+Unlike the network of Daudt et al. (2018), it has two convolutions instead of three at levels 3 and 4, no dropout, the
+maps of both dates at the bottleneck, and a 1x1 convolution as head.
+"""
 
 from collections.abc import Sequence
 from itertools import pairwise

@@ -13,7 +13,7 @@ def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> 
     """Returns the best, median and worst test image by gain, delta TP - delta FP in pixels, `other` minus `dense`.
 
     Delta TP alone would favour a method that predicts too much change. Images without true or predicted change are
-    excluded, unless there are no others.
+    excluded, unless there are no others. Of two images, there is no median; a single one is the `only` case.
 
     Args:
         dense, other: items, `tp`, `fp`, `fn` [images], of the same images in the same order.
@@ -23,7 +23,10 @@ def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> 
     relevant = (dense["tp"] + dense["fn"] + dense["fp"] + other["fp"]) > 0
     candidates = np.flatnonzero(relevant) if relevant.any() else np.arange(len(gain))
     ranked = candidates[np.argsort(-gain[candidates], kind="stable")]
-    return {"best": int(ranked[0]), "median": int(ranked[(len(ranked) - 1) // 2]), "worst": int(ranked[-1])}
+    places = {"best": 0, "median": (len(ranked) - 1) // 2, "worst": len(ranked) - 1}
+    if len(ranked) < 3:
+        places = {"best": 0, "worst": 1} if len(ranked) == 2 else {"only": 0}
+    return {rank: int(ranked[place]) for rank, place in places.items()}
 
 
 def describe(dense: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ Data = Annotated[AerialScenes | LevirCD, Field(discriminator="pack")]
 
 
 class FCSiamConc(Section):
-    """FC-Siam-conc (Daudt et al. 2018) with batch norm before each ReLU and 2x2 transposed convolutions."""
+    """The notebook's variant of FC-Siam-conc (Daudt et al. 2018): batch norm, 2x2 transposed convolutions."""
 
     widths: list[Annotated[int, Field(ge=1, le=4096)]] = Field(
         min_length=1, max_length=8, description="Channels of each level; 32, 64, 128, 256 in the released notebook."

@@ -1,0 +1,89 @@
+"""States in sentences what the contrasts of a task and model show, and what the study could have shown."""
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+from bbnet.analysis.metric import Metric
+from bbnet.analysis.power import POWER, components_of, detectable_difference
+
+SIGNIFICANT = "significant (p < .05 after Holm's method over all contrasts of the task)"
+
+
+def findings(cells: pd.DataFrame, contrasts: pd.DataFrame, metrics: Mapping[str, Metric], family: int) -> list[str]:
+    """Returns a paragraph for each metric that is compared.
+
+    Args:
+        cells, contrasts: `cells.csv` and `contrasts.csv` of one task and model.
+        metrics: the primary metrics of the task by name.
+        family: number of contrasts that Holm's method covers.
+    """
+    return [
+        " ".join(_sentences(cells[cells["metric"] == name], rows, metric, family))
+        for name, metric in metrics.items()
+        if len(rows := contrasts[contrasts["metric"] == name])
+    ]
+
+
+def _sentences(cells: pd.DataFrame, contrasts: pd.DataFrame, metric: Metric, family: int) -> Iterable[str]:
+    dense = cells[cells["method"] == "dense"]
+    if len(dense):
+        row = dense.iloc[0]
+        interval = f"[{metric.shown_value(row['low'])}, {metric.shown_value(row['high'])}]"
+        yield f"{metric.title} of dense is {metric.shown_value(row['mean'])} {interval}{_unit(metric)}."
+    with_dense = contrasts["reference"] == "dense"
+    yield from _compared(contrasts[with_dense], metric, "dense")
+    yield from _compared(contrasts[~with_dense], metric, "one another")
+    seeds = int(contrasts["n_seeds"].min())
+    if seeds == 1:
+        yield "There is one seed, so the intervals account only for the choice of test items."
+        return
+    components = components_of(contrasts)
+    if components is not None:
+        yield _detectable(detectable_difference(components, seeds, family), components.items, seeds, metric)
+
+
+def _compared(contrasts: pd.DataFrame, metric: Metric, others: str) -> Iterable[str]:
+    """Yields one sentence: the significant contrasts, or the range of the differences if there is none."""
+    if not len(contrasts):
+        return
+    told = contrasts[contrasts["verdict"] != "none"]
+    what = "method and budget compared with dense" if others == "dense" else "contrast between methods"
+    if not len(told):
+        lowest, highest = (contrasts.loc[contrasts["effect"].idxmin()], contrasts.loc[contrasts["effect"].idxmax()])
+        yield (
+            f"No {what} is {SIGNIFICANT}, of {len(contrasts)}; the differences lie between "
+            f"{_difference(lowest, metric)} ({_place(lowest)}) and {_difference(highest, metric)} ({_place(highest)})."
+        )
+        return
+    listed = "; ".join(
+        f"{row['method']} is {row['verdict']} than {row['reference']} at budget {_budget(row)} "
+        f"by {_difference(row, metric)} [{metric.signed(row['low'])}, {metric.signed(row['high'])}]"
+        for _, row in told.iterrows()
+    )
+    yield f"Of {len(contrasts)} contrasts with {others}, {len(told)} are {SIGNIFICANT}: {listed}."
+
+
+def _detectable(difference: float, items: int, seeds: int, metric: Metric) -> str:
+    with_these = f"With {seeds} seeds and {items} test items"
+    if difference > metric.high - metric.low:
+        return f"{with_these}, no possible difference would be significant with a probability of {POWER:.0%}."
+    amount = f"{metric.shown_value(difference)}{_unit(metric)}"
+    return f"{with_these}, a difference of {amount} would be significant with a probability of {POWER:.0%}."
+
+
+def _place(row: pd.Series) -> str:
+    reference = "" if row["reference"] == "dense" else f" against {row['reference']}"
+    return f"{row['method']}{reference} at budget {_budget(row)}"
+
+
+def _budget(row: pd.Series) -> str:
+    return str(row["budget"]).lstrip("0")
+
+
+def _difference(row: pd.Series, metric: Metric) -> str:
+    return f"{metric.signed(row['effect'])}{_unit(metric)}"
+
+
+def _unit(metric: Metric) -> str:
+    return "" if metric.unit == "share" else f" {metric.unit}"
