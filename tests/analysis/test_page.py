@@ -4,11 +4,14 @@ import base64
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
-from bbnet.analysis.page import FIGURES, TABLES, findings, render
+from bbnet.analysis.findings import findings
+from bbnet.analysis.metric import Metric
+from bbnet.analysis.page import FIGURES, TABLES, prepared_remarks, render
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -16,6 +19,10 @@ PNG = base64.b64decode(
 NASTY = "<b>bold</b> & \"quoted\" 'text' <script>alert(1)</script>"
 CONTRASTS = ["task", "model", "method", "side", "budget", "reference", "reference_side", "metric", "unit"]
 CONTRASTS += ["effect", "low", "high", "n_seeds", "variation", "p", "p_holm", "verdict"]
+CONTRASTS += ["differences", "n_items", "item_variance", "interaction_variance"]
+CELLS = ["task", "model", "method", "side", "budget", "metric", "mean", "low", "high"]
+METRICS = {"f1": Metric("F1", "share", "higher", 0, 1)}
+TASKS = dict.fromkeys(("asr", "change"), SimpleNamespace(METRICS=METRICS, PRIMARY=("f1",)))
 LONG_REASON = "ValueError: slab encoder.1.conv1: the loss became nan at step 1234 of epoch 7, in the sparse phase"
 
 
@@ -49,7 +56,8 @@ def contrast(method, reference, verdict, effect=0.05, **changed) -> dict:
     row = {"task": "change", "model": "small", "method": method, "side": "in", "budget": "0.20"}
     row |= {"reference": reference, "reference_side": "none", "metric": "f1", "unit": "share", "effect": effect}
     row |= {"low": effect - 0.02, "high": effect + 0.03, "n_seeds": 3, "variation": "seeds and items"}
-    return row | {"p": 0.01, "p_holm": 0.02, "verdict": verdict} | changed
+    row |= {"p": 0.01, "p_holm": 0.02, "verdict": verdict, "differences": f"{effect - 0.01} {effect} {effect + 0.01}"}
+    return row | {"n_items": 60, "item_variance": 1e-4, "interaction_variance": 1e-5} | changed
 
 
 def grid_rows(tasks) -> list[dict]:
@@ -66,19 +74,39 @@ def grid_rows(tasks) -> list[dict]:
 def results(tmp_path):
     """A folder of results with a summary; figures and tables by name, each table with its name as its cell."""
 
-    def make(tasks=("change",), figures=(), tables=(), contrasts=(), grid=None, description="A study.", device="cpu"):
+    def make(
+        tasks=("change",),
+        figures=(),
+        tables=(),
+        contrasts=(),
+        grid=None,
+        description="A study.",
+        device="cpu",
+        data_of=None,
+    ):
         for folder in ("summary", "figures", "tables"):
             (tmp_path / folder).mkdir()
         data = {"pack": "aerial_scenes", "size": 64, "path": None}
-        study = {"name": "demo", "description": description, "budgets": ["0.20"], "seeds": [0, 1, 2]}
+        study = {
+            "name": "demo",
+            "description": others.get("description", "A study."),
+            "budgets": ["0.20"],
+            "seeds": [0, 1, 2],
+        }
         study |= {"methods": {"dense": {}, "sp_in": {}}, "tasks": {task: {"data": data} for task in tasks}}
         summary = tmp_path / "summary"
         (summary / "study.json").write_text(json.dumps(study))
         grid = pd.DataFrame(grid_rows(tasks) if grid is None else grid)
         grid.to_csv(summary / "grid.csv", index=False)
         done = grid[grid["status"] == "done"].drop(columns=["status", "why"])
-        done.assign(device=device, seconds=1.0).to_csv(summary / "timing.csv", index=False)
+        done.assign(device=others.get("device", "cpu"), seconds=1.0).to_csv(summary / "timing.csv", index=False)
         pd.DataFrame(list(contrasts), columns=CONTRASTS).to_csv(summary / "contrasts.csv", index=False)
+        cells = [
+            dict(zip(CELLS, (task, "small", "dense", "none", "1.00", "f1", 0.75, 0.7, 0.8), strict=True))
+            for task in tasks
+        ]
+        pd.DataFrame(cells, columns=CELLS).to_csv(summary / "cells.csv", index=False)
+        (summary / "data.json").write_text(json.dumps(data_of or {}))
         for name in figures:
             (tmp_path / "figures" / f"{name}.png").write_bytes(PNG)
         for name in tables:
@@ -91,7 +119,7 @@ def results(tmp_path):
 @pytest.fixture
 def texts(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("texts")
-    for kind in (*FIGURES, "coverage"):
+    for kind in (*FIGURES, "headline", "coverage"):
         (folder / f"{kind}.rst").write_text(f"What {kind} shows.\n")
     deviations = folder / "deviations.md"
     deviations.write_text("| notebook | bbnet |\n|---|---|\n| one | another |\n")
@@ -100,11 +128,11 @@ def texts(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture
 def page(texts):
-    return lambda results: Page(render(results, *texts))
+    return lambda results: Page(render(results, *texts, TASKS))
 
 
 ALL_FIGURES = [f"change-small-{kind}" for kind in FIGURES if kind != "panels"]
-ALL_FIGURES += ["change-small-panels-sp_in-b0.20", "change-small-panels-sp_in-b0.50"]
+ALL_FIGURES += ["change-small-headline", "change-small-panels-sp_in-b0.20", "change-small-panels-sp_in-b0.50"]
 ALL_TABLES = [f"change-small-{kind}" for kind in TABLES]
 
 
@@ -133,7 +161,7 @@ def test_links_lead_to_places_on_the_page(page, results):
 
 def test_the_shipped_texts_make_a_whole_page(results):
     root = Path(__file__).parents[2]
-    found = Page(render(results(figures=ALL_FIGURES), root / "report", root / "docs" / "deviations.md"))
+    found = Page(render(results(figures=ALL_FIGURES), root / "report", root / "docs" / "deviations.md", TASKS))
     assert len(found.of("img")) == len(ALL_FIGURES)
     assert not [link for link in found.of("a") if not link["href"].startswith("#")]
 
@@ -159,7 +187,7 @@ def test_every_kind_of_figure_has_a_place():
     """Each module of plots that draws, and the panels of the tasks."""
     modules = (Path(__file__).parents[2] / "bbnet" / "plots").glob("*.py")
     drawn = {module.stem for module in modules if "\ndef draw(" in module.read_text()}
-    assert {*FIGURES, "coverage"} == drawn | {"panels"}
+    assert {*FIGURES, "headline", "coverage"} == drawn | {"panels"}
 
 
 def test_figures_stand_in_the_section_of_their_task_and_model(page, results):
@@ -179,7 +207,7 @@ def test_without_figures_and_tables_there_is_still_a_page(page, results):
     found = page(results())
     assert found.of("img") == []
     assert "6 of 6 runs" in found.text
-    assert "Data: pack aerial_scenes, size 64." in found.text
+    assert "Data: pack aerial_scenes, size 64. Nothing was left out or converted." in found.text
     assert "None: all 6 runs are done." in found.text
 
 
@@ -225,43 +253,76 @@ def test_hundreds_of_missing_cells_are_all_named(page, results):
 # Findings.
 
 
+DENSE_CELL = pd.DataFrame([{"method": "dense", "metric": "f1", "mean": 0.75, "low": 0.7, "high": 0.8}])
+
+
+def findings_of(rows: list[dict], family: int = 3) -> str:
+    (text,) = findings(DENSE_CELL, pd.DataFrame(rows), METRICS, family)
+    return text
+
+
 def test_findings_by_hand():
     rows = [
         contrast("sp_in", "dense", "worse", -0.05),
+        contrast("rigl", "dense", "none", -0.01),
         contrast("sp_in", "magnitude", "better", 0.125),
-        contrast("rigl", "dense", "none"),
     ]
-    assert findings(pd.DataFrame(rows)) == (
-        "Of 3 contrasts 2 are significant (p < .05, Holm within the task): "
-        "sp_in is worse than dense at budget 0.20 in f1 (-0.050 share, 95 % interval -0.070 to -0.020); "
-        "sp_in is better than magnitude at budget 0.20 in f1 (+0.125 share, 95 % interval +0.105 to +0.155)."
+    text = findings_of(rows)
+    significant = "significant (p < .05 after Holm's method over all contrasts of the task)"
+    assert text.startswith(
+        "F1 of dense is 0.750 [0.700, 0.800]. "
+        f"Of 2 contrasts with dense, 1 are {significant}: "
+        "sp_in is worse than dense at budget .20 by -0.050 [-0.070, -0.020]. "
+        f"Of 1 contrasts with one another, 1 are {significant}: "
+        "sp_in is better than magnitude at budget .20 by +0.125 [+0.105, +0.155]. "
+        "With 3 seeds and 60 test items, a difference of 0."
     )
+    assert text.endswith("would be significant with a probability of 80%.")
 
 
-def test_no_significant_contrast_is_said():
-    rows = [contrast("sp_in", "dense", "none"), contrast("rigl", "dense", "none")]
-    expected = "Of 2 contrasts 0 are significant (p < .05, Holm within the task)."
-    assert findings(pd.DataFrame(rows)) == expected
+def test_what_is_not_significant_has_its_range():
+    text = findings_of([contrast("sp_in", "dense", "none", -0.05), contrast("rigl", "dense", "none", 0.01)])
+    assert "No method and budget compared with dense is significant" in text
+    assert "of 2; the differences lie between -0.050 (sp_in at budget .20) and +0.010 (rigl at budget .20)." in text
 
 
-def test_contrasts_of_one_seed_are_said_to_speak_of_items():
-    rows = [contrast("sp_in", "dense", "none", variation="items"), contrast("rigl", "dense", "none")]
-    assert findings(pd.DataFrame(rows)) == (
-        "Of 2 contrasts 0 are significant (p < .05, Holm within the task), some of them with one seed, which speak of "
-        "the test items alone."
-    )
+def test_one_seed_accounts_for_items_alone_and_too_few_seeds_see_nothing():
+    one = [contrast("sp_in", "dense", "none", n_seeds=1, variation="items", differences="0.05")]
+    assert findings_of(one).endswith("so the intervals account only for the choice of test items.")
+    noisy = [contrast("sp_in", "dense", "none", n_seeds=2, differences="-0.4 0.5")]
+    assert "With 2 seeds and 60 test items, no possible difference would be significant" in findings_of(noisy)
 
 
 def test_findings_are_those_of_the_task_and_model(page, results):
     rows = [contrast("sp_in", "dense", "worse", -0.05), contrast("sp_in", "dense", "none", task="asr")]
     text = page(results(tasks=("asr", "change"), contrasts=rows)).text
-    assert text.count("Of 1 contrasts 0 are significant") == 1
-    assert text.count("Of 1 contrasts 1 are significant") == 1
-    assert text.index("Of 1 contrasts 0") < text.index("sp_in is worse than dense at budget 0.20")
+    assert text.count("sp_in is worse than dense at budget .20") == 1
+    assert text.count("No method and budget compared with dense") == 1
+    assert text.index("No method and budget") < text.index("sp_in is worse than dense")
 
 
 def test_without_contrasts_it_says_so(page, results):
     assert "There is nothing to compare with." in page(results()).text
+
+
+# Data.
+
+
+def test_what_became_of_the_data_is_told(page, results):
+    sizes = {name: {"types": 2000 + place, "occurrences": 9} for place, name in enumerate(("head", "mid", "tail"))}
+    told = {
+        "skipped": {"undecodable": 3, "too_short": 1},
+        "resampled": {"low_rate": 2},
+        "divided": ["verification"],
+        "buckets": {"rule": "up to the median", "sizes": sizes},
+    }
+    text = page(results(data_of={"change": told})).text
+    assert "Left out: 3 undecodable, 1 too_short. Resampled: 2 low_rate." in text
+    assert "Divided into dev and test here, because the pack has no test: verification." in text
+    assert "by the rule 'up to the median': head 2,000, mid 2,001, tail 2,002." in text
+    assert prepared_remarks({"skipped": {}, "buckets": told["buckets"] | {"rule": "published"}}) == [
+        "Types in the buckets of the training data, by the published rule: head 2,000, mid 2,001, tail 2,002."
+    ]
 
 
 # Escapes.

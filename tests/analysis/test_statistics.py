@@ -192,7 +192,9 @@ def test_a_cell_has_mean_sd_number_of_seeds_and_interval(tables, cells, values):
     found = cells(*tables(values)).set_index("metric")
     score = found.loc["score"]
     by_seed = values.mean(1)
-    half = np.sqrt(4.303**2 * by_seed.var(ddof=1) / 3 + 1.990**2 * score["item_variance"])
+    with_seeds = 4.303**2 * by_seed.var(ddof=1) / 3 + 1.990**2 * score["item_variance"]
+    of_items = 1.990**2 * (score["item_variance"] + score["interaction_variance"] / 3)
+    half = np.sqrt(max(with_seeds, of_items))
     assert (score["n_items"], score["item_variance"]) == (80, pytest.approx(values.mean(0).var() / 80, rel=0.2))
     assert score["mean"] == pytest.approx(by_seed.mean())
     assert score["sd"] == pytest.approx(by_seed.std(ddof=1))

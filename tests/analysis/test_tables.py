@@ -3,9 +3,10 @@
 import pandas as pd
 import pytest
 
+from bbnet.analysis.metric import Metric
 from bbnet.analysis.tables import Table, incomplete_note, latex, markdown, results_table, shown_table, supported_best
 
-METRICS = {"f1": "share", "iou": "share"}
+METRICS = {"f1": Metric("F1", "share", "higher", 0, 1), "iou": Metric("IoU", "share", "higher", 0, 1)}
 
 
 def rows_of(method: str, side: str, budget: str, **means: float) -> list[dict]:
@@ -17,29 +18,24 @@ def rows_of(method: str, side: str, budget: str, **means: float) -> list[dict]:
     ]
 
 
-def costs(net_density: float, flops: float, churn: float, at_smallest: float, silent: float) -> dict[str, float]:
-    named = {"net_density": net_density, "flops": flops, "churn": churn}
-    return named | {"units_at_smallest": at_smallest, "silent_units": silent}
-
-
 @pytest.fixture
 def cells() -> pd.DataFrame:
     """Dense and two budgets of sp_in."""
     return pd.DataFrame(
         [
-            *rows_of("dense", "none", "1.00", f1=0.75, iou=0.5, **costs(1, 4e6, 0, 0, 0)),
-            *rows_of("sp_in", "in", "0.20", f1=0.625, iou=0.25, **costs(0.4375, 1.25e6, 0.0625, 0.1875, 0.03125)),
-            *rows_of("sp_in", "in", "0.50", f1=0.6875, iou=0.375, **costs(0.625, 2.5e6, 0.03125, 0, 0)),
+            *rows_of("dense", "none", "1.00", f1=0.75, iou=0.5),
+            *rows_of("sp_in", "in", "0.20", f1=0.625, iou=0.25),
+            *rows_of("sp_in", "in", "0.50", f1=0.6875, iou=0.375),
         ]
     )
 
 
 @pytest.fixture
 def shown(cells) -> pd.DataFrame:
-    return shown_table(results_table(cells, METRICS), METRICS)
+    return shown_table(results_table(cells, METRICS), METRICS, ("f1",))
 
 
-def test_there_is_one_row_per_method_and_budget_with_costs_and_intervals(cells):
+def test_there_is_one_row_per_method_and_budget_with_intervals(cells):
     table = results_table(cells, METRICS)
     assert table[["method", "side", "budget", "seeds"]].to_numpy().tolist() == [
         ["dense", "none", "1.00", 3],
@@ -47,38 +43,13 @@ def test_there_is_one_row_per_method_and_budget_with_costs_and_intervals(cells):
         ["sp_in", "in", "0.50", 3],
     ]
     row = table.iloc[1]
-    assert (row["net_density"], row["flops"]) == (0.4375, 1.25e6)
     assert (row["f1_mean"], row["f1_sd"], row["f1_low"], row["f1_high"]) == (0.625, 0.02, 0.525, 0.725)
     assert (row["iou_mean"], row["iou_low"]) == (0.25, 0.15)
 
 
-def test_shown_numbers_have_three_decimals_and_an_interval(shown):
-    assert list(shown.columns) == [
-        "method",
-        "side",
-        "budget",
-        "seeds",
-        "net density",
-        "MFLOPs",
-        "churn",
-        "units at k_min",
-        "silent units",
-        "f1 (share)",
-        "iou (share)",
-    ]
-    assert shown.iloc[1].tolist() == [
-        "sp_in",
-        "in",
-        "0.20",
-        "3",
-        "0.438",
-        "1.25",
-        "0.062",
-        "0.188",
-        "0.031",
-        "0.625 [0.525, 0.725]",
-        "0.250 [0.150, 0.350]",
-    ]
+def test_primary_metrics_are_shown_with_their_interval_and_others_alone(shown):
+    assert list(shown.columns) == ["method", "side", "budget", "seeds", "F1", "IoU"]
+    assert shown.iloc[1].tolist() == ["sp_in", "in", "0.20", "3", "0.625 [0.525, 0.725]", "0.250"]
 
 
 def test_markdown_is_a_table_with_every_cell_as_shown_and_the_caption(shown):
@@ -125,14 +96,14 @@ def test_an_incomplete_grid_says_what_became_of_the_others(statuses, note):
 
 def test_what_a_cell_does_not_have_is_a_dash(cells):
     relative = pd.DataFrame(rows_of("sp_in", "in", "0.20", gain=0.5))
-    metrics = METRICS | {"gain": "%"}
+    metrics = METRICS | {"gain": Metric("gain", "%", "higher")}
     table = results_table(pd.concat([cells, relative]), metrics)
     assert table["gain_mean"].isna().tolist() == [True, False, True]
-    assert shown_table(table, metrics)["gain (%)"].tolist() == ["–", "0.500 [0.400, 0.600]", "–"]
+    assert shown_table(table, metrics, ["gain"])["gain (%)"].tolist() == ["–", "0.5 [0.4, 0.6]", "–"]
 
 
 def test_what_stands_out_is_bold_in_both_forms(shown):
-    table = Table(shown, shown, "A caption.", frozenset({(1, "f1 (share)")}))
+    table = Table(shown, shown, "A caption.", frozenset({(1, "F1")}))
     assert markdown(table).count("**0.625 [0.525, 0.725]**") == markdown(table).count("**") / 2 == 1
     assert latex(table).count("\\textbf{0.625 [0.525, 0.725]}") == latex(table).count("textbf") == 1
 
@@ -155,10 +126,10 @@ def contrast(method: str, reference: str, verdict: str, budget: str = "0.20") ->
 def test_the_best_is_bold_only_where_its_contrasts_say_so(verdicts, bold):
     cells = pd.DataFrame(
         [
-            *rows_of("dense", "none", "1.00", f1=0.9, **costs(1, 4e6, 0, 0, 0)),
-            *rows_of("sp_in", "in", "0.20", f1=0.7, **costs(1, 4e6, 0, 0, 0)),
-            *rows_of("rigl", "in", "0.20", f1=0.6, **costs(1, 4e6, 0, 0, 0)),
-            *rows_of("magnitude", "in", "0.20", f1=0.5, **costs(1, 4e6, 0, 0, 0)),
+            *rows_of("dense", "none", "1.00", f1=0.9),
+            *rows_of("sp_in", "in", "0.20", f1=0.7),
+            *rows_of("rigl", "in", "0.20", f1=0.6),
+            *rows_of("magnitude", "in", "0.20", f1=0.5),
         ]
     )
     contrasts = pd.DataFrame(

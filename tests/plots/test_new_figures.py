@@ -11,6 +11,7 @@ import pytest
 from matplotlib.colors import same_color
 
 from bbnet.analysis.claims import MEASURES, claims_table, selectivity, slabs_table, with_warm_start
+from bbnet.analysis.metric import Metric
 from bbnet.plots import balance, churn, claims, contrasts, coverage
 from bbnet.plots.style import DENSE_COLOUR, LINES, MARKERS, method_colours, note, side_by_side, use_style
 
@@ -25,7 +26,7 @@ COUNTS = [
     for counts in product(range(2, 9), range(2, 5))
 ]
 TASK = SimpleNamespace(
-    PRIMARY=("f1",), METRICS={"f1": SimpleNamespace(better="higher"), "eer": SimpleNamespace(better="lower")}
+    PRIMARY=("f1",), METRICS={"f1": Metric("F1", "share", "higher"), "eer": Metric("EER", "%", "lower")}
 )
 
 
@@ -150,7 +151,7 @@ def test_each_contrast_stands_at_its_effect_filled_only_if_significant():
         f"{label(row.method)} − {label(row.reference)}   {row.budget.lstrip('0')}" for row in expected.itertuples()
     ]
     assert axis.get_ylim()[0] > axis.get_ylim()[1]
-    assert axis.get_xlabel() == "difference in test f1 (share; higher is better)"
+    assert axis.get_xlabel() == "difference in test F1; higher is better"
     pd.testing.assert_frame_equal(shown, table)
 
 
@@ -184,8 +185,8 @@ def test_each_metric_has_axes_of_its_own_with_unit_and_direction():
     task = SimpleNamespace(PRIMARY=("f1", "eer"), METRICS=TASK.METRICS)
     figure, _ = draw_contrasts(table, task=task)
     assert [axis.get_xlabel() for axis in figure.axes] == [
-        "difference in test f1 (share; higher is better)",
-        "difference in test eer (%; lower is better)",
+        "difference in test F1; higher is better",
+        "difference in test EER (%); lower is better",
     ]
     for axis, metric in zip(figure.axes, ("f1", "eer"), strict=True):
         effects = [line.get_xdata()[0] for line in points(axis, *MARKERS.values())]

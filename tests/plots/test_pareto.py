@@ -3,9 +3,11 @@
 import pandas as pd
 import pytest
 
+from bbnet.analysis.metric import Metric
 from bbnet.plots.pareto import plot_pareto
 from bbnet.plots.style import method_colours
 
+METRICS = {"top1": Metric("top-1", "share", "higher"), "auroc": Metric("AUROC", "%", "higher")}
 COSTS = {
     ("dense", "none", "1.00"): (1.0, 100.0),
     ("sp_in", "in", "0.20"): (0.3, 40.0),
@@ -23,7 +25,7 @@ def figure():
         for metric, mean in zip(("net_density", "flops", "f1"), (*costs, 0.5), strict=True)
     ]
     runs = pd.DataFrame([row | {"seed": 0, "value": row["mean"]} for row in rows])
-    return plot_pareto(pd.DataFrame(rows), runs, ["f1"])
+    return plot_pareto(pd.DataFrame(rows), runs, {"f1": Metric("F1", "share", "higher")})
 
 
 def points(axis, label):
@@ -64,13 +66,8 @@ def tables(seeds: int, metrics: dict[str, float]) -> tuple[pd.DataFrame, pd.Data
 
 
 def test_each_metric_has_a_row_of_its_own_values():
-    figure = plot_pareto(*tables(3, {"top1": 0.5, "auroc": 20.5}), ["top1", "auroc"])
-    assert [axis.get_ylabel() for axis in figure.axes] == [
-        "test top1 (unit of top1)",
-        *("", ""),
-        "test auroc (unit of auroc)",
-        *("", ""),
-    ]
+    figure = plot_pareto(*tables(3, {"top1": 0.5, "auroc": 20.5}), METRICS)
+    assert [axis.get_ylabel() for axis in figure.axes] == ["test top-1", *("", ""), "test AUROC (%)", *("", "")]
     for axes, above in ((figure.axes[:3], 0.5), (figure.axes[3:], 20.5)):
         for axis, x in zip(axes, ([0.2, 1.0], [0.3, 1.0], [0.4, 1.0]), strict=True):
             (line,) = [line for line in axis.get_lines() if line.get_label() == "sp_in (in)"]
@@ -83,7 +80,7 @@ def test_each_metric_has_a_row_of_its_own_values():
 
 
 def test_rows_share_their_costs_and_columns_their_axis_of_costs():
-    figure = plot_pareto(*tables(3, {"top1": 0.5, "auroc": 20.5}), ["top1", "auroc"])
+    figure = plot_pareto(*tables(3, {"top1": 0.5, "auroc": 20.5}), METRICS)
     assert [axis.get_xlabel() for axis in figure.axes[:3]] == ["", "", ""]
     assert all(axis.get_xlabel() for axis in figure.axes[3:])
     for above, below in zip(figure.axes[:3], figure.axes[3:], strict=True):
@@ -93,7 +90,7 @@ def test_rows_share_their_costs_and_columns_their_axis_of_costs():
 
 
 def test_each_row_has_labels_of_budgets_at_its_own_points():
-    figure = plot_pareto(*tables(3, {"top1": 0.5, "auroc": 20.5}), ["top1", "auroc"])
+    figure = plot_pareto(*tables(3, {"top1": 0.5, "auroc": 20.5}), METRICS)
     for axis, above in ((figure.axes[2], 0.5), (figure.axes[5], 20.5)):
         labels = {(text.get_text(), text.xy[1]) for text in axis.texts}
         assert labels == {(".20", above + 1), ("1.00", above + 2), (".20", above + 3)}
@@ -101,7 +98,7 @@ def test_each_row_has_labels_of_budgets_at_its_own_points():
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_single_seeds_are_those_of_the_rows_metric(seeds):
-    figure = plot_pareto(*tables(seeds, {"top1": 0.5, "auroc": 20.5}), ["top1", "auroc"])
+    figure = plot_pareto(*tables(seeds, {"top1": 0.5, "auroc": 20.5}), METRICS)
     for axis, above in ((figure.axes[2], 0.5), (figure.axes[5], 20.5)):
         singles = [line.get_ydata().tolist() for line in axis.get_lines() if line.get_marker() == "."]
         expected = [[above + place + 0.1 * seed for seed in range(seeds)] for place in (1, 2, 3)]
@@ -110,8 +107,8 @@ def test_single_seeds_are_those_of_the_rows_metric(seeds):
 
 def test_a_metric_that_no_run_has_does_not_stop_the_figure():
     """A face pack without a gallery has no pairs: nothing is known of their AUROC."""
-    figure = plot_pareto(*tables(3, {"top1": 0.5}), ["top1", "auroc"])
-    assert figure.axes[0].get_ylabel() == "test top1 (unit of top1)"
+    figure = plot_pareto(*tables(3, {"top1": 0.5}), METRICS)
+    assert figure.axes[0].get_ylabel() == "test top-1"
     assert points(figure.axes[2], "topk") == [[0.6]]
 
 

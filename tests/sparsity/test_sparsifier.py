@@ -68,7 +68,7 @@ def exact_over_all_slabs_only(method):
 
 
 def budget_of(method):
-    """The budget that the method's pattern implies; without one, the tests' default, or less if no slab is to be whole."""
+    """The budget that the method's pattern implies, or the tests' default; for erk less, so that no slab is whole."""
     return "0.50" if "pattern" in method else "0.10" if method.get("distribution") == "erk" else "0.25"
 
 

@@ -47,10 +47,13 @@ def test_a_whole_study_has_all_its_runs_figures_and_tables(workflow):
     assert sorted(found.taken) == sorted([DENSE, SP_IN, SP_OUT, MAGNITUDE])
     assert (found.models, found.tasks, found.results) == ([CHANGE], ["change"], "results/case")
     panels = ["panels-sp_in-b0.50", "panels-sp_out-b0.50"]
-    assert found.figures == {WHOLE_STUDY: ["coverage"], CHANGE: ["pareto", "contrasts", "claims", *ALWAYS, *panels]}
+    assert found.figures == {
+        WHOLE_STUDY: ["coverage"],
+        CHANGE: ["headline", "pareto", "contrasts", "claims", *ALWAYS, *panels],
+    }
     assert found.tables == {WHOLE_STUDY: ["methods"], CHANGE: ["results", "contrasts_table", "costs"]}
     assert found.shown_in_panels("change") == {"small": [DENSE, SP_IN, SP_OUT]}
-    assert len(found.figure_files) == 3 * 9
+    assert len(found.figure_files) == 3 * 10
     assert {"figures/coverage.pdf", "figures/change-small-pareto.png"} <= {*found.figure_files}
     assert "tables/change-small-results.tex" in found.table_files
 
@@ -58,10 +61,10 @@ def test_a_whole_study_has_all_its_runs_figures_and_tables(workflow):
 @pytest.mark.parametrize(
     ("done", "figures"),
     [
-        ([DENSE], ["pareto", *ALWAYS]),
+        ([DENSE], ["headline", "pareto", *ALWAYS]),
         ([SP_IN, MAGNITUDE], ALWAYS),
-        ([DENSE, MAGNITUDE], ["pareto", "contrasts", "claims", *ALWAYS]),
-        ([DENSE, SP_IN], ["pareto", "contrasts", "claims", *ALWAYS, "panels-sp_in-b0.50"]),
+        ([DENSE, MAGNITUDE], ["headline", "pareto", "contrasts", "claims", *ALWAYS]),
+        ([DENSE, SP_IN], ["headline", "pareto", "contrasts", "claims", *ALWAYS, "panels-sp_in-b0.50"]),
     ],
 )
 def test_only_figures_that_the_runs_taken_allow_are_drawn(with_done, done, figures):

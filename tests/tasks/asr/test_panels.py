@@ -40,7 +40,6 @@ def items(substitutions, deletions=None, insertions=None) -> pd.DataFrame:
         (items([4, 3, 2, 1]), items([0] * 4), (0, 1, 3)),
         # ties: in the order of the utterances
         (items([1] * 5), items([0] * 5), (0, 2, 4)),
-        (items([2]), items([1]), (0, 0, 0)),
     ],
 )
 def test_best_median_and_worst(dense, other, expected):
@@ -54,7 +53,11 @@ def test_utterances_without_an_error_of_either_are_left_out():
 
 
 def test_an_utterance_with_as_many_errors_of_both_is_shown():
-    assert choose(items([0, 2]), items([0, 2])) == {"best": 1, "median": 1, "worst": 1}
+    assert choose(items([0, 2]), items([0, 2])) == {"only": 1}
+
+
+def test_of_two_utterances_there_is_no_median():
+    assert choose(items([0, 2, 3]), items([0, 1, 5])) == {"best": 1, "worst": 2}
 
 
 def test_if_no_utterance_has_an_error_they_are_shown():

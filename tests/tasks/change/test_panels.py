@@ -21,12 +21,15 @@ def items(tp, fp, fn) -> dict[str, np.ndarray]:
         (items([0] * 4, [0] * 4, [9] * 4), items([4, 3, 2, 1], [0] * 4, [9] * 4), (0, 1, 3)),
         # ties: in the order of the images
         (items([0] * 5, [0] * 5, [9] * 5), items([1] * 5, [0] * 5, [9] * 5), (0, 2, 4)),
-        # one image is all three
-        (items([1], [0], [1]), items([2], [0], [0]), (0, 0, 0)),
     ],
 )
 def test_best_median_and_worst(dense, other, expected):
     assert tuple(choose(dense, other)[rank] for rank in ("best", "median", "worst")) == expected
+
+
+def test_fewer_than_three_images_have_no_median():
+    assert choose(items([1], [0], [1]), items([2], [0], [0])) == {"only": 0}
+    assert choose(items([1, 1], [0, 0], [1, 1]), items([2, 3], [0, 0], [0, 0])) == {"best": 1, "worst": 0}
 
 
 def test_images_with_nothing_to_show_are_left_out():

@@ -1002,7 +1002,7 @@ def test_identities_of_equally_many_images_share_a_bucket():
     assert found["head_from"] == pytest.approx(3.8)
     # No count is below the median, so the tail reaches up to it.
     assert found["rule"] == "up to the median"
-    assert found["types"] == dict.fromkeys("abdf", "tail") | {"c": "mid", "e": "mid", "g": "head"}
+    assert found["types"] == dict.fromkeys("acdf", "tail") | {"b": "mid", "e": "mid", "g": "head"}
 
 
 # Batches.
