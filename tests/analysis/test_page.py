@@ -87,19 +87,14 @@ def results(tmp_path):
         for folder in ("summary", "figures", "tables"):
             (tmp_path / folder).mkdir()
         data = {"pack": "aerial_scenes", "size": 64, "path": None}
-        study = {
-            "name": "demo",
-            "description": others.get("description", "A study."),
-            "budgets": ["0.20"],
-            "seeds": [0, 1, 2],
-        }
+        study = {"name": "demo", "description": description, "budgets": ["0.20"], "seeds": [0, 1, 2]}
         study |= {"methods": {"dense": {}, "sp_in": {}}, "tasks": {task: {"data": data} for task in tasks}}
         summary = tmp_path / "summary"
         (summary / "study.json").write_text(json.dumps(study))
         grid = pd.DataFrame(grid_rows(tasks) if grid is None else grid)
         grid.to_csv(summary / "grid.csv", index=False)
         done = grid[grid["status"] == "done"].drop(columns=["status", "why"])
-        done.assign(device=others.get("device", "cpu"), seconds=1.0).to_csv(summary / "timing.csv", index=False)
+        done.assign(device=device, seconds=1.0).to_csv(summary / "timing.csv", index=False)
         pd.DataFrame(list(contrasts), columns=CONTRASTS).to_csv(summary / "contrasts.csv", index=False)
         cells = [
             dict(zip(CELLS, (task, "small", "dense", "none", "1.00", "f1", 0.75, 0.7, 0.8), strict=True))
