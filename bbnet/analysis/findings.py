@@ -7,7 +7,7 @@ import pandas as pd
 from bbnet.analysis.metric import Metric
 from bbnet.analysis.power import POWER, components_of, detectable_difference
 
-SIGNIFICANT = "significant (p < .05 after Holm's method over all contrasts of the task)"
+LEVEL_OF = "p < .05 after Holm's method over all contrasts of the task"
 
 
 def findings(cells: pd.DataFrame, contrasts: pd.DataFrame, metrics: Mapping[str, Metric], family: int) -> list[str]:
@@ -32,8 +32,8 @@ def _sentences(cells: pd.DataFrame, contrasts: pd.DataFrame, metric: Metric, fam
         interval = f"[{metric.shown_value(row['low'])}, {metric.shown_value(row['high'])}]"
         yield f"{metric.title} of dense is {metric.shown_value(row['mean'])} {interval}{_unit(metric)}."
     with_dense = contrasts["reference"] == "dense"
-    yield from _compared(contrasts[with_dense], metric, "dense")
-    yield from _compared(contrasts[~with_dense], metric, "one another")
+    yield from _with_dense(contrasts[with_dense], metric)
+    yield from _between_methods(contrasts[~with_dense], metric)
     seeds = int(contrasts["n_seeds"].min())
     if seeds == 1:
         yield "There is one seed, so the intervals account only for the choice of test items."
@@ -43,25 +43,37 @@ def _sentences(cells: pd.DataFrame, contrasts: pd.DataFrame, metric: Metric, fam
         yield _detectable(detectable_difference(components, seeds, family), components.items, seeds, metric)
 
 
-def _compared(contrasts: pd.DataFrame, metric: Metric, others: str) -> Iterable[str]:
-    """Yields one sentence: the significant contrasts, or the range of the differences if there is none."""
+def _with_dense(contrasts: pd.DataFrame, metric: Metric) -> Iterable[str]:
+    """Yields one sentence on the contrasts with dense, if there are any."""
     if not len(contrasts):
         return
     told = contrasts[contrasts["verdict"] != "none"]
-    what = "method and budget compared with dense" if others == "dense" else "contrast between methods"
-    if not len(told):
+    listed = "; ".join(f"{_place(row)} is {row['verdict']} by {_interval(row, metric)}" for _, row in told.iterrows())
+    if len(told):
+        yield f"Of {len(contrasts)} other cells {len(told)} differ significantly from it ({LEVEL_OF}): {listed}."
+    elif len(contrasts) == 1:
+        only = contrasts.iloc[0]
+        yield f"{_place(only)} does not differ significantly from it ({LEVEL_OF}): {_interval(only, metric)}."
+    else:
         lowest, highest = (contrasts.loc[contrasts["effect"].idxmin()], contrasts.loc[contrasts["effect"].idxmax()])
         yield (
-            f"No {what} is {SIGNIFICANT}, of {len(contrasts)}; the differences lie between "
-            f"{_difference(lowest, metric)} ({_place(lowest)}) and {_difference(highest, metric)} ({_place(highest)})."
+            f"None of the {len(contrasts)} other cells differs significantly from it ({LEVEL_OF}). The differences lie "
+            f"between {_difference(lowest, metric)} ({_place(lowest)}) and {_difference(highest, metric)} "
+            f"({_place(highest)})."
         )
-        return
+
+
+def _between_methods(contrasts: pd.DataFrame, metric: Metric) -> Iterable[str]:
+    """Yields one sentence on the contrasts between methods, if there are any."""
+    told = contrasts[contrasts["verdict"] != "none"]
     listed = "; ".join(
-        f"{row['method']} is {row['verdict']} than {row['reference']} at budget {_budget(row)} "
-        f"by {_difference(row, metric)} [{metric.signed(row['low'])}, {metric.signed(row['high'])}]"
+        f"{_place(row)} is {row['verdict']} than {row['reference']} by {_interval(row, metric)}"
         for _, row in told.iterrows()
     )
-    yield f"Of {len(contrasts)} contrasts with {others}, {len(told)} are {SIGNIFICANT}: {listed}."
+    if len(told):
+        yield f"Of {len(contrasts)} contrasts between methods {len(told)} are significant: {listed}."
+    elif len(contrasts):
+        yield f"None of the {len(contrasts)} contrasts between methods is significant."
 
 
 def _detectable(difference: float, items: int, seeds: int, metric: Metric) -> str:
@@ -73,12 +85,11 @@ def _detectable(difference: float, items: int, seeds: int, metric: Metric) -> st
 
 
 def _place(row: pd.Series) -> str:
-    reference = "" if row["reference"] == "dense" else f" against {row['reference']}"
-    return f"{row['method']}{reference} at budget {_budget(row)}"
+    return f"{row['method']} at budget {str(row['budget']).lstrip('0')}"
 
 
-def _budget(row: pd.Series) -> str:
-    return str(row["budget"]).lstrip("0")
+def _interval(row: pd.Series, metric: Metric) -> str:
+    return f"{_difference(row, metric)} [{metric.signed(row['low'])}, {metric.signed(row['high'])}]"
 
 
 def _difference(row: pd.Series, metric: Metric) -> str:
