@@ -27,7 +27,7 @@ demo: $(VENV)/.done  ## the default study: embedded data, CPU, minutes
 smoke: $(VENV)/.done  ## the smallest study, under two minutes
 	$(SNAKEMAKE) --cores all --config study=smoke
 
-test: $(VENV)/.done  ## the quick tests, about four minutes
+test: $(VENV)/.done  ## the quick tests, three to eight minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow and not thorough"
 
 test-all: $(VENV)/.done  ## all tests that CI runs
@@ -49,8 +49,8 @@ reference: $(VENV)/.done  ## run the default study and ship its summary
 	cp -r results/demo/summary results/reference/demo/summary
 	cp results/demo/figures/change-fc_siam_conc-pareto.png docs/pareto.png
 
-schema: $(VENV)/.done  ## write the JSON schema of studies for editors
-	$(BIN)/python -m bbnet.study.schema > studies/schema.json
+schema: $(VENV)/.done  ## write the JSON schema and the page of all keys of a study
+	$(BIN)/python -m bbnet.cli.schema
 
 lint: $(VENV)/.done  ## ruff, snakefmt, snakemake --lint, import contracts
 	$(BIN)/ruff check .

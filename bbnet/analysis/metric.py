@@ -23,6 +23,14 @@ class Metric:
     high: float = math.inf
     shown: bool = True
 
+    def __post_init__(self) -> None:
+        bounds = (self.low, self.high)
+        if self.better not in ("higher", "lower") or not all(isinstance(bound, int | float) for bound in bounds):
+            raise ValueError(
+                f"metric {self.title!r}: better must be higher or lower, found {self.better!r}; low and high must be "
+                f"numbers or left out, found {self.low!r} and {self.high!r}"
+            )
+
     @property
     def heading(self) -> str:
         """The title with the unit. Shares are numbers and have no unit."""
