@@ -66,7 +66,7 @@ def clone(tmp_path):
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     (clone.root / "bbnet/tasks/largest/__init__.py").touch()
-    (method,) = re.findall(r"^    (noisy_in: .*)$", TUTORIAL, re.MULTILINE)
+    (method,) = re.findall(r"^  (noisy_in: .*)$", TUTORIAL, re.MULTILINE)
     study = clone.root / "studies/largest.yaml"
     study.write_text(study.read_text().replace("methods:", f"methods:\n  {method}"))
     return clone
