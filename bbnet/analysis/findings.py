@@ -78,8 +78,8 @@ def _between_methods(contrasts: pd.DataFrame, metric: Metric) -> Iterable[str]:
 
 def _detectable(difference: float, items: int, seeds: int, metric: Metric) -> str:
     with_these = f"With {seeds} seeds and {items} test items"
-    if difference > metric.high - metric.low:
-        return f"{with_these}, no possible difference would be significant with a probability of {POWER:.0%}."
+    if difference > metric.largest_difference:
+        return f"{with_these}, no difference would be significant with a probability of {POWER:.0%}."
     amount = f"{metric.shown_value(difference)}{_unit(metric)}"
     return f"{with_these}, a difference of {amount} would be significant with a probability of {POWER:.0%}."
 

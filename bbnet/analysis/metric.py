@@ -36,6 +36,12 @@ class Metric:
         """The title with the unit. Shares are numbers and have no unit."""
         return self.title if self.unit == "share" else f"{self.title} ({self.unit})"
 
+    @property
+    def largest_difference(self) -> float:
+        """The largest difference worth stating: that of its range, or 100 for a percentage without a largest value."""
+        span = self.high - self.low
+        return 100.0 if math.isinf(span) and self.unit in ("%", "points") else span
+
     def shown_value(self, value: float) -> str:
         """Formats a value for a text or table: shares with three decimals, percentages and points with one."""
         return f"{value:.3f}" if self.unit == "share" else f"{value:.1f}"

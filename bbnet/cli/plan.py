@@ -193,7 +193,7 @@ def _detectable_table(study: Study, like: Path) -> str:
             rows.append((task, metric, count, *["unknown"] * (2 + len(MORE_ITEMS))))
             continue
         kind = load_metrics(task).METRICS[metric]
-        unit, largest = kind.unit, kind.high - kind.low
+        unit, largest = kind.unit, kind.largest_difference
         for seeds in sorted({*SHOWN_SEEDS, len(study.seeds)} - {1}):
             differences = [detectable_difference(found, seeds, count, more) for more in MORE_ITEMS]
             mark = " (this study)" if seeds == len(study.seeds) else ""
@@ -203,7 +203,7 @@ def _detectable_table(study: Study, like: Path) -> str:
     note = (
         "Smallest difference between two methods that is significant with a probability of 80 %, after Holm's method\n"
         "over all contrasts of the task. Variances and the number of test items are those of\n"
-        f"{like}. None: no difference that is possible. Unknown: that study has no\n"
+        f"{like}. None: not even the largest. Unknown: that study has no\n"
         "contrast of the metric with at least two seeds, or this one has none."
     )
     return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n\n{note}"

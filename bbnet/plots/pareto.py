@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from bbnet.analysis.metric import Metric
@@ -75,7 +75,8 @@ def plot_pareto(
             for _, points in _shown(values, name, cost).groupby(level=["method", "side"], sort=False):
                 _draw_method(axis, costs[cost], points.sort_index(), bounds, singles, colours)
             axis.margins(x=0.12, y=0.08)
-            axis.xaxis.set_major_formatter(PercentFormatter(1.0))
+            axis.xaxis.set_major_locator(MaxNLocator(5))
+            axis.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.6g} %")
         row[0].set_ylabel(f"test {metric.heading}")
     for axis, label in zip(axes[-1], costs_shown.values(), strict=True):
         axis.set_xlabel(label)
