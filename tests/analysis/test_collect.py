@@ -334,6 +334,7 @@ def test_a_summary_takes_what_is_done_and_a_stale_run_only_if_all_are_wanted(sum
     assert pd.read_parquet(summary / "items.parquet")["method"].unique().tolist() == taken
     assert np.isin(pd.read_parquet(summary / "history.parquet")["method"], taken).all()
     assert sorted(path.name for path in summary.iterdir()) == [
+        "data.json",
         "grid.csv",
         "history.parquet",
         "items.parquet",

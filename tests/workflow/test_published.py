@@ -151,7 +151,7 @@ def test_the_first_download_without_a_checksum_is_recorded_and_its_licence_named
     assert record.read_text() == f"{digest}  CV-classification.zip\n"
     (log,) = (downloaded.root / "results" / "published" / "logs").glob("fetch-faces-*.log")
     assert "Licence: unclear" in log.read_text()
-    assert "unclear terms" in log.read_text()
+    assert "its terms of use are unclear" in log.read_text()
     assert digest in log.read_text()
 
 

@@ -51,8 +51,16 @@ def test_everything_promised_is_there(finished):
     results = finished.root / "results" / "micro"
     summary = {path.name for path in (results / "summary").iterdir()}
     assert summary >= {"runs.csv", "items.parquet", "units.parquet", "history.parquet", "grid.csv", "timing.csv"}
-    assert summary >= {"cells.csv", "contrasts.csv", "claims.csv", "slabs.csv", "refreshes.parquet", "study.json"}
-    figures = ("pareto", "contrasts", "claims", "balance", "churn", "learning_curves", "panels-sp_in-b0.50")
+    assert summary >= {
+        "cells.csv",
+        "contrasts.csv",
+        "claims.csv",
+        "slabs.csv",
+        "refreshes.parquet",
+        "study.json",
+        "data.json",
+    }
+    figures = ("headline", "pareto", "contrasts", "claims", "balance", "churn", "learning_curves", "panels-sp_in-b0.50")
     for figure in (*(f"change-tiny-{name}" for name in figures), "coverage"):
         for suffix in ("pdf", "png"):
             assert (results / "figures" / f"{figure}.{suffix}").stat().st_size > 1000
@@ -60,7 +68,7 @@ def test_everything_promised_is_there(finished):
     for table in ("change-tiny-results", "change-tiny-contrasts_table", "change-tiny-costs", "methods"):
         for suffix in ("csv", "md", "tex"):
             assert "magnitude" in (results / "tables" / f"{table}.{suffix}").read_text().replace("\\_", "_")
-    assert (results / "report.html").read_text().count("<img") == 8
+    assert (results / "report.html").read_text().count("<img") == 9
 
 
 def test_the_summary_says_what_the_runs_say(finished):
@@ -70,6 +78,7 @@ def test_the_summary_says_what_the_runs_say(finished):
     assert sp_in == json.loads((finished.root / RUN / "sp_in/b0.50/s0/metrics.json").read_text())["f1"]
     cells = pd.read_csv(summary / "cells.csv")
     expected = ["task", "model", "method", "side", "budget", "metric", "unit", "mean", "sd", "n_seeds", "low", "high"]
+    expected += ["n_items", "item_variance", "interaction_variance"]
     assert list(cells.columns) == expected
     grid = pd.read_csv(summary / "grid.csv")
     assert grid["status"].tolist() == ["done"] * 3
