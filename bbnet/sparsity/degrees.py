@@ -148,7 +148,7 @@ def _permutation(law: str, units: int, generator: torch.Generator | None) -> np.
         return None
     if generator is None:
         raise ValueError("law 'shuffled' needs a generator for its permutation")
-    return torch.randperm(units, generator=generator).numpy()
+    return torch.randperm(units, generator=generator, device="cpu").numpy()
 
 
 def _law_degrees(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from bbnet.sparsity.hooks import WatchingHook, forget_compiled
 from bbnet.sparsity.ranks import mean_over_ranks, sum_over_ranks
-from bbnet.sparsity.slab import CHANNELS_FIRST
+from bbnet.sparsity.slab import CHANNELS_FIRST, CONVOLUTIONS
 
 # Minimum per forward pass. Five passes then reach the 1,000 positions that are needed to call a unit silent.
 FEWEST_POSITIONS = 200
@@ -211,6 +211,11 @@ class ForwardAverages(ABC):
         }
 
 
+def axes_without_batch(module: nn.Module) -> int:
+    """Returns the number of axes of an output of a convolution without a batch axis; 0 for other modules."""
+    return module.weight.dim() - 1 if isinstance(module, CONVOLUTIONS) else 0
+
+
 class _Counter(WatchingHook):
     """Adds the inputs or outputs of one module to its sums."""
 
@@ -221,13 +226,16 @@ class _Counter(WatchingHook):
 
     def __call__(self, module: nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
         averages = self.averages
-        if averages.counting and module.training == averages.in_training:
+        # Tensors of inference mode cannot be added to others later.
+        if averages.counting and module.training == averages.in_training and not torch.is_inference_mode_enabled():
             with torch.no_grad():
-                self._count(inputs[0] if output is None else output)
+                self._count(inputs[0] if output is None else output, axes_without_batch(module))
 
-    def _count(self, values: Tensor) -> None:
+    def _count(self, values: Tensor, unbatched: int) -> None:
+        """Counts the `values`, which have no batch axis if they have only `unbatched` axes."""
         averages = self.averages
-        positions = values.movedim(1, -1) if self.channels_first else values
+        first = 0 if values.dim() == unbatched else 1
+        positions = values.movedim(first, -1) if self.channels_first else values
         axis = 0 if positions.dim() == 2 else 1
         valid = averages.valid_of(self.name)
         if valid is not None and valid.shape != positions.shape[:-1]:

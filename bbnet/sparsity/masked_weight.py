@@ -1,6 +1,8 @@
 """A slab's weight and its mask, which is applied to the weight, its gradient and its optimiser state."""
 
 import math
+import weakref
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -47,10 +49,10 @@ class MaskedWeight:
         self.gathering = False
         self._dense_gradient: Tensor | None = None
         self._pending_gradient: Tensor | None = None
-        self._grad_version = -1
-        self._hooks = [weight.register_post_accumulate_grad_hook(self._mask_gradient)]
+        self._masked_gradient: tuple[weakref.ref, int] | None = None
+        self._hooks = [weight.register_post_accumulate_grad_hook(weakly(self._mask_gradient))]
         if watches_gradient:
-            self._hooks.append(weight.register_hook(self._add_gradient))
+            self._hooks.append(weight.register_hook(weakly(self._add_gradient)))
         _masked[weight] = True
 
     def remove(self) -> None:
@@ -102,15 +104,39 @@ class MaskedWeight:
         self.gathering = gathering
         self._dense_gradient = self._pending_gradient = None
 
-    def check_pruned(self) -> None:
-        """Raises ValueError if a pruned weight is not 0, or any weight is not finite."""
+    def mask_gradient(self) -> None:
+        """Masks a gradient that was replaced or changed since it was accumulated, or that no backward pass made."""
+        gradient = self.weight.grad
+        if gradient is not None and not self._is_masked(gradient):
+            gradient.mul_(self.grad_mask)
+
+    def _is_masked(self, gradient: Tensor) -> bool:
+        """Returns whether a gradient is the one that was masked last, and has not been changed since then."""
+        if self._masked_gradient is None:
+            return False
+        masked, version = self._masked_gradient
+        return masked() is gradient and gradient._version == version
+
+    def check_pruned(self, model: nn.Module) -> None:
+        """Raises ValueError if a pruned weight is not 0, any weight is not finite, or `model` has another weight."""
+        name = self.slab.name
+        try:
+            weight = model.get_submodule(name).weight
+        except AttributeError:
+            weight = None
+        if weight is not self.weight:
+            raise ValueError(
+                f"slab {name}: the model has another weight or layer there now, for example after load_state_dict with "
+                "assign=True; load weights in place, or call remove() and bbnet.sparsify again"
+            )
         furthest = float((self.weight * (1 - self.grad_mask)).abs().amax())
         if math.isnan(furthest):
-            raise ValueError(f"slab {self.slab.name}: weights hold NaN or infinite values")
+            raise ValueError(f"slab {name}: weights hold NaN or infinite values")
         if furthest > 0:
             raise ValueError(
-                f"slab {self.slab.name}: a pruned weight is not 0; it was overwritten, or the optimiser moves weights "
-                "whose gradient and state are 0"
+                f"slab {name}: a pruned weight is not 0. If the weights were overwritten, for example by a dense "
+                "checkpoint, mask them with sparsifier.apply_to(model); otherwise the optimiser moves weights whose "
+                "gradient and state are 0"
             )
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -131,7 +157,7 @@ class MaskedWeight:
         accumulated = self.weight.grad
         if self._dense_gradient is None or accumulated is None:
             self._pending_gradient = gradient.detach().clone()
-        elif accumulated._version == self._grad_version:
+        elif self._is_masked(accumulated):
             self._pending_gradient = self._dense_gradient + gradient
         else:
             zeroed = ~accumulated.any()
@@ -141,7 +167,7 @@ class MaskedWeight:
         weight.grad.mul_(self.grad_mask)
         # This hook runs only if the gradient was accumulated, not if torch.autograd.grad asked for it.
         self._dense_gradient = self._pending_gradient
-        self._grad_version = weight.grad._version
+        self._masked_gradient = (weakref.ref(weight.grad), weight.grad._version)
 
     def _rescale_factor(self, full: Tensor, mask: Tensor) -> Tensor | None:
         if self.rescale == "none":
@@ -160,6 +186,22 @@ class MaskedWeight:
 
     def _over_weight(self, per_connection: Tensor) -> Tensor:
         return over_weight(per_connection, self.weight, self.slab.side)
+
+
+def weakly(method: Callable) -> Callable:
+    """Returns a function that calls a bound method as long as its object lives.
+
+    A hook on a tensor is invisible to Python's garbage collector. If it held an object that holds the tensor, neither
+    would ever be freed.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def call(argument: Tensor) -> None:
+        alive = reference()
+        if alive is not None:
+            alive(argument)
+
+    return call
 
 
 def weight_state(optimizer: Optimizer, weight: nn.Parameter) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.optim.swa_utils import AveragedModel
 
 from bbnet.sparsity.degrees import check_feasible
@@ -90,6 +91,10 @@ def slab_weight(model: nn.Module, slab: Slab) -> nn.Parameter:
     if not isinstance(layer, LAYERS):
         allowed = ", ".join(kind.__name__ for kind in LAYERS)
         raise ValueError(f"slab {slab.name}: cannot mask a {type(layer).__name__}, allowed: {allowed}")
+    if isinstance(layer, NonDynamicallyQuantizableLinear):
+        raise ValueError(
+            f"slab {slab.name}: the projection of an attention, which is not called as a layer, is not supported"
+        )
     if getattr(layer, "groups", 1) != 1:
         raise ValueError(f"slab {slab.name}: grouped convolutions are not supported")
     if "weight" not in layer._parameters:

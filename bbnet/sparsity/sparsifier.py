@@ -1,5 +1,7 @@
 """The sparsifier: computes and applies the masks of a model in training through hooks of its optimiser."""
 
+import warnings
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,7 +19,7 @@ from bbnet.sparsity.forward_averages import ForwardAverages
 from bbnet.sparsity.gate import Gates, is_gated
 from bbnet.sparsity.input_norm import InputNorms
 from bbnet.sparsity.limits import smallest_degree
-from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, weight_state, zero_state
+from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, weakly, weight_state, zero_state
 from bbnet.sparsity.masks import pack_masks, unpack_masks
 from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.schedule import Schedule
@@ -51,6 +53,9 @@ UNSUPPORTED_OPTIMIZERS = {
     "ZeroRedundancyOptimizer": "its state is held by an inner optimizer, where it cannot be masked",
     "Muon": "it orthogonalises the update of a whole matrix, which moves its pruned weights",
 }
+# Gradients that were accumulated from zero without a step of the optimizer in between, from which a warning, and an
+# error if there was no step at all, follow. A GradScaler may skip some steps in a row.
+WARN_AFTER, END_AFTER = 20, 100
 UNSUPPORTED_MODULES = {
     "FullyShardedDataParallel": "no rank holds whole rows of its weights",
     "FSDPModule": "no rank holds whole rows of its weights",
@@ -75,7 +80,8 @@ def sparsify(
     """Sparsifies `model` to `budget` while `optimizer` trains it. `optimizer.step()` updates the masks.
 
     Call it before the first training step of the sparse phase, with the model itself or the model wrapped by
-    torch.compile or DistributedDataParallel. To resume, load the states of model, optimizer and sparsifier.
+    torch.compile or DistributedDataParallel. If `optimizer` wraps another one, as accelerate's, Lookahead or SAM do,
+    the steps of the inner one count. To resume, load the states of model, optimizer and sparsifier, in any order.
 
     Args:
         slabs: the weights to sparsify, all of the method's side. A method that gates activations accepts slabs of
@@ -103,6 +109,7 @@ def sparsify(
     exact = as_budget(budget)
     if rescale not in ("none", "sqrt", "energy"):
         raise ValueError(f"unknown rescale {rescale!r}, allowed: none, sqrt, energy")
+    optimizer = inner_optimizer(optimizer)
     _check_supported(model, optimizer)
     model = unwrap(model)
     weights = check_slabs(model, slabs, exact if algorithm.masks_weights else Decimal(1))
@@ -116,6 +123,21 @@ def sparsify(
         raise ValueError(f"{type(algorithm).__name__} keeps every weight: its budget must be 1, not {budget}")
     schedule = Schedule(total_steps, exact, ramp_end, freeze, every)
     return Sparsifier(model, optimizer, weights, algorithm, schedule, rescale, seed)
+
+
+def inner_optimizer(optimizer: Any) -> Optimizer:
+    """Returns the innermost torch.optim.Optimizer, found as the attribute `optimizer` or `base_optimizer` of wrappers.
+
+    Raises: ValueError if there is none.
+    """
+    for name in ("optimizer", "base_optimizer"):
+        if hasattr(getattr(optimizer, name, None), "step"):
+            return inner_optimizer(getattr(optimizer, name))
+    if not isinstance(optimizer, Optimizer):
+        raise ValueError(
+            f"{type(optimizer).__name__} is no torch.optim.Optimizer and holds none as `optimizer` or `base_optimizer`"
+        )
+    return optimizer
 
 
 def _check_supported(model: nn.Module, optimizer: Optimizer) -> None:
@@ -177,6 +199,10 @@ class Sparsifier:
         self._attached: list[Any] = []
         self._stepping = False
         self._unmasked: list[_Unmasked] = []
+        self._model = weakref.ref(model)
+        self._state_loaded = self._own_state_loaded = False
+        self._gradients = 0
+        self._last_gradient: weakref.ref | None = None
         try:
             self._attach(model, weights)
         except Exception:
@@ -202,7 +228,9 @@ class Sparsifier:
             return
         self._attached_part(self.optimizer.register_step_pre_hook(self._before_step))
         self._attached_part(self.optimizer.register_step_post_hook(self._after_step))
-        self._attached_part(self.optimizer.register_load_state_dict_post_hook(self._zero_pruned_state))
+        self._attached_part(self.optimizer.register_load_state_dict_post_hook(self._after_load))
+        first = next(iter(weights.values()))
+        self._attached_part(first.register_post_accumulate_grad_hook(weakly(self._count_gradient)))
         self._prepare_step()
 
     def _sample_every(self) -> int:
@@ -219,6 +247,15 @@ class Sparsifier:
         self._refresh()
         for unmasked in self._unmasked:
             unmasked.version = unmasked.masked.weight._version
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Sparsifier":
+        raise TypeError(
+            "a Sparsifier cannot be copied or pickled, because its hooks belong to one model and optimizer; save its "
+            "state_dict(), call bbnet.sparsify for the copies and load the state there"
+        )
+
+    def __reduce__(self) -> tuple:
+        self.__deepcopy__({})
 
     def remove(self) -> None:
         """Removes all hooks from model and optimizer. Weights keep their values; pruned ones can be trained again."""
@@ -289,7 +326,7 @@ class Sparsifier:
         self.refreshes = [dict(row) for row in state["refreshes"]]
         for masked in self.weights:
             masked.load_state_dict(state["weights"][masked.slab.name], masks[masked.slab.name])
-        self._zero_pruned_state(self.optimizer)
+        self._state_loaded = self._own_state_loaded = True
         for averages, saved in zip(self._averages(), state["averages"], strict=True):
             averages.load_state_dict(saved, self.weights[0].weight.device)
         if self.gates is not None:
@@ -311,8 +348,48 @@ class Sparsifier:
     def _averages(self) -> list[ForwardAverages]:
         return [averages for averages in (self.on_rates, self.input_norms) if averages is not None]
 
+    @torch.no_grad()
     def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         self._stepping = True
+        self._gradients = 0
+        if self._state_loaded:
+            self._use_loaded_state(optimizer)
+        for masked in self.weights:
+            masked.mask_gradient()
+
+    def _after_load(self, optimizer: Optimizer) -> None:
+        """Runs after the optimiser has loaded a state, whose masks may be loaded only after it."""
+        self._state_loaded = True
+        for unmasked in self._unmasked:
+            unmasked.keep_state()
+
+    def _use_loaded_state(self, optimizer: Optimizer) -> None:
+        """Zeroes the loaded state of pruned weights, and warns if the sparsifier's own state is missing."""
+        self._state_loaded = False
+        for masked in self.weights:
+            zero_state(optimizer, masked.weight, masked.grad_mask == 0)
+        steps = (state.get("step", 0) for state in optimizer.state.values())
+        if not self._own_state_loaded and self.step == 0 and any(float(step) > 0 for step in steps):
+            warnings.warn(
+                "the optimizer has loaded the state of a training, but the sparsifier starts at step 0; to resume a "
+                "sparse phase, load also the sparsifier's state_dict()",
+                stacklevel=2,
+            )
+
+    def _count_gradient(self, weight: Tensor) -> None:
+        """Counts gradients that begin anew, to notice a loop that steps another optimizer than this one."""
+        if self._last_gradient is not None and self._last_gradient() is weight.grad:
+            return
+        self._last_gradient = weakref.ref(weight.grad)
+        self._gradients += 1
+        what = f"{self._gradients} gradients came without a step of the {type(self.optimizer).__name__}"
+        if self._gradients == WARN_AFTER:
+            warnings.warn(
+                f"{what} that bbnet.sparsify was given; if another optimizer trains the model, call sparsify with it",
+                stacklevel=2,
+            )
+        if self._gradients == END_AFTER and self.step == 0:
+            raise RuntimeError(f"{what} that bbnet.sparsify was given, so the masks are never updated")
 
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
@@ -363,8 +440,9 @@ class Sparsifier:
             averages.forget()
 
     def _check_pruned(self) -> None:
-        for masked in self.weights:
-            masked.check_pruned()
+        model = self._model()
+        for masked in self.weights if model is not None else []:
+            masked.check_pruned(model)
 
     def _view(self, masked: MaskedWeight) -> SlabView:
         slab = masked.slab
@@ -392,13 +470,6 @@ class Sparsifier:
             progress=min(1.0, self.step / self.schedule.freeze_step),
             **figures,
         )
-
-    def _zero_pruned_state(self, optimizer: Optimizer) -> None:
-        """Zeroes the optimiser's state of pruned weights. Also runs after the optimiser has loaded a state."""
-        for unmasked in self._unmasked:
-            unmasked.keep_state()
-        for masked in self.weights:
-            zero_state(optimizer, masked.weight, masked.grad_mask == 0)
 
 
 class _Unmasked:
@@ -458,5 +529,5 @@ def _refresh_row(view: SlabView, mask: Tensor) -> dict[str, Any]:
     before = row["connections"] + row["pruned"] - row["regrown"]
     return row | {
         "density": row["connections"] / mask.numel(),
-        "churn": (row["pruned"] + row["regrown"]) / (before + row["connections"]),
+        "churn": (row["pruned"] + row["regrown"]) / max(1, before + row["connections"]),
     }

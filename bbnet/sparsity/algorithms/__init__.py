@@ -73,12 +73,13 @@ class SlabView:
 
     def noise(self, *, fresh: bool = False) -> Tensor:
         """Returns uniform noise in [0, 1), [units, fan]: the same at every refresh, or a `fresh` draw for each."""
-        return torch.rand(self.scores.shape, generator=self.generator(fresh=fresh)).to(self.scores.device)
+        noise = torch.rand(self.scores.shape, generator=self.generator(fresh=fresh), device="cpu")
+        return noise.to(self.scores.device)
 
     def generator(self, *, fresh: bool = False) -> torch.Generator:
         """Returns a generator with the same seed at every refresh, or with a `fresh` one."""
         seed = zlib.crc32(f"{self.seed}/{self.step}".encode()) if fresh else self.seed
-        return torch.Generator().manual_seed(seed)
+        return torch.Generator("cpu").manual_seed(seed)
 
 
 class Algorithm(AlgorithmParameters):

@@ -1,0 +1,324 @@
+"""Training loops of others: wrapped optimisers, gradients and weights from elsewhere, copies, and what stays alive."""
+
+import copy
+import gc
+import pickle
+import warnings
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+import bbnet
+
+METHODS = ["sp_in", "magnitude", {"algorithm": "rigl"}]
+INPUTS = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
+TARGETS = torch.randint(4, (64,), generator=torch.Generator().manual_seed(1))
+
+
+class Wrapper:
+    """As accelerate's AcceleratedOptimizer: holds the optimizer, and steps it."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self.param_groups = optimizer.param_groups
+
+    def step(self):
+        self.optimizer.step()
+
+    def zero_grad(self):
+        self.optimizer.zero_grad()
+
+
+class Sam(torch.optim.Optimizer):
+    """Sharpness-aware minimisation with two steps, as its common implementation."""
+
+    def __init__(self, parameters, **options):
+        super().__init__(parameters, {"rho": 0.05, **options})
+        self.base_optimizer = torch.optim.SGD(self.param_groups, lr=0.1)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def first_step(self):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                self.state[weight]["old"] = weight.clone()
+                weight.add_(0.05 * weight.grad)
+        self.zero_grad()
+
+    @torch.no_grad()
+    def second_step(self):
+        for group in self.param_groups:
+            for weight in group["params"]:
+                weight.copy_(self.state[weight]["old"])
+        self.base_optimizer.step()
+        self.zero_grad()
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+
+
+def loss_of(model):
+    return nn.functional.cross_entropy(model(INPUTS), TARGETS)
+
+
+def sparsified(method="sp_in", optimizer=None, steps=20, every=2, budget=0.25):
+    model = network()
+    optimizer = (optimizer or (lambda weights: torch.optim.AdamW(weights, lr=0.01)))(model.parameters())
+    slabs = [bbnet.Slab("0", "in", "0")]
+    return model, optimizer, bbnet.sparsify(model, optimizer, slabs, method, budget, total_steps=steps, every=every)
+
+
+def train(model, optimizer, steps):
+    for _ in range(steps):
+        loss_of(model).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def share_of(model) -> float:
+    return float((model[0].weight != 0).float().mean())
+
+
+# Wrapped optimisers.
+
+
+@pytest.mark.parametrize("wrap", [Wrapper, lambda optimizer: Wrapper(Wrapper(optimizer))])
+def test_a_wrapped_optimizer_is_found_by_its_attribute(wrap):
+    model, optimizer, sparsifier = sparsified(optimizer=lambda weights: wrap(torch.optim.SGD(weights, lr=0.1)))
+    train(model, optimizer, 20)
+    assert sparsifier.step == 20
+    assert share_of(model) == 0.25
+
+
+def test_two_calls_of_sam_are_one_step():
+    model, optimizer, sparsifier = sparsified(optimizer=Sam)
+    for _ in range(20):
+        loss_of(model).backward()
+        optimizer.first_step()
+        loss_of(model).backward()
+        optimizer.second_step()
+    assert sparsifier.step == 20
+    assert share_of(model) == 0.25
+
+
+def test_what_holds_no_optimizer_is_refused():
+    model = network()
+    with pytest.raises(ValueError, match="object is no torch.optim.Optimizer and holds none"):
+        bbnet.sparsify(model, object(), [bbnet.Slab("0", "in", "0")], total_steps=20)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "topk"])
+def test_a_loop_that_steps_another_optimizer_is_warned_and_ended(method):
+    model, _, sparsifier = sparsified(method)
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.warns(UserWarning, match="20 gradients came without a step of the AdamW"):
+        train(model, other, 25)
+    with pytest.raises(RuntimeError, match="100 gradients came without a step"):
+        train(model, other, 80)
+    assert sparsifier.step == 0
+
+
+def test_accumulation_and_skipped_steps_are_not_warned_of():
+    model, optimizer, _ = sparsified()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for step in range(200):
+            loss_of(model).backward()
+            if step % 40 == 39:
+                optimizer.step()
+                optimizer.zero_grad()
+        for step in range(60):
+            loss_of(model).backward()
+            if step % 10 == 9:
+                optimizer.step()
+            optimizer.zero_grad()
+
+
+# Gradients from elsewhere.
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("how", ["autograd.grad", "noise", "functional"])
+def test_gradients_that_backward_did_not_make_are_masked(method, how):
+    model, optimizer, sparsifier = sparsified(method, optimizer=lambda weights: torch.optim.SGD(weights, lr=0.1))
+    weights = dict(model.named_parameters())
+    for _ in range(20):
+        if how == "noise":
+            loss_of(model).backward()
+            for weight in weights.values():
+                weight.grad = weight.grad + 0.1
+        elif how == "functional":
+            copies = {name: weight.detach().clone().requires_grad_() for name, weight in weights.items()}
+            outputs = torch.func.functional_call(model, copies, INPUTS)
+            nn.functional.cross_entropy(outputs, TARGETS).backward()
+            for name, weight in weights.items():
+                weight.grad = copies[name].grad
+        else:
+            gradients = torch.autograd.grad(loss_of(model), list(weights.values()))
+            for weight, gradient in zip(weights.values(), gradients, strict=True):
+                weight.grad = gradient
+        optimizer.step()
+        optimizer.zero_grad()
+    assert sparsifier.step == 20
+    assert share_of(model) == 0.25
+
+
+# Weights from elsewhere.
+
+
+def test_a_dense_checkpoint_in_mid_run_is_found_with_its_remedy():
+    model, optimizer, sparsifier = sparsified()
+    train(model, optimizer, 10)
+    model.load_state_dict(network().state_dict())
+    with pytest.raises(ValueError, match=r"slab 0: a pruned weight is not 0.*sparsifier.apply_to\(model\)"):
+        train(model, optimizer, 2)
+    sparsifier.apply_to(model)
+    train(model, optimizer, 10)
+
+
+@pytest.mark.parametrize("how", ["assign", "layer", "gone"])
+def test_another_weight_is_found_at_the_next_refresh(how):
+    model, optimizer, _ = sparsified()
+    train(model, optimizer, 4)
+    if how == "assign":
+        model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    else:
+        model[0] = nn.Linear(16, 32) if how == "layer" else nn.Identity()
+    with pytest.raises(ValueError, match="slab 0: the model has another weight or layer there now"):
+        for _ in range(2):
+            optimizer.step()
+
+
+# Copies, and what stays alive.
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, copy.copy, pickle.dumps])
+def test_a_copy_of_a_sparsifier_is_refused_and_names_its_state(duplicate):
+    model, optimizer, sparsifier = sparsified()
+    with pytest.raises(TypeError, match=r"state_dict\(\)"):
+        duplicate([model, optimizer, sparsifier] if duplicate is not copy.copy else sparsifier)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "topk", "dense"])
+def test_a_training_whose_references_are_dropped_is_freed(method):
+    made = sparsified(method, budget=1.0 if method == "dense" else 0.25)
+    train(*made[:2], 6)
+    alive = [weakref.ref(each) for each in (*made, made[0][0].weight)]
+    del made
+    gc.collect()
+    assert [reference() for reference in alive] == [None] * 4
+
+
+# States in any order.
+
+
+@pytest.mark.parametrize(
+    "method", [*METHODS, {"algorithm": "set"}, {"algorithm": "wanda"}, {"algorithm": "random"}, "sp_out", "topk"]
+)
+@pytest.mark.parametrize("order", ["mos", "mso", "oms", "osm", "smo", "som"])
+def test_a_rollback_in_any_order_ends_in_the_same_bits(method, order):
+    def build():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 4))
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+        side = "out" if method == "sp_out" else "in"
+        slab = bbnet.Slab("2", side, "0" if side == "out" else "2")
+        return model, optimizer, bbnet.sparsify(model, optimizer, [slab], method, 0.25, total_steps=40, every=2)
+
+    model, optimizer, sparsifier = build()
+    train(model, optimizer, 9)
+    parts = {"m": model, "o": optimizer, "s": sparsifier}
+    saved = {key: copy.deepcopy(part.state_dict()) for key, part in parts.items()}
+    train(model, optimizer, 25)
+    straight = copy.deepcopy(model.state_dict())
+    for key in order:
+        parts[key].load_state_dict(copy.deepcopy(saved[key]))
+    train(model, optimizer, 25)
+    assert all(torch.equal(model.state_dict()[name], weight) for name, weight in straight.items())
+
+
+def test_a_trainer_resumed_without_the_sparsifiers_state_is_warned():
+    model, optimizer, _ = sparsified()
+    train(model, optimizer, 8)
+    saved = copy.deepcopy(optimizer.state_dict())
+    model, optimizer, sparsifier = sparsified()
+    optimizer.load_state_dict(saved)
+    with pytest.warns(UserWarning, match="load also the sparsifier's state_dict"):
+        train(model, optimizer, 1)
+
+
+# What a unit is.
+
+
+def test_a_convolution_without_a_batch_axis_has_its_units_on_the_first():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 12, 3), nn.ReLU(), nn.Conv2d(12, 4, 3))
+    twin = copy.deepcopy(model)
+    images = torch.randn(8, 20, 20, generator=torch.Generator().manual_seed(0))
+    masks = []
+    for each, inputs in ((model, images), (twin, images[None])):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.01)
+        slab = bbnet.Slab("0", "in", "0")
+        sparsifier = bbnet.sparsify(each, optimizer, [slab], "sp_in", 0.5, total_steps=20, every=2)
+        for _ in range(16):
+            each(inputs).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        masks.append(sparsifier.masks()["0"])
+    assert torch.equal(*masks)
+
+
+def test_inference_mode_between_steps_changes_nothing():
+    masks = []
+    for infers in (False, True):
+        model, optimizer, sparsifier = sparsified()
+        for _ in range(16):
+            if infers:
+                with torch.inference_mode():
+                    model(INPUTS)
+            train(model, optimizer, 1)
+        masks.append(sparsifier.masks()["0"])
+    assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize(
+    "method",
+    ["sp_in", {"algorithm": "set"}, {"algorithm": "random"}, {"algorithm": "budgeted_broadcast", "law": "shuffled"}],
+)
+def test_another_default_device_changes_nothing(method):
+    model, optimizer, sparsifier = sparsified(method, optimizer=lambda weights: torch.optim.SGD(weights, lr=0.1))
+    torch.set_default_device("meta")
+    try:
+        train(model, optimizer, 16)
+    finally:
+        torch.set_default_device(None)
+    assert share_of(model) == pytest.approx(0.25, abs=0.2)
+    assert sparsifier.step == 16
+
+
+def test_a_slab_that_a_global_mask_empties_twice_has_no_churn():
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    with torch.no_grad():
+        model[0].weight *= 1e-4
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    slabs = [bbnet.Slab("0", "in", "0"), bbnet.Slab("2", "in", "2")]
+    method = {"algorithm": "magnitude", "distribution": "global"}
+    sparsifier = bbnet.sparsify(model, optimizer, slabs, method, 0.25, total_steps=20, every=2, ramp_end=0)
+    train(model, optimizer, 12)
+    assert not sparsifier.masks()["0"].any()
+    assert [row["churn"] for row in sparsifier.refreshes if row["slab"] == "0"][-1] == 0
+
+
+def test_the_projection_of_an_attention_is_refused_at_once():
+    model = nn.TransformerEncoderLayer(16, 2, 32)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=r"slab self_attn.out_proj: the projection of an attention"):
+        bbnet.sparsify(model, optimizer, [bbnet.Slab("self_attn.out_proj", "in", "self_attn.out_proj")], total_steps=20)
+
+
+def test_the_public_names_are_listed():
+    assert {"sparsify", "find_slabs", "export", "Slab", "Sparsifier", "allocate_degrees"} <= set(dir(bbnet))
