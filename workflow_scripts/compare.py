@@ -10,7 +10,7 @@ from bbnet.analysis.contrasts import contrasts_table, pairs, slabs_of
 from bbnet.analysis.statistics import cells_table, resample_cells
 from bbnet.analysis.summary import read_csv
 from bbnet.data.process import cores, worker_pool
-from bbnet.tasks.task import load_metrics, relative_metrics
+from bbnet.tasks.task import load_metrics, optional, relative_metrics
 
 
 def main(options) -> None:
@@ -22,7 +22,9 @@ def main(options) -> None:
     items = pd.read_parquet(summary / "items.parquet")
     metrics = {name: task.metrics for name, task in tasks.items()}
     with worker_pool(cores()) as pool:
-        resampled = resample_cells(items, metrics, relative_metrics(tasks), primary, apply=pool.map)
+        resampled = resample_cells(
+            items, metrics, relative_metrics(tasks), primary, optional(tasks, "item_counts"), apply=pool.map
+        )
     write_frame(summary / "cells.csv", cells_table(runs, resampled, kinds))
     methods = read_json(summary / "study.json")["methods"]
     compared = pairs(list(resampled), methods, slabs_of(pd.read_parquet(summary / "units.parquet")))

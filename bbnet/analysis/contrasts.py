@@ -97,7 +97,7 @@ def _contrast(
         return None
     indices = [[one.seeds.index(seed) for seed in differences.index] for one in (own, other)]
     draws = own.draws[metric][indices[0]] - other.draws[metric][indices[1]]
-    items, effect = ItemVariance.of_draws(draws, len(own.items)), float(differences.mean())
+    items, effect = ItemVariance.of_draws(draws, own.variances[metric].items), float(differences.mean())
     half = half_width(differences.to_numpy(), items)
     return dict(zip(CELL_KEYS, cell, strict=True)) | {
         "reference": reference[2],

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 
 from bbnet.analysis.metric import Metric
-from bbnet.analysis.power import POWER, components_of, detectable_difference
+from bbnet.analysis.power import POWER, Components, components_of, detectable_difference
 
 LEVEL_OF = "p < .05 after Holm's method over all contrasts of the task"
 
@@ -29,18 +29,20 @@ def _sentences(cells: pd.DataFrame, contrasts: pd.DataFrame, metric: Metric, fam
     dense = cells[cells["method"] == "dense"]
     if len(dense):
         row = dense.iloc[0]
+        unit = "" if metric.unit == "share" else f" {metric.unit}"
         interval = f"[{metric.shown_value(row['low'])}, {metric.shown_value(row['high'])}]"
-        yield f"{metric.title} of dense is {metric.shown_value(row['mean'])} {interval}{_unit(metric)}."
+        yield f"{metric.title} of dense is {metric.shown_value(row['mean'])} {interval}{unit}."
+    contrasts = contrasts.dropna(subset="effect")
     with_dense = contrasts["reference"] == "dense"
     yield from _with_dense(contrasts[with_dense], metric)
     yield from _between_methods(contrasts[~with_dense], metric)
-    seeds = int(contrasts["n_seeds"].min())
-    if seeds == 1:
-        yield "There is one seed, so the intervals account only for the choice of test items."
-        return
-    components = components_of(contrasts)
+    several = contrasts[contrasts["n_seeds"] > 1]
+    if len(several) < len(contrasts):
+        which = "some" if len(several) else "all"
+        yield f"The intervals of {which} differences are from one seed and account only for the choice of test items."
+    components = components_of(several)
     if components is not None:
-        yield _detectable(detectable_difference(components, seeds, family), components.items, seeds, metric)
+        yield _detectable(components, int(several["n_seeds"].min()), metric, family)
 
 
 def _with_dense(contrasts: pd.DataFrame, metric: Metric) -> Iterable[str]:
@@ -48,9 +50,10 @@ def _with_dense(contrasts: pd.DataFrame, metric: Metric) -> Iterable[str]:
     if not len(contrasts):
         return
     told = contrasts[contrasts["verdict"] != "none"]
-    listed = "; ".join(f"{_place(row)} is {row['verdict']} by {_interval(row, metric)}" for _, row in told.iterrows())
+    listed = "; ".join(f"{_place(row)} is {row['verdict']} ({_interval(row, metric)})" for _, row in told.iterrows())
     if len(told):
-        yield f"Of {len(contrasts)} other cells {len(told)} differ significantly from it ({LEVEL_OF}): {listed}."
+        differ = "differs" if len(told) == 1 else "differ"
+        yield f"Of {len(contrasts)} other cells, {len(told)} {differ} significantly from it ({LEVEL_OF}): {listed}."
     elif len(contrasts) == 1:
         only = contrasts.iloc[0]
         yield f"{_place(only)} does not differ significantly from it ({LEVEL_OF}): {_interval(only, metric)}."
@@ -67,21 +70,23 @@ def _between_methods(contrasts: pd.DataFrame, metric: Metric) -> Iterable[str]:
     """Yields one sentence on the contrasts between methods, if there are any."""
     told = contrasts[contrasts["verdict"] != "none"]
     listed = "; ".join(
-        f"{_place(row)} is {row['verdict']} than {row['reference']} by {_interval(row, metric)}"
+        f"{_place(row)} is {row['verdict']} than {row['reference']} ({_interval(row, metric)})"
         for _, row in told.iterrows()
     )
     if len(told):
-        yield f"Of {len(contrasts)} contrasts between methods {len(told)} are significant: {listed}."
+        are = "is" if len(told) == 1 else "are"
+        yield f"Between methods, {len(told)} of {len(contrasts)} differences {are} significant: {listed}."
     elif len(contrasts):
-        yield f"None of the {len(contrasts)} contrasts between methods is significant."
+        yield f"Between methods, none of {len(contrasts)} differences is significant."
 
 
-def _detectable(difference: float, items: int, seeds: int, metric: Metric) -> str:
-    with_these = f"With {seeds} seeds and {items} test items"
+def _detectable(found: Components, seeds: int, metric: Metric, family: int) -> str:
+    difference = detectable_difference(found, seeds, family)
+    with_these = f"With {seeds} seeds and {found.items} test items"
     if difference > metric.largest_difference:
-        return f"{with_these}, no difference would be significant with a probability of {POWER:.0%}."
-    amount = f"{metric.shown_value(difference)}{_unit(metric)}"
-    return f"{with_these}, a difference of {amount} would be significant with a probability of {POWER:.0%}."
+        return f"{with_these}, no difference would be significant with a probability of {100 * POWER:.0f} %."
+    amount = f"{metric.shown_value(difference)}{metric.difference_unit}"
+    return f"{with_these}, a difference of {amount} would be significant with a probability of {100 * POWER:.0f} %."
 
 
 def _place(row: pd.Series) -> str:
@@ -93,8 +98,4 @@ def _interval(row: pd.Series, metric: Metric) -> str:
 
 
 def _difference(row: pd.Series, metric: Metric) -> str:
-    return f"{metric.signed(row['effect'])}{_unit(metric)}"
-
-
-def _unit(metric: Metric) -> str:
-    return "" if metric.unit == "share" else f" {metric.unit}"
+    return f"{metric.signed(row['effect'])}{metric.difference_unit}"

@@ -37,6 +37,11 @@ class Metric:
         return self.title if self.unit == "share" else f"{self.title} ({self.unit})"
 
     @property
+    def difference_unit(self) -> str:
+        """The unit of a difference, after a blank: points of a percentage; shares are numbers and have no unit."""
+        return "" if self.unit == "share" else " points" if self.unit == "%" else f" {self.unit}"
+
+    @property
     def largest_difference(self) -> float:
         """The largest difference worth stating: that of its range, or 100 for a percentage without a largest value."""
         span = self.high - self.low
@@ -44,7 +49,8 @@ class Metric:
 
     def shown_value(self, value: float) -> str:
         """Formats a value for a text or table: shares with three decimals, percentages and points with one."""
-        return f"{value:.3f}" if self.unit == "share" else f"{value:.1f}"
+        decimals = 3 if self.unit == "share" else 1
+        return f"{round(value, decimals) + 0.0:.{decimals}f}"  # a sum with 0 has no negative zero
 
     def signed(self, difference: float) -> str:
         """Formats a difference with its sign."""

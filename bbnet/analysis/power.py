@@ -35,7 +35,8 @@ def components_of(contrasts: pd.DataFrame) -> Components | None:
     Args:
         contrasts: rows of `contrasts.contrasts_table`.
     """
-    rows = contrasts[contrasts["n_seeds"] > 1]
+    rows = contrasts[contrasts["n_seeds"] > 1].dropna(subset=["n_items", "item_variance", "interaction_variance"])
+    rows = rows[rows["n_items"] > 1]
     if not len(rows):
         return None
     variances = [np.var([float(value) for value in str(row).split()], ddof=1) for row in rows["differences"]]

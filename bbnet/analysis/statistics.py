@@ -22,6 +22,7 @@ CELL_COLUMNS = [
 ]
 
 Metrics = Callable[..., Mapping[str, np.ndarray]]
+ItemCounts = Callable[[Mapping[str, np.ndarray]], Mapping[str, int]]
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ class ItemVariance:
 
         The variance over replicates of the mean over seeds is shared + interaction / seeds, that of a single seed is
         shared + interaction. Replicates in which a seed is NaN are ignored (for example, an error rate of words that
-        were not drawn).
+        were not drawn). Of a single item nothing is known: all components are NaN.
         """
         seeds, defined = len(draws), draws[:, ~np.isnan(draws).any(axis=0)]
-        if defined.shape[1] < 2:
+        if defined.shape[1] < 2 or items < 2:
             return cls(items, np.nan, np.nan)
         of_mean = float(np.var(defined.mean(axis=0), ddof=1))
         if seeds == 1:
@@ -167,6 +168,7 @@ def resample_cells(
     metrics: Mapping[str, Metrics],
     relative_metrics: Mapping[str, Metrics] = MappingProxyType({}),
     contrasted: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    item_counts: Mapping[str, ItemCounts] = MappingProxyType({}),
     apply: Callable[..., Iterable] = map,
 ) -> dict[tuple, Resampled]:
     """Returns the bootstrap results of every cell, keyed by the values of `CELL_KEYS`.
@@ -176,6 +178,8 @@ def resample_cells(
         metrics: by task, the function that computes its metrics.
         relative_metrics: by task that has them, the function for metrics relative to the dense runs of the same seeds.
         contrasted: by task, the metrics whose bootstrap values are kept in `draws`.
+        item_counts: by task, a function of the items of one run that returns the number of items that each metric
+            counts; by default it is the number of all items.
         apply: `map`, or the `map` of a process pool.
     """
     items_of = dict(iter(items.groupby(CELL_KEYS, sort=False)))
@@ -187,6 +191,7 @@ def resample_cells(
         [metrics[task] for task in tasks],
         [relative_metrics.get(task) for task in tasks],
         [contrasted.get(task, ()) for task in tasks],
+        [item_counts.get(task) for task in tasks],
     )
     return dict(zip(items_of, found, strict=True))
 
@@ -197,16 +202,20 @@ def _resampled(
     metrics: Metrics,
     relative_metrics: Metrics | None,
     contrasted: Sequence[str],
+    item_counts: ItemCounts | None,
 ) -> Resampled:
     paired, names = _paired_items(items)
     draws = bootstrap(paired, metrics)
-    variances = {name: ItemVariance.of_draws(values, len(names)) for name, values in draws.items()}
+    counts = {} if item_counts is None else item_counts({name: values[0] for name, values in paired.items()})
+    variances = {name: ItemVariance.of_draws(values, counts.get(name, len(names))) for name, values in draws.items()}
     if dense is not None:
         own = items[items["seed"].isin(dense["seed"])]
         common_dense = dense[dense["seed"].isin(items["seed"])]
         if len(own):
             relative = bootstrap(_paired_items(own)[0], relative_metrics, _paired_items(common_dense)[0])
-            variances |= {name: ItemVariance.of_draws(values, len(names)) for name, values in relative.items()}
+            variances |= {
+                name: ItemVariance.of_draws(values, counts.get(name, len(names))) for name, values in relative.items()
+            }
     return Resampled(sorted(items["seed"].unique()), names, variances, {name: draws[name] for name in contrasted})
 
 

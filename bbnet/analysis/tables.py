@@ -45,7 +45,10 @@ def results(summary: Summary, task: ModuleType) -> Table:
         f"{summary.task}, {summary.model}: mean over seeds on test; in brackets the 95 % interval, which the CSV file "
         "of this table has for all metrics."
     )
-    if data["seeds"].min() < FEW_SEEDS:
+    fewest = data["seeds"].min()
+    if fewest == 1:
+        caption += " With one seed the intervals account only for the choice of test items."
+    elif fewest < FEW_SEEDS:
         caption += " With so few seeds the intervals are wide (t is 12.7 for two seeds)."
     bold = supported_best(data, summary.read("contrasts"), {name: task.METRICS[name].better for name in task.PRIMARY})
     entries = frozenset((row, metrics[name].heading) for row, name in bold)

@@ -13,9 +13,9 @@ from tabulate import tabulate
 from bbnet.analysis import differences
 from bbnet.analysis.collect import KEYS
 from bbnet.analysis.differences import COUNTS, Summary
-from bbnet.analysis.statistics import CELL_KEYS
+from bbnet.analysis.statistics import CELL_KEYS, DENSE
 from bbnet.cli.knobs import add_knobs, chosen_knobs
-from bbnet.tasks.task import load_metrics
+from bbnet.tasks.task import load_metrics, relative_metrics
 
 REFERENCE = Path("results", "reference")
 CELL: dict[str, type] = dict.fromkeys(CELL_KEYS, str)
@@ -25,7 +25,7 @@ TABLES = {
     "runs": CELL | {"seed": int, "metric": str, "value": float},
     "cells": CELL | SCORE | {"item_variance": float, "interaction_variance": float},
 }
-LEVEL = 0.01
+LEVEL = 0.05
 COLUMN_WIDTH = 60
 
 
@@ -53,7 +53,7 @@ def add_to(commands: Any) -> None:
             "--level",
             type=_probability,
             default=LEVEL,
-            help=f"probability that two studies of the same code differ in the verdict (default: {LEVEL})",
+            help=f"level of the tests, after Holm's method (default: {LEVEL})",
         )
 
 
@@ -124,12 +124,19 @@ def summary_folder(folder: Path) -> Path:
 def _read_summary(name: str, folder: Path) -> Summary:
     """Reads the parts of a summary. Raises ValueError naming the file if one is missing or malformed."""
     grid, runs, cells = (_read_table(folder / f"{table}.csv", kinds) for table, kinds in TABLES.items())
-    study = _read(folder / "study.json", lambda path: json.loads(path.read_text()))
+    study = _read(folder / "study.json", _read_map)
     history, refreshes = (_read(folder / f"{table}.parquet", _read_steps) for table in ("history", "refreshes"))
     steps = {"epochs": history.size(), "steps": history.max(), "refreshes": refreshes.nunique()}
     counts = pd.DataFrame(steps).fillna(0).astype(int).reset_index()
     names, of_items = _read(folder / "items.parquet", _read_items)
-    return Summary(name, study, grid, runs, cells, counts[[*KEYS, *COUNTS]], names, of_items)
+    return Summary(name, study, grid, runs, cells, counts[[*KEYS, *COUNTS]], names, of_items, _read_units(folder))
+
+
+def _read_map(path: Path) -> dict[str, Any]:
+    content = json.loads(path.read_text())
+    if not isinstance(content, dict):
+        raise ValueError(f"must be a map, found {type(content).__name__}")
+    return content
 
 
 def _read_steps(path: Path) -> Any:
@@ -138,14 +145,28 @@ def _read_steps(path: Path) -> Any:
 
 def _read_items(path: Path) -> tuple[dict[tuple, frozenset], pd.DataFrame]:
     """Returns the names of the test items of each cell, and the metrics that the items of each run give."""
-    names, metrics = {}, []
+    names, of_run, metrics = {}, {}, []
     for keys, rows in pd.read_parquet(path).groupby(KEYS, sort=False):
         items = rows.drop(columns=KEYS).dropna(axis=1)
         text = [name for name in items if pd.api.types.is_string_dtype(items[name])]
         names[keys[:5]] = frozenset(items[text].itertuples(index=False, name=None))
-        found = load_metrics(keys[0]).metrics({name: items[name].to_numpy() for name in items if name not in text})
+        of_run[keys] = {name: items.sort_values(text)[name].to_numpy() for name in items if name not in text}
+    relative = relative_metrics({keys[0] for keys in of_run})
+    for keys, items in of_run.items():
+        task, model, method, *_, seed = keys
+        found = dict(load_metrics(task).metrics(items))
+        dense = of_run.get((task, model, *DENSE, seed))
+        if method != "dense" and dense is not None and task in relative:
+            found |= relative[task](items, dense)
         metrics += [(*keys, metric, float(value)) for metric, value in found.items()]
     return names, pd.DataFrame(metrics, columns=[*KEYS, "metric", "value"])
+
+
+def _read_units(folder: Path) -> dict[tuple, int]:
+    """Returns the number of units of the slabs of each cell."""
+    units = _read(folder / "units.parquet", lambda path: pd.read_parquet(path, columns=["phase", *KEYS]))
+    runs = units[units["phase"] == "run"]
+    return dict(runs.groupby(CELL_KEYS).size() // runs.groupby(CELL_KEYS)["seed"].nunique())
 
 
 def _read(path: Path, reader: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 from tabulate import tabulate
 
+from bbnet.analysis.contrasts import COLUMNS as CONTRAST_COLUMNS
 from bbnet.analysis.contrasts import pairs
 from bbnet.analysis.power import components_of, detectable_difference
 from bbnet.analysis.summary import read_csv
@@ -185,19 +186,22 @@ def _detectable_table(study: Study, like: Path) -> str:
         contrasts = read_csv(like)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{like}: cannot be read: {' '.join(str(error).split())}") from None
+    lacks = [name for name in CONTRAST_COLUMNS if name not in contrasts]
+    if lacks:
+        raise ConfigError(f"{like}: has no column {', '.join(lacks)}; summaries of older versions lack some of them")
     rows = []
     for task, metric, count in _contrast_counts(study):
         of_metric = contrasts[(contrasts["task"] == task) & (contrasts["metric"] == metric)]
-        found = components_of(of_metric) if {"n_items", "item_variance"} <= {*contrasts} else None
+        found = components_of(of_metric)
         if found is None or not count:
             rows.append((task, metric, count, *["unknown"] * (2 + len(MORE_ITEMS))))
             continue
         kind = load_metrics(task).METRICS[metric]
-        unit, largest = kind.unit, kind.largest_difference
+        unit, largest = kind.difference_unit, kind.largest_difference
         for seeds in sorted({*SHOWN_SEEDS, len(study.seeds)} - {1}):
             differences = [detectable_difference(found, seeds, count, more) for more in MORE_ITEMS]
             mark = " (this study)" if seeds == len(study.seeds) else ""
-            shown = ["none" if value > largest else f"{value:.2g} {unit}" for value in differences]
+            shown = ["none" if value > largest else f"{value:.2g}{unit}" for value in differences]
             rows.append((task, metric, count, found.items, f"{seeds}{mark}", *shown))
     headers = ("task", "metric", "about contrasts", "items", "seeds", *(f"items x {more}" for more in MORE_ITEMS))
     note = (

@@ -102,6 +102,7 @@ class Task(Protocol):
 # - `buckets.make_buckets(index)`, Head, Mid and Tail of the training data, with `metrics.BY_BUCKET` (test set -> bucket
 #   -> relative metric), `metrics.bucket_sizes(items)` and `metrics.COUNTED`;
 # - `verification` and `metrics.roc_points(items, weights)`, for an ROC curve;
+# - `metrics.item_counts(items)`, how many items each metric counts, where not all of them;
 # - `metrics.NOTE`, a remark on the models in the report;
 # - `panels`, selected test cases, with `bbnet.plots.panels_{task}`.
 
@@ -113,8 +114,13 @@ def load(name: str) -> ModuleType:
 
 def relative_metrics(names: Iterable[str]) -> dict[str, Callable[..., dict[str, np.ndarray]]]:
     """Returns the functions `relative_metrics` of the tasks that have one."""
-    found = {name: getattr(load_metrics(name), "relative_metrics", None) for name in names}
-    return {name: function for name, function in found.items() if function is not None}
+    return optional(names, "relative_metrics")
+
+
+def optional(names: Iterable[str], function: str) -> dict[str, Callable]:
+    """Returns an optional function of the metrics of each task that has it."""
+    found = {name: getattr(load_metrics(name), function, None) for name in names}
+    return {name: each for name, each in found.items() if each is not None}
 
 
 def load_metrics(name: str) -> ModuleType:

@@ -47,7 +47,7 @@ def summary(name: str, scores=SCORES, metric: str = "f1", costs=COSTS, items=0.0
         cells.append(cell | row | {"item_variance": items, "interaction_variance": interaction})
     grid, runs, cells, counts = (pd.DataFrame(rows) for rows in (grid, runs, cells, counts))
     of_items = runs[runs["metric"] == metric]
-    return Summary(name, STUDY, grid, runs, cells, counts, names, of_items)
+    return Summary(name, STUDY, grid, runs, cells, counts, names, of_items, dict.fromkeys(names, 100))
 
 
 @pytest.fixture

@@ -265,13 +265,14 @@ def test_findings_by_hand():
     text = findings_of(rows)
     assert text.startswith(
         "F1 of dense is 0.750 [0.700, 0.800]. "
-        "Of 2 other cells 1 differ significantly from it (p < .05 after Holm's method over all contrasts of the task): "
-        "sp_in at budget .20 is worse by -0.050 [-0.070, -0.020]. "
-        "Of 1 contrasts between methods 1 are significant: "
-        "sp_in at budget .20 is better than magnitude by +0.125 [+0.105, +0.155]. "
+        "Of 2 other cells, 1 differs significantly from it (p < .05 after Holm's method over all contrasts of the "
+        "task): "
+        "sp_in at budget .20 is worse (-0.050 [-0.070, -0.020]). "
+        "Between methods, 1 of 1 differences is significant: "
+        "sp_in at budget .20 is better than magnitude (+0.125 [+0.105, +0.155]). "
         "With 3 seeds and 60 test items, a difference of 0."
     )
-    assert text.endswith("would be significant with a probability of 80%.")
+    assert text.endswith("would be significant with a probability of 80 %.")
 
 
 def test_what_is_not_significant_has_its_range():
@@ -280,12 +281,14 @@ def test_what_is_not_significant_has_its_range():
     assert "between -0.050 (sp_in at budget .20) and +0.010 (rigl at budget .20)." in text
     alone = findings_of([contrast("sp_in", "dense", "none", -0.05), contrast("sp_in", "rigl", "none")])
     assert "sp_in at budget .20 does not differ significantly from it" in alone
-    assert "-0.050 [-0.070, -0.020]. None of the 1 contrasts between methods is significant." in alone
+    assert "-0.050 [-0.070, -0.020]. Between methods, none of 1 differences is significant." in alone
 
 
 def test_one_seed_accounts_for_items_alone_and_too_few_seeds_see_nothing():
     one = [contrast("sp_in", "dense", "none", n_seeds=1, variation="items", differences="0.05")]
-    assert findings_of(one).endswith("so the intervals account only for the choice of test items.")
+    text = "The intervals of {} differences are from one seed and account only for the choice of test items."
+    assert findings_of(one).endswith(text.format("all"))
+    assert text.format("some") in findings_of([*one, contrast("rigl", "dense", "none")])
     noisy = [contrast("sp_in", "dense", "none", n_seeds=2, differences="-0.4 0.5")]
     assert "With 2 seeds and 60 test items, no difference would be significant" in findings_of(noisy)
 
@@ -293,9 +296,9 @@ def test_one_seed_accounts_for_items_alone_and_too_few_seeds_see_nothing():
 def test_findings_are_those_of_the_task_and_model(page, results):
     rows = [contrast("sp_in", "dense", "worse", -0.05), contrast("sp_in", "dense", "none", task="asr")]
     text = page(results(tasks=("asr", "change"), contrasts=rows)).text
-    assert text.count("sp_in at budget .20 is worse by") == 1
+    assert text.count("sp_in at budget .20 is worse (") == 1
     assert text.count("sp_in at budget .20 does not differ significantly") == 1
-    assert text.index("does not differ significantly") < text.index("is worse by")
+    assert text.index("does not differ significantly") < text.index("is worse (")
 
 
 def test_without_contrasts_it_says_so(page, results):

@@ -67,6 +67,13 @@ def relative_metrics(items: Items, dense: Items, weights: np.ndarray | None = No
     return found
 
 
+def item_counts(items: Items) -> dict[str, int]:
+    """Returns the number of utterances that each metric counts: those of its test set."""
+    other = int((np.asarray(items["other"]) == 1).sum())
+    clean = len(items["other"]) - other
+    return {name: other if name.endswith(OTHER) else clean for name in METRICS}
+
+
 def bucket_sizes(items: Items) -> dict[str, dict[str, int]]:
     """Returns the number of reference words per test set and bucket, from the items of one run."""
     return {

@@ -16,14 +16,14 @@ PRIMARY = ("top1", "auroc")
 FAR_LEVELS = {"tar_at_far_1e-2": 1e-2, "tar_at_far_1e-3": 1e-3}
 METRICS = {
     "top1": Metric("top-1", "share", "higher", 0, 1),
-    "top5": Metric("top-5", "share", "higher", 0, 1),
+    "top5": Metric("top-5", "share", "higher", 0, 1, shown=False),
     "auroc": Metric("AUROC", "share", "higher", 0, 1),
     "tar_at_far_1e-2": Metric("TAR at FAR .01", "share", "higher", 0, 1),
-    "tar_at_far_1e-3": Metric("TAR at FAR .001", "share", "higher", 0, 1),
+    "tar_at_far_1e-3": Metric("TAR at FAR .001", "share", "higher", 0, 1, shown=False),
     "verification_accuracy": Metric("verification accuracy", "share", "higher", 0, 1),
     "eer": Metric("EER", "share", "lower", 0, 1),
     "identification": Metric("identification", "share", "higher", 0, 1),
-    "identification_floor": Metric("identification of nobody", "share", "higher", 0, 1),
+    "identification_floor": Metric("identification of nobody", "share", "higher", 0, 1, shown=False),
 }
 METRICS |= {f"dtop1_{bucket}": Metric(f"Δtop-1 {bucket}", "share", "higher", -1, 1) for bucket in BUCKETS}
 METRICS |= {f"top1_{bucket}": Metric(f"top-1 {bucket}", "share", "higher", 0, 1, shown=False) for bucket in BUCKETS}
@@ -66,6 +66,13 @@ def relative_metrics(items: Items, dense: Items, weights: np.ndarray | None = No
     weights = np.ones(np.shape(items["rank"])[-1]) if weights is None else weights
     own, theirs = _by_bucket(items, weights), _by_bucket(dense, weights)
     return {f"d{name}": own[name] - theirs[name] for name in own}
+
+
+def item_counts(items: Items) -> dict[str, int]:
+    """Returns the number of images that each metric counts: those to classify, or the probes."""
+    probes = int((np.asarray(items["probe"]) == 1).sum())
+    images = len(items["probe"]) - probes
+    return {name: images if "top" in name else probes for name in METRICS}
 
 
 def bucket_sizes(items: Items) -> dict[str, dict[str, int]]:
