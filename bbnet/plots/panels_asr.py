@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Any
 
-import jiwer
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from bbnet.analysis.alignment import align
 
 FONT, FONT_SIZE, TITLE_SIZE = "DejaVu Sans Mono", 7.5, 8.5
 CHARACTER_POINTS, LINE_POINTS = 0.602 * FONT_SIZE, 12.5
@@ -70,7 +71,7 @@ def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budge
         _write(axis, _title(rank, described[key], method), 0, line, family="sans-serif", fontsize=TITLE_SIZE)
         line += GAP_OF_TITLE
         reference, *hypotheses = (str(panels[f"{key}/{name}"]) for name in ("reference", "dense", "other"))
-        for block in wrap(align(reference, hypotheses), room):
+        for block in wrap(columns_of(reference, hypotheses), room):
             _write_block(axis, block, names, margin, line)
             line += len(names) + GAP_OF_BLOCKS
         line += GAP_OF_CASES
@@ -79,13 +80,13 @@ def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budge
     return figure
 
 
-def align(reference: str, hypotheses: Sequence[str]) -> list[Column]:
-    """Returns columns of corresponding words, by minimum edit distance between the reference and each hypothesis.
+def columns_of(reference: str, hypotheses: Sequence[str]) -> list[Column]:
+    """Returns columns of corresponding words, by the alignment with which errors are counted.
 
     Words that several hypotheses insert at the same position of the reference share columns.
     """
     words = reference.split()
-    found = [_align_one(reference, hypothesis) for hypothesis in hypotheses]
+    found = [_aligned(words, hypothesis.split()) for hypothesis in hypotheses]
     columns = []
     for place in range(len(words) + 1):
         inserted = [insertions[place] for _, insertions in found]
@@ -95,19 +96,22 @@ def align(reference: str, hypotheses: Sequence[str]) -> list[Column]:
     return columns
 
 
-def _align_one(reference: str, hypothesis: str) -> tuple[list[Word], list[list[Word]]]:
+def _aligned(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[list[Word], list[list[Word]]]:
     """Returns the word aligned with each reference word, and the words inserted before each of them and at the end."""
-    output = jiwer.process_words(reference, hypothesis)
-    (words,), (hypothesis_words,), (chunks,) = output.references, output.hypotheses, output.alignments
-    aligned = [Word("–" * len(word), "deleted") for word in words]
-    inserted: list[list[Word]] = [[] for _ in range(len(words) + 1)]
-    for chunk in chunks:
-        words_of_chunk = hypothesis_words[chunk.hyp_start_idx : chunk.hyp_end_idx]
-        if chunk.type == "insert":
-            inserted[chunk.ref_start_idx] += [Word(f"+{word}", "inserted") for word in words_of_chunk]
-        elif chunk.type != "delete":
-            kind = "equal" if chunk.type == "equal" else "substituted"
-            aligned[chunk.ref_start_idx : chunk.ref_end_idx] = [Word(word, kind) for word in words_of_chunk]
+    alignment = align(reference, hypothesis)
+    aligned: list[Word] = []
+    inserted: list[list[Word]] = [[] for _ in range(len(reference) + 1)]
+    of_hypothesis = iter(zip(hypothesis, alignment.inserted, strict=True))
+    for word, kind in zip(reference, alignment.words, strict=True):
+        if kind == "deleted":
+            aligned.append(Word("–" * len(word), "deleted"))
+            continue
+        for found, is_inserted in of_hypothesis:
+            if not is_inserted:
+                aligned.append(Word(found, "equal" if kind == "matched" else kind))
+                break
+            inserted[len(aligned)].append(Word(f"+{found}", "inserted"))
+    inserted[-1] += [Word(f"+{found}", "inserted") for found, _ in of_hypothesis]
     return aligned, inserted
 
 

@@ -183,7 +183,7 @@ def _data_code(task: str) -> list[Path]:
 def _training_code(script: str, task: str, algorithm: str) -> str:
     """Returns the fingerprint of a training script and of all code that its result depends on."""
     core = [*SPARSITY.glob("*.py"), *(SPARSITY / folder / "__init__.py" for folder in ("algorithms", "parameters"))]
-    shared = [*(PACKAGE / "tasks").glob("*.py"), PACKAGE / "data" / "store.py"]
+    shared = [*(PACKAGE / "tasks").glob("*.py"), PACKAGE / "data" / "store.py", PACKAGE / "analysis" / "alignment.py"]
     folders = [PACKAGE / "training", PACKAGE / "tasks" / task]
     files = [file for folder in folders for file in folder.rglob("*.py") if file.name not in NO_RESULT_DEPENDS_ON]
     own = [path for folder in ("algorithms", "parameters") for path in SPARSITY.glob(f"{folder}/{algorithm}.py")]

@@ -10,19 +10,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bbnet.plots.panels_asr import FONT, STYLES, align, plot_panels, wrap
+from bbnet.plots.panels_asr import FONT, STYLES, columns_of, plot_panels, wrap
 from bbnet.plots.style import note, use_style
+from bbnet.tasks.asr.scoring import count_errors
 
 LONG = " ".join(f"{word}{number}" for number in range(12) for word in ("THE", "YELLOW", "LAMPS", "BROTHELS", "A"))
 RANKS = ("best", "median", "worst")
 
 
 def texts(reference: str, *hypotheses: str) -> list[list[str]]:
-    return [[word.text for word in column] for column in align(reference, hypotheses)]
+    return [[word.text for word in column] for column in columns_of(reference, hypotheses)]
 
 
 def kinds(reference: str, *hypotheses: str) -> list[list[str]]:
-    return [[word.kind for word in column[1:]] for column in align(reference, hypotheses)]
+    return [[word.kind for word in column[1:]] for column in columns_of(reference, hypotheses)]
 
 
 def test_equal_words_share_a_column():
@@ -62,21 +63,28 @@ sentences = st.lists(st.sampled_from("ABCD"), max_size=12).map(" ".join)
 
 @given(sentences, sentences, sentences)
 def test_no_word_is_lost_and_the_edits_are_the_fewest(reference, dense, other):
-    columns = align(reference, [dense, other])
+    columns = columns_of(reference, [dense, other])
     assert [column[0].text for column in columns if column[0].text] == reference.split()
     for row, hypothesis in ((1, dense), (2, other)):
         words = [column[row] for column in columns]
         assert [word.text.lstrip("+") for word in words if word.text and word.kind != "deleted"] == hypothesis.split()
         output = jiwer.process_words(reference, hypothesis)
-        counts = [sum(word.kind == kind for word in words) for kind in ("substituted", "deleted", "inserted")]
-        assert counts == [output.substitutions, output.deletions, output.insertions]
+        edits = sum(word.kind in ("substituted", "deleted", "inserted") for word in words)
+        assert edits == output.substitutions + output.deletions + output.insertions
         for column in columns:
             if column[row].kind in ("equal", "substituted"):
                 assert (column[row].text == column[0].text) == (column[row].kind == "equal")
 
 
+def test_panels_show_the_words_that_the_scores_count():
+    counts = count_errors(["THE CAT"], ["CAT SAT"])
+    kinds = [column[1].kind for column in columns_of("THE CAT", ["CAT SAT"])]
+    assert kinds == ["deleted", "equal", "inserted"]
+    assert [int(counts[name][0]) for name in ("deletions", "substitutions", "insertions")] == [1, 0, 1]
+
+
 def test_wrapping_keeps_every_column_in_order():
-    columns = align(LONG, [LONG, ""])
+    columns = columns_of(LONG, [LONG, ""])
     blocks = list(wrap(columns, 60))
     assert len(blocks) > 3
     assert [column for block in blocks for column in block] == columns
@@ -84,7 +92,7 @@ def test_wrapping_keeps_every_column_in_order():
 
 
 def test_a_word_wider_than_the_room_has_a_block_of_its_own():
-    assert [len(block) for block in wrap(align("A BBBBBBBBBBBB C", ["A", "A"]), 5)] == [1, 1, 1]
+    assert [len(block) for block in wrap(columns_of("A BBBBBBBBBBBB C", ["A", "A"]), 5)] == [1, 1, 1]
 
 
 @pytest.fixture

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 import jiwer
 import numpy as np
 
+from bbnet.analysis.alignment import align
+
 BUCKETS = ("head", "mid", "tail", "oov")
 
 
@@ -31,11 +33,12 @@ def count_errors(
 
     for utterance, texts in enumerate(zip(references, hypotheses, strict=True)):
         reference, hypothesis = (text.split() for text in texts)
-        substituted, deleted, insertions = align(reference, hypothesis)
+        alignment = align(reference, hypothesis)
+        happened = list(zip(reference, alignment.words, strict=True))
         count("words", utterance, reference)
-        count("substitutions", utterance, substituted)
-        count("deletions", utterance, deleted)
-        counts["insertions"][utterance] = insertions
+        count("substitutions", utterance, [word for word, kind in happened if kind == "substituted"])
+        count("deletions", utterance, [word for word, kind in happened if kind == "deleted"])
+        counts["insertions"][utterance] = sum(alignment.inserted)
     characters = jiwer.process_characters(list(references), list(hypotheses))
     for utterance, (reference, chunks) in enumerate(zip(characters.references, characters.alignments, strict=True)):
         counts["characters"][utterance] = len(reference)
@@ -45,34 +48,3 @@ def count_errors(
             if chunk.type != "equal"
         )
     return counts
-
-
-def align(reference: Sequence[str], hypothesis: Sequence[str]) -> tuple[list[str], list[str], int]:
-    """Aligns words; returns the substituted and the deleted reference words, and the number of insertions.
-
-    Of the alignments with the fewest edits, the one with the most matches is taken, as by NIST's sclite, so that a word
-    that was recognised is not charged. Of these, the one that matches the leftmost reference words is taken, and of
-    these the one that substitutes the leftmost of the others.
-    """
-    # The best alignment of each pair of prefixes: (edits, substitutions, and a binary digit per reference word, the
-    # first word most significant, for not matched and for deleted). With the fewest edits, fewest substitutions are
-    # most matches.
-    row = [(edits, 0, 0, 0) for edits in range(len(hypothesis) + 1)]
-    for word in reference:
-        above, row = row, []
-        for place, (edits, substitutions, missed, deleted) in enumerate(above):
-            options = [(edits + 1, substitutions, 2 * missed + 1, 2 * deleted + 1)]
-            if place:
-                edits, substitutions, missed, deleted = row[-1]
-                options.append((edits + 1, substitutions, missed, deleted))
-                wrong = int(hypothesis[place - 1] != word)
-                edits, substitutions, missed, deleted = above[place - 1]
-                options.append((edits + wrong, substitutions + wrong, 2 * missed + wrong, 2 * deleted))
-            row.append(min(options))
-    edits, substitutions, missed, deleted = row[-1]
-    words = [(word, 1 << place) for place, word in enumerate(reversed(reference))][::-1]
-    return (
-        [word for word, digit in words if missed & digit and not deleted & digit],
-        [word for word, digit in words if deleted & digit],
-        edits - missed.bit_count(),
-    )

@@ -7,7 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from bbnet.tasks.asr.scoring import align, count_errors
+from bbnet.analysis.alignment import align
+from bbnet.tasks.asr.scoring import count_errors
 
 BUCKETS = {"THE": "head", "OF": "head", "HORSE": "mid", "RIVER": "mid", "VIOLIN": "tail", "ORCHARD": "tail"}
 
@@ -171,11 +172,14 @@ def test_the_alignment_is_the_best_of_all_for_all_short_texts(longest):
 
     for reference, hypothesis in pairs:
         best = min(alignments(reference, hypothesis), key=quality)
-        kinds = list(zip((kind for kind in best if kind != "ins"), reference, strict=True))
-        substituted, deleted, insertions = align(reference, hypothesis)
-        assert substituted == [word for kind, word in kinds if kind == "sub"], (reference, hypothesis)
-        assert deleted == [word for kind, word in kinds if kind == "del"], (reference, hypothesis)
-        assert insertions == best.count("ins"), (reference, hypothesis)
+        names = {"match": "matched", "sub": "substituted", "del": "deleted"}
+        found = align(reference, hypothesis)
+        assert found.words == [names[kind] for kind in best if kind != "ins"], (reference, hypothesis)
+        assert sum(found.inserted) == best.count("ins"), (reference, hypothesis)
+        read = [word for word, inserted in zip(hypothesis, found.inserted, strict=True) if not inserted]
+        aligned = [(word, kind) for word, kind in zip(reference, found.words, strict=True) if kind != "deleted"]
+        for word, (own, kind) in zip(read, aligned, strict=True):
+            assert (word == own) == (kind == "matched"), (reference, hypothesis)
 
 
 def sclite_cost(reference: list[str], hypothesis: list[str]) -> int:
@@ -194,8 +198,8 @@ def test_texts_with_some_errors_are_aligned_at_the_least_cost_of_sclite():
     alike, count = 0, 0
     for number, texts in enumerate(pairs):
         reference, hypothesis = (text.split() for text in texts)
-        substituted, deleted, insertions = align(reference, hypothesis)
-        cost = 4 * len(substituted) + 3 * (len(deleted) + insertions)
+        found = align(reference, hypothesis)
+        cost = 4 * found.words.count("substituted") + 3 * (found.words.count("deleted") + sum(found.inserted))
         assert cost >= sclite_cost(reference, hypothesis)
         if number % 3:
             count += 1
