@@ -83,11 +83,10 @@ def prepared_remarks(prepared: Mapping[str, Any]) -> list[str]:
     Args:
         prepared: the entry of a task in `data.json`.
     """
-    remarks = [
-        f"{what}: {', '.join(f'{count} {kind}' for kind, count in prepared[key].items())}."
-        for key, what in (("skipped", "Left out"), ("resampled", "Resampled"))
-        if prepared.get(key)
-    ]
+    remarks = []
+    for key, what in (("skipped", "Left out"), ("resampled", "Resampled")):
+        counts = [f"{count} ({kind.replace('_', ' ')})" for kind, count in prepared.get(key, {}).items()]
+        remarks += [f"{what}: {', '.join(counts)}."] if counts else []
     if prepared.get("divided"):
         remarks.append(
             f"Divided into dev and test here, because the pack has no test: {', '.join(prepared['divided'])}."

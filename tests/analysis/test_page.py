@@ -317,7 +317,7 @@ def test_what_became_of_the_data_is_told(page, results):
         "buckets": {"rule": "up to the median", "sizes": sizes},
     }
     text = page(results(data_of={"change": told})).text
-    assert "Left out: 3 undecodable, 1 too_short. Resampled: 2 low_rate." in text
+    assert "Left out: 3 (undecodable), 1 (too short). Resampled: 2 (low rate)." in text
     assert "Divided into dev and test here, because the pack has no test: verification." in text
     assert "by the rule 'up to the median': head 2,000, mid 2,001, tail 2,002." in text
     assert prepared_remarks({"skipped": {}, "buckets": told["buckets"] | {"rule": "published"}}) == [
