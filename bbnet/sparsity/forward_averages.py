@@ -216,6 +216,14 @@ def axes_without_batch(module: nn.Module) -> int:
     return module.weight.dim() - 1 if isinstance(module, CONVOLUTIONS) else 0
 
 
+def _in_inference_mode() -> bool:
+    """Returns whether tensors are made in inference mode, which cannot be added to others later.
+
+    torch.compile cannot trace the question, so that compiled forward passes count in inference mode, too.
+    """
+    return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
+
+
 class _Counter(WatchingHook):
     """Adds the inputs or outputs of one module to its sums."""
 
@@ -226,8 +234,7 @@ class _Counter(WatchingHook):
 
     def __call__(self, module: nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
         averages = self.averages
-        # Tensors of inference mode cannot be added to others later.
-        if averages.counting and module.training == averages.in_training and not torch.is_inference_mode_enabled():
+        if averages.counting and module.training == averages.in_training and not _in_inference_mode():
             with torch.no_grad():
                 self._count(inputs[0] if output is None else output, axes_without_batch(module))
 
