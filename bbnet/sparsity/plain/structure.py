@@ -111,18 +111,19 @@ class Chain:
 def find_slabs(model: nn.Module, side: Literal["in", "out", "both"] = "in", *, verbose: bool = False) -> list[Slab]:
     """Returns the slabs of a plain PyTorch model, that is the weights that can be sparsified, in order of data flow.
 
-    They are found in Linear-activation-Linear and Conv-[norm]-activation-Conv patterns, with norms, dropouts and pools
-    allowed after the activation. The activation must be above 0 exactly where its input is: ReLU, ReLU6, LeakyReLU,
-    ELU, CELU, SELU, GELU, SiLU, Mish, Hardswish. Skipped are output layers (no other weight comes after them),
-    attention projections, grouped convolutions, fans below 8, weights that are shared or computed, and layers whose
-    calls differ in their surroundings.
+    They are found in Linear-activation-Linear and Conv-[norm]-activation-Conv patterns, with dropouts and identities
+    allowed before the activation, and norms, dropouts and pools after it. The activation must be above 0 exactly where
+    its input is: ReLU, ReLU6, LeakyReLU, ELU, CELU, SELU, GELU, SiLU, Mish, Hardswish. Skipped are output layers (no
+    other weight comes after them), attention projections, grouped convolutions, fans below 8, weights that are frozen,
+    shared or computed, and layers whose calls differ in their surroundings.
 
     Args:
         model: may be wrapped by torch.compile or DistributedDataParallel; names are those of the inner model.
         side: `in` for the layers whose outputs are units; `out` for the layers that read such units; `both` for all of
             them, each once: in order of data flow, the layer of the units as `in` and then its readers as `out`.
-        verbose: prints the slabs, and every other Linear or convolution with the reason why it was skipped.
-    Raises: ValueError for an unknown side, or if no slab is found.
+        verbose: prints the slabs, their share of the model's parameters, and every other layer with the reason why it
+            was skipped.
+    Raises: ValueError for an unknown side, or if no slab is found; it names the layers that were skipped, and why.
     """
     if side not in ("in", "out", "both"):
         raise ValueError(f"unknown side {side!r}, allowed: in, out, both")
@@ -140,7 +141,7 @@ def find_slabs(model: nn.Module, side: Literal["in", "out", "both"] = "in", *, v
     if not slabs:
         raise ValueError(
             f"no Linear-activation-Linear or Conv-norm-activation-Conv pattern of side {side!r} was found in "
-            f"{type(structure.model).__name__} (verbose=True prints why); slabs can be given by hand as bbnet.Slab"
+            f"{type(structure.model).__name__}{_seen(structure, side)}; slabs can be given by hand as bbnet.Slab"
         )
     return slabs
 
@@ -225,6 +226,20 @@ class _Structure:
             return len(norm.normalized_shape) <= _axes_of(self.model.get_submodule(chain.producer))
         return norm is not None
 
+    def skipped(self, slabs: Iterable[Slab], side: str) -> dict[str, str]:
+        """Returns the reasons why layers other than those of `slabs` cannot be sparsified, by name."""
+        taken = {slab.name for slab in slabs}
+        reasons = {}
+        for module, name in self.names.items():
+            if name in taken:
+                continue
+            if isinstance(module, LAYERS):
+                sides = ("in", "out") if side == "both" else (side,)
+                reasons[name] = "; ".join(dict.fromkeys(self.slab(name, each) for each in sides))
+            elif _has_weights(module):
+                reasons[name] = f"{type(module).__name__} is neither Linear nor a convolution"
+        return reasons
+
     def _follow(self, module: nn.Module, in_part: bool) -> None:
         """Collects the calls inside `module`; if it cannot be traced, those inside each of its children."""
         graph = _trace(module)
@@ -250,6 +265,8 @@ class _Structure:
             return "its weight is computed (parametrised)"
         if is_lazy(weight):
             return "its weight is not initialised yet"
+        if not weight.requires_grad:
+            return "its weight is frozen"
         if getattr(layer, "groups", 1) != 1:
             return "grouped convolution"
         if self._is_used_elsewhere(weight):
@@ -343,24 +360,42 @@ class _Flow:
         """Finds the activation of a layer's outputs and the layers that read it."""
         if not self._is_hidden[node]:
             return _Found(reason="output layer")
-        producer, norm, before = self.module(node), None, node
+        producer, norm = self.module(node), None
         if getattr(producer, "groups", 1) != 1:
             return _Found(reason="grouped convolution")
-        following = _readers(node)
-        if len(following) == 1 and self._is_norm(following[0], node, producer):
-            before, norm = following[0], self.name(following[0])
-            if not self._acts_on_one_layer(before):
+        path = self._unchanged(node)
+        following = _readers(path[-1])
+        if len(following) == 1 and self._is_norm(following[0], path[-1], producer):
+            norm = self.name(following[0])
+            if not self._acts_on_one_layer(following[0]):
                 return _Found(reason="its norm is shared with another layer")
-            following = _readers(before)
+            path += self._unchanged(following[0])
+            following = _readers(path[-1])
         if len(following) != 1:
             return _Found(reason="its outputs are also used without an activation")
-        activation = self._activation(following[0], before)
+        activation = self._activation(following[0], path[-1])
         if activation is None:
             return _Found(reason="no activation directly after it")
         readers, kept, exclusive = self._find_readers(following[0], producer)
-        exclusive = exclusive and len(node.users) == len(before.users) == 1
+        exclusive = exclusive and all(len(each.users) == 1 for each in path)
         consumers = tuple(dict.fromkeys(self.name(reader) for reader in readers))
         return _Found(Chain(self.name(node), norm, activation, consumers, kept, exclusive), readers=readers)
+
+    def _unchanged(self, node: fx.Node) -> list[fx.Node]:
+        """Returns a node, followed by the identities and dropouts that its values pass one after the other."""
+        path = [node]
+        while len(_readers(path[-1])) == 1:
+            (following,) = _readers(path[-1])
+            if following.all_input_nodes != [path[-1]] or not self._is_identity(following):
+                break
+            path.append(following)
+        return path
+
+    def _is_identity(self, node: fx.Node) -> bool:
+        """Returns whether a node returns its input in evaluation mode."""
+        if node.target in DROPOUT_FUNCTIONS:
+            return node.kwargs.get("training") is False
+        return isinstance(self.module(node), IDENTITIES)
 
     def _find_readers(self, activation: fx.Node, producer: nn.Module) -> tuple[list[fx.Node], Kept, bool]:
         """Returns the layers that read an activation, what all of them receive, and whether nothing else reads it."""
@@ -403,7 +438,14 @@ class _Flow:
 
     def _acts_on_one_layer(self, norm: fx.Node) -> bool:
         calls = [node for node in self._nodes if node.op == "call_module" and node.target == norm.target]
-        return {source.target for call in calls for source in call.all_input_nodes} == {norm.args[0].target}
+        sources = {self._origin(source).target for call in calls for source in call.all_input_nodes}
+        return sources == {self._origin(norm.args[0]).target}
+
+    def _origin(self, node: fx.Node) -> fx.Node:
+        """Returns the node whose values reach `node` through identities and dropouts alone."""
+        while self._is_identity(node):
+            (node,) = node.all_input_nodes
+        return node
 
     def _reads_units(self, node: fx.Node, value: fx.Node, producer: nn.Module) -> bool:
         layer = self.module(node)
@@ -418,14 +460,12 @@ class _Flow:
     def _passes(self, node: fx.Node, value: fx.Node, producer: nn.Module) -> Kept | None:
         """Returns what of `value` passes a node unchanged; None if the node does not keep its channels separate."""
         module, axes = self.module(node), _axes_of(producer)
-        if isinstance(module, IDENTITIES):
+        if self._is_identity(node):
             return Kept.CONSTANTS
-        if self._is_norm(node, value, producer):
+        if self._is_norm(node, value, producer) or node.target in DROPOUT_FUNCTIONS:
             return Kept.NOTHING
         if isinstance(module, POOLS[axes]) or node.target in POOL_FUNCTIONS[axes]:
             return Kept.ZEROS
-        if node.target in DROPOUT_FUNCTIONS:
-            return Kept.CONSTANTS if node.kwargs.get("training") is False else Kept.NOTHING
         return None
 
     def _uses_weights(self, node: fx.Node) -> bool:
@@ -515,19 +555,37 @@ def _meta_copy(module: nn.Module) -> nn.Module:
     return copy.deepcopy(module, memo).eval()
 
 
+def _has_weights(module: nn.Module) -> bool:
+    """Returns whether a module without children, other than a norm, has parameters of two or more axes."""
+    if isinstance(module, ALL_NORMS) or any(True for _ in module.children()):
+        return False
+    return any(is_lazy(parameter) or parameter.dim() > 1 for parameter in module.parameters())
+
+
 def _report(structure: _Structure, slabs: list[Slab], side: str) -> str:
-    """Returns two tables: the slabs, and the layers that were skipped."""
+    """Returns two tables, the slabs and the layers that were skipped, with the share that the slabs cover."""
     shown = [("layer", "side", "units", "shape [units x fan]")]
-    for slab in slabs:
-        units, fan = slab_shape(structure.model.get_submodule(slab.name).weight, slab.side)
+    weights = {slab: structure.model.get_submodule(slab.name).weight for slab in slabs}
+    for slab, weight in weights.items():
+        units, fan = slab_shape(weight, slab.side)
         shown.append((slab.name, slab.side, ", ".join(slab.units), f"{units} x {fan}"))
-    skipped = [("skipped", "reason")]
-    taken = {slab.name for slab in slabs}
-    for module, name in structure.names.items():
-        if isinstance(module, LAYERS) and name not in taken:
-            reasons = [structure.slab(name, each) for each in (("in", "out") if side == "both" else (side,))]
-            skipped.append((name, "; ".join(dict.fromkeys(reasons))))
-    return "\n".join((*_columns(shown), "", *_columns(skipped)))
+    covered = sum(weight.numel() for weight in weights.values())
+    total = sum(each.numel() for each in structure.model.parameters() if not is_lazy(each))
+    share = f"The slabs hold {covered:,} of {total:,} parameters ({100 * covered / total:.1f} %)." if total else ""
+    skipped = [("skipped", "reason"), *structure.skipped(slabs, side).items()]
+    return "\n".join((*_columns(shown), share, "", *_columns(skipped)))
+
+
+def _seen(structure: _Structure, side: str) -> str:
+    """Returns the layers that were skipped, by reason; of each, the first three names."""
+    names: dict[str, list[str]] = {}
+    for name, reason in structure.skipped((), side).items():
+        names.setdefault(reason, []).append(name or "the model itself")
+    parts = []
+    for reason, layers in names.items():
+        more = f" and {len(layers) - 3} more" if len(layers) > 3 else ""
+        parts.append(f"{', '.join(layers[:3])}{more}: {reason}")
+    return f"; skipped were {'; '.join(parts)}" if parts else ", which has no layer with weights"
 
 
 def _columns(rows: list[tuple[str, ...]]) -> Iterator[str]:

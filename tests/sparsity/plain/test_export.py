@@ -164,7 +164,10 @@ def test_a_model_loaded_from_disk(mlp, sparse, train, tmp_path):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.GELU, nn.ELU, lambda: nn.ReLU(inplace=True)])
+@pytest.mark.parametrize(
+    "activation",
+    [nn.ReLU, nn.GELU, nn.ELU, lambda: nn.ReLU(inplace=True), lambda: nn.Sequential(nn.Dropout(), nn.GELU())],
+)
 def test_units_of_an_mlp_without_connections_are_removed(activation, bias):
     """Of 16 units in the first layer 3 read nothing and 2 are read by nothing, one is both."""
     model = linears(20, 16, 12, 10, activation=activation, bias=bias)

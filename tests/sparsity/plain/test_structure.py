@@ -209,6 +209,46 @@ def test_a_norm_over_another_axis_than_the_units_is_none(norm):
     assert found(model) == [("3", "in")]
 
 
+@pytest.mark.parametrize(
+    "between", [nn.Identity(), nn.Dropout(), nn.Sequential(nn.Identity(), nn.Dropout1d())], ids=str
+)
+def test_identities_and_dropouts_before_an_activation_are_passed(between):
+    model = nn.Sequential(nn.Linear(9, 12), between, nn.LayerNorm(12), between, nn.ReLU(), nn.Linear(12, 9))
+    model = nn.Sequential(*model, between, nn.ReLU(), nn.Linear(9, 2))
+    assert find_slabs(model) == [Slab("0", "in", "2", normalised=False), Slab("5", "in", "5")]
+
+    def forward(self, x):
+        return self.c(torch.relu(self.b(torch.relu(functional.dropout(self.a(x), 0.5, self.training)))))
+
+    model = Net(forward, a=nn.Linear(9, 9), b=nn.Linear(9, 9), c=nn.Linear(9, 2))
+    assert find_slabs(model, "out") == [Slab("b", "out", "a")]
+
+
+def test_a_norm_behind_a_shared_identity_is_seen_to_act_on_two_layers():
+    def forward(self, x):
+        return self.c(torch.relu(self.norm(self.same(self.a(x)))) + torch.relu(self.norm(self.same(self.b(x)))))
+
+    layers = {name: nn.Linear(9, 9) for name in "abc"} | {"norm": nn.LayerNorm(9), "same": nn.Identity()}
+    assert found(Net(forward, **layers), "both") == []
+
+
+def test_what_reads_a_unit_before_its_activation_keeps_it_from_export():
+    """The values behind an identity are read by a sum as well, so that they are no hidden units."""
+
+    def forward(self, x):
+        values = self.same(self.a(x))
+        return self.b(torch.relu(values)) + values
+
+    assert found(Net(forward, a=nn.Linear(9, 9), b=nn.Linear(9, 9), same=nn.Identity()), "both") == []
+
+
+def test_a_frozen_weight_is_no_slab(mlp):
+    model = mlp.build()
+    first, *others = find_slabs(model)
+    model.get_submodule(first.name).weight.requires_grad_(False)
+    assert find_slabs(model) == others
+
+
 def test_channels_are_followed_through_pools_dropout_and_norms():
     layers = [
         nn.Conv1d(9, 8, 3),
@@ -662,7 +702,7 @@ def test_nothing_is_left_behind_in_the_model():
 
     model = Careless()
     model.b.eval()
-    model.a.weight.requires_grad_(False)
+    model.c.weight.requires_grad_(False)
     called = []
     handles = [module.register_forward_hook(lambda *args: called.append(args)) for module in model.modules()]
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -726,6 +766,15 @@ def test_a_model_without_patterns_is_refused(model):
         find_slabs(model)
 
 
+def test_what_was_seen_is_named_where_nothing_is_found():
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 9), nn.GRU(9, 9))
+    with pytest.raises(ValueError) as error:
+        find_slabs(model)
+    assert "0: Embedding is neither Linear nor a convolution" in str(error.value)
+    assert "1, 3: no activation directly after it" in str(error.value)
+    assert "4: GRU is neither" in str(error.value)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
 def test_a_scripted_model_is_refused_like_one_without_patterns(mlp):
     with pytest.raises(ValueError, match=NOTHING):
@@ -743,6 +792,7 @@ def test_the_report_lists_every_layer_once(capsys):
         "layer  side  units  shape [units x fan]",
         "2      out   0      16 x 12",
         "5      out   3      12 x 9",
+        "The slabs hold 1,836 of 2,349 parameters (78.2 %).",
         "",
         "skipped  reason",
         "0        fan 3 is below 8; does not read the units of one layer of its kind",
