@@ -595,8 +595,13 @@ def test_a_second_snakemake_in_a_folder_is_refused_and_the_first_goes_through(be
         until = time.monotonic() + 60
         while not list((project.root / ".snakemake").glob("locks/*")) and time.monotonic() < until:
             time.sleep(0.05)
-        second = project.snakemake(target)
-        assert first.poll() is None, "the first was done before the second began"
+        # Halted, the first cannot be done before the second begins.
+        first.send_signal(signal.SIGSTOP)
+        try:
+            assert first.poll() is None, "the first was done before it was halted"
+            second = project.snakemake(target)
+        finally:
+            first.send_signal(signal.SIGCONT)
         output = first.communicate()[1]
     assert second.returncode != 0
     assert "cannot be locked" in second.stdout
