@@ -242,7 +242,9 @@ def test_a_failed_run_is_out(reference):
 @pytest.mark.parametrize("metric", COSTS)
 def test_costs_are_exact(reference, metric):
     value = np.nextafter(COSTS[metric], 2 * COSTS[metric])
-    found = not_ok(compared(summary("new", costs=COSTS | {metric: value}), reference))
+    rows = compared(summary("new", costs=COSTS | {metric: value}), reference)
+    assert (rows.loc[rows["metric"] == metric, "difference"] == value - COSTS[metric]).all()
+    found = not_ok(rows)
     assert [(row.metrics, row.seeds) for row in found.itertuples()] == [(metric, "0 1")] * 3
     assert str(value) in found["why"].iloc[0]
 
