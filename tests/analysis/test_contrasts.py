@@ -388,6 +388,15 @@ def test_holm_keeps_the_order_of_p_never_lowers_one_and_never_exceeds_1():
         assert (np.diff(adjusted[p.sort_values(kind="stable").index]) >= 0).all()
 
 
+def test_an_interval_stays_within_the_differences_that_the_metric_allows():
+    """Two seeds that differ by 0.6 have a half-width of 12.7 * 0.3; shares differ by 1 at most."""
+    runs, items = tables({SP: constant_items([0.2, 0.8]), MAGNITUDE: constant_items([0.4, 0.4])})
+    resampled = resample_cells(items, {"change": mean_score}, contrasted={"change": ["score"]})
+    for metric, bounds in ((Metric("share", "share", "higher", 0, 1), (-1, 1)), (SCORE["score"], (-3.712, 3.912))):
+        found = contrasts_table(runs, resampled, iter([(SP, MAGNITUDE)]), {"change": {"score": metric}})
+        assert found[["low", "high"]].iloc[0].tolist() == pytest.approx(bounds, abs=1e-3)
+
+
 def test_holm_is_within_a_task_over_all_its_models_budgets_and_metrics():
     t = stats.t.isf(0.01, 2)
     values = {"own": np.array([-1.0, 0.0, 1.0]) + t / np.sqrt(3), "none": np.zeros(3)}
