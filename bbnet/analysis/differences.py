@@ -118,7 +118,7 @@ def _exact(new: Summary, reference: Summary) -> Iterator[dict[str, Any]]:
                 verdict = OK if mine == other else OUT
             difference = mine - other if metric != RUNS else np.nan
             yield _row(
-                *(keys[0], "/".join(keys[1:5]), metric, verdict, "" if verdict == OK else why),
+                *(keys[0], _name_of(keys), metric, verdict, why),
                 **{"seed": str(keys[5]), "unit": unit, "difference": difference},
             )
 
@@ -282,11 +282,7 @@ def test_scores(
     tests = pd.DataFrame({"difference": effects, "error": np.sqrt(variances + shared)})
     rounding = 1e-12 + 1e-9 * max(np.abs(study).max() for study in studies)
     tests["p"] = [
-        1.0
-        if abs(effect) <= rounding
-        else p_of(effect, [(variance, degree), (extra, items - 1)])
-        if freedom
-        else np.nan
+        1.0 if abs(effect) <= rounding else p_of(effect, [(variance, degree), (extra, items - 1)])
         for effect, variance, degree, extra in zip(effects, variances, degrees, shared, strict=True)
     ]
     return tests if cells > 1 else tests[1:]

@@ -207,15 +207,13 @@ def _resampled(
     paired, names = _paired_items(items)
     draws = bootstrap(paired, metrics)
     counts = {} if item_counts is None else item_counts({name: values[0] for name, values in paired.items()})
-    variances = {name: ItemVariance.of_draws(values, counts.get(name, len(names))) for name, values in draws.items()}
+    of_items = dict(draws)
     if dense is not None:
         own = items[items["seed"].isin(dense["seed"])]
         common_dense = dense[dense["seed"].isin(items["seed"])]
         if len(own):
-            relative = bootstrap(_paired_items(own)[0], relative_metrics, _paired_items(common_dense)[0])
-            variances |= {
-                name: ItemVariance.of_draws(values, counts.get(name, len(names))) for name, values in relative.items()
-            }
+            of_items |= bootstrap(_paired_items(own)[0], relative_metrics, _paired_items(common_dense)[0])
+    variances = {name: ItemVariance.of_draws(values, counts.get(name, len(names))) for name, values in of_items.items()}
     return Resampled(sorted(items["seed"].unique()), names, variances, {name: draws[name] for name in contrasted})
 
 

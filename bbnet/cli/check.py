@@ -124,11 +124,11 @@ def summary_folder(folder: Path) -> Path:
 def _read_summary(name: str, folder: Path) -> Summary:
     """Reads the parts of a summary. Raises ValueError naming the file if one is missing or malformed."""
     grid, runs, cells = (_read_table(folder / f"{table}.csv", kinds) for table, kinds in TABLES.items())
-    study = _read(folder / "study.json", _read_map)
-    history, refreshes = (_read(folder / f"{table}.parquet", _read_steps) for table in ("history", "refreshes"))
+    study = read_part(folder / "study.json", _read_map)
+    history, refreshes = (read_part(folder / f"{table}.parquet", _read_steps) for table in ("history", "refreshes"))
     steps = {"epochs": history.size(), "steps": history.max(), "refreshes": refreshes.nunique()}
     counts = pd.DataFrame(steps).fillna(0).astype(int).reset_index()
-    names, of_items = _read(folder / "items.parquet", _read_items)
+    names, of_items = read_part(folder / "items.parquet", _read_items)
     return Summary(name, study, grid, runs, cells, counts[[*KEYS, *COUNTS]], names, of_items, _read_units(folder))
 
 
@@ -164,12 +164,13 @@ def _read_items(path: Path) -> tuple[dict[tuple, frozenset], pd.DataFrame]:
 
 def _read_units(folder: Path) -> dict[tuple, int]:
     """Returns the number of units of the slabs of each cell."""
-    units = _read(folder / "units.parquet", lambda path: pd.read_parquet(path, columns=["phase", *KEYS]))
+    units = read_part(folder / "units.parquet", lambda path: pd.read_parquet(path, columns=["phase", *KEYS]))
     runs = units[units["phase"] == "run"]
     return dict(runs.groupby(CELL_KEYS).size() // runs.groupby(CELL_KEYS)["seed"].nunique())
 
 
-def _read(path: Path, reader: Any) -> Any:
+def read_part(path: Path, reader: Any) -> Any:
+    """Returns what `reader` reads from a file of a summary. Raises ValueError naming the file if it cannot."""
     try:
         return reader(path)
     except (OSError, ValueError, KeyError) as error:
@@ -179,7 +180,7 @@ def _read(path: Path, reader: Any) -> Any:
 
 def _read_table(path: Path, kinds: dict[str, type]) -> pd.DataFrame:
     numbers = {column: ["", "nan"] for column, kind in kinds.items() if kind is float}
-    table = _read(
+    table = read_part(
         path, lambda path: pd.read_csv(path, usecols=list(kinds), dtype=kinds, keep_default_na=False, na_values=numbers)
     )
     keys = [column for column in kinds if column in [*KEYS, "metric"]]

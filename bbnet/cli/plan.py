@@ -17,7 +17,7 @@ from bbnet.analysis.contrasts import COLUMNS as CONTRAST_COLUMNS
 from bbnet.analysis.contrasts import pairs
 from bbnet.analysis.power import components_of, detectable_difference
 from bbnet.analysis.summary import read_csv
-from bbnet.cli.check import REFERENCE, summary_folder
+from bbnet.cli.check import REFERENCE, read_part, summary_folder
 from bbnet.cli.knobs import STUDIES, add_knobs, chosen_knobs
 from bbnet.data.packs import pack_of
 from bbnet.data.unpack import SUFFIXES
@@ -182,10 +182,7 @@ def _shown_hours(hours: float) -> str:
 
 def _detectable_table(study: Study, like: Path) -> str:
     """Returns a table of the differences that are detected, by numbers of seeds and test items."""
-    try:
-        contrasts = read_csv(like)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{like}: cannot be read: {' '.join(str(error).split())}") from None
+    contrasts = read_part(like, read_csv)
     lacks = [name for name in CONTRAST_COLUMNS if name not in contrasts]
     if lacks:
         raise ConfigError(f"{like}: has no column {', '.join(lacks)}; summaries of older versions lack some of them")

@@ -382,6 +382,8 @@ class Sparsifier:
             return
         self._last_gradient = weakref.ref(weight.grad)
         self._gradients += 1
+        if self._gradients < WARN_AFTER:
+            return
         what = f"{self._gradients} gradients came without a step of the {type(self.optimizer).__name__}"
         if self._gradients == WARN_AFTER:
             warnings.warn(

@@ -236,7 +236,7 @@ class _Structure:
             if isinstance(module, LAYERS):
                 sides = ("in", "out") if side == "both" else (side,)
                 reasons[name] = "; ".join(dict.fromkeys(self.slab(name, each) for each in sides))
-            elif _has_weights(module):
+            elif _has_weights(module) and not list(module.children()):
                 reasons[name] = f"{type(module).__name__} is neither Linear nor a convolution"
         return reasons
 
@@ -474,10 +474,7 @@ class _Flow:
             return self._in_part
         if node.op != "call_module":
             return node.target in PRODUCTS and not self._stored.isdisjoint(node.all_input_nodes)
-        module = self.module(node)
-        if isinstance(module, ALL_NORMS):
-            return False
-        return any(is_lazy(parameter) or parameter.dim() > 1 for parameter in module.parameters())
+        return _has_weights(self.module(node))
 
 
 def _readers(node: fx.Node) -> list[fx.Node]:
@@ -556,8 +553,8 @@ def _meta_copy(module: nn.Module) -> nn.Module:
 
 
 def _has_weights(module: nn.Module) -> bool:
-    """Returns whether a module without children, other than a norm, has parameters of two or more axes."""
-    if isinstance(module, ALL_NORMS) or any(True for _ in module.children()):
+    """Returns whether a module, other than a norm, has parameters of two or more axes."""
+    if isinstance(module, ALL_NORMS):
         return False
     return any(is_lazy(parameter) or parameter.dim() > 1 for parameter in module.parameters())
 

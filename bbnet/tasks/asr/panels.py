@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from bbnet.tasks.cases import ranked_cases
+
 TEST_SETS = ("test-clean", "test-other")  # indexed by `other` of the items
 ERRORS = ("substitutions", "deletions", "insertions")
 
@@ -21,12 +23,7 @@ def choose(dense: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> 
     """
     of_dense, of_other = (sum(np.asarray(items[name]) for name in ERRORS) for items in (dense, other))
     gain, relevant = of_dense - of_other, of_dense + of_other > 0
-    candidates = np.flatnonzero(relevant) if relevant.any() else np.arange(len(gain))
-    ranked = candidates[np.argsort(-gain[candidates], kind="stable")]
-    places = {"best": 0, "median": (len(ranked) - 1) // 2, "worst": len(ranked) - 1}
-    if len(ranked) < 3:
-        places = {"best": 0, "worst": 1} if len(ranked) == 2 else {"only": 0}
-    return {rank: int(ranked[place]) for rank, place in places.items()}
+    return ranked_cases(gain, relevant)
 
 
 def describe(dense: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
