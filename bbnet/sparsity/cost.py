@@ -11,9 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bbnet.sparsity.gate import Gates
-from bbnet.sparsity.slab import LAYERS, TRANSPOSED_CONVOLUTIONS
-
-PRODUCTS = (*LAYERS, *TRANSPOSED_CONVOLUTIONS)
+from bbnet.sparsity.slab import TRANSPOSED_CONVOLUTIONS, is_layer
 
 
 def density(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
@@ -95,7 +93,11 @@ def _closed_inputs(model: nn.Module, inputs: tuple[Any, ...], gates: Gates) -> d
     The outputs of all modules with parameters are replaced by positive noise, so that an additional 0 in a layer's
     input can only come from a gate, through activations, pooling and joins.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, PRODUCTS)}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if is_layer(module) or isinstance(module, TRANSPOSED_CONVOLUTIONS)
+    }
     noisy = [module for module in model.modules() if list(module.parameters(recurse=False))]
     share, live = gates.share, {}
     try:

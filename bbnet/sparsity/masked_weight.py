@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakIdKeyDictionary
 
 from bbnet.sparsity.ranks import mean_over_ranks
-from bbnet.sparsity.slab import Slab, connection_norms, over_weight, slab_shape
+from bbnet.sparsity.slab import Side, Slab, connection_norms, over_weight, slab_shape
 
 Rescale = Literal["none", "sqrt", "energy"]
 
@@ -22,13 +22,14 @@ class MaskedWeight:
     """A slab's weight, its current mask, and the dormant values of its pruned connections.
 
     Args:
+        side: that of the slab, as the weight is stored; see `stored_side`.
         dormant: whether pruned connections keep their value and return to it when regrown, instead of starting at 0.
         watches_gradient: whether the dense gradient is gathered while `gathering` is set.
     Raises: ValueError if the weight is masked already.
     """
 
     def __init__(
-        self, slab: Slab, weight: nn.Parameter, rescale: Rescale, *, dormant: bool, watches_gradient: bool
+        self, slab: Slab, weight: nn.Parameter, side: Side, rescale: Rescale, *, dormant: bool, watches_gradient: bool
     ) -> None:
         if weight in _masked:
             raise ValueError(
@@ -37,9 +38,10 @@ class MaskedWeight:
             )
         self.slab = slab
         self.weight = weight
+        self.side = side
         self.rescale = "none" if slab.normalised else rescale
         self.keeps_dormant = dormant
-        units, fan = slab_shape(weight, slab.side)
+        units, fan = slab_shape(weight, side)
         self.mask = torch.ones(units, fan, dtype=torch.bool, device=weight.device)
         self.dormant = torch.zeros_like(weight)
         self.scale = torch.ones(units, device=weight.device)
@@ -66,7 +68,7 @@ class MaskedWeight:
         return self.weight + self.dormant
 
     def scores(self) -> Tensor:
-        return connection_norms(self.full(), self.slab.side)
+        return connection_norms(self.full(), self.side)
 
     def gradient(self) -> Tensor | None:
         """Returns the magnitude of the dense gradient per connection, [units, fan], averaged over ranks.
@@ -77,7 +79,7 @@ class MaskedWeight:
             return None
         dense = torch.zeros_like(self.weight) if self._dense_gradient is None else self._dense_gradient
         mean_over_ranks(dense)
-        norms = connection_norms(dense, self.slab.side)
+        norms = connection_norms(dense, self.side)
         largest = float(norms.amax())
         return norms if math.isfinite(largest) and largest > 0 else None
 
@@ -178,14 +180,14 @@ class MaskedWeight:
             factor = (self.answered / degree.clamp(min=1)).sqrt()
             self.answered = torch.where(moved, degree, self.answered)
         else:
-            norms = connection_norms(full, self.slab.side)
+            norms = connection_norms(full, self.side)
             old, new = (torch.linalg.vector_norm(norms * kept, dim=1) for kept in (self.mask, mask))
             moved = moved & (old > 0) & (new > 0)
             factor = old / new
         return torch.where(moved, factor, 1.0).to(full.dtype)
 
     def _over_weight(self, per_connection: Tensor) -> Tensor:
-        return over_weight(per_connection, self.weight, self.slab.side)
+        return over_weight(per_connection, self.weight, self.side)
 
 
 def weakly(method: Callable) -> Callable:

@@ -22,6 +22,18 @@ LAYERS = (nn.Linear, *CONVOLUTIONS)
 CHANNELS_FIRST = (*CONVOLUTIONS, *TRANSPOSED_CONVOLUTIONS, *BATCH_NORMS, *INSTANCE_NORMS, nn.GroupNorm)
 
 
+def is_transposed(layer: nn.Module) -> bool:
+    """Returns whether a layer is a linear one with a weight [in, out], as Conv1D of transformers (GPT-2) is."""
+    return any(
+        kind.__name__ == "Conv1D" and kind.__module__ == "transformers.pytorch_utils" for kind in type(layer).__mro__
+    )
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Returns whether a module is of a kind whose weight can be masked."""
+    return isinstance(module, LAYERS) or is_transposed(module)
+
+
 @dataclass(frozen=True)
 class Slab:
     """One weight and its units.
@@ -46,6 +58,11 @@ class Slab:
             raise ValueError(f"slab {self.name}: side {self.side!r} is not 'in' or 'out'")
         units = (self.units,) if isinstance(self.units, str) else tuple(self.units)
         object.__setattr__(self, "units", units)
+
+
+def stored_side(layer: nn.Module, side: Side) -> Side:
+    """Returns the side that the functions below need: the other one for a weight that is stored as [in, out]."""
+    return {"in": "out", "out": "in"}[side] if is_transposed(layer) else side
 
 
 def connections(weight: Tensor, side: Side) -> Tensor:
@@ -88,7 +105,7 @@ def slab_weight(model: nn.Module, slab: Slab) -> nn.Parameter:
             model.get_submodule(name)
     except AttributeError as error:
         raise ValueError(f"slab {slab.name}: {error}") from None
-    if not isinstance(layer, LAYERS):
+    if not is_layer(layer):
         allowed = ", ".join(kind.__name__ for kind in LAYERS)
         raise ValueError(f"slab {slab.name}: cannot mask a {type(layer).__name__}, allowed: {allowed}")
     if isinstance(layer, NonDynamicallyQuantizableLinear):
@@ -106,9 +123,14 @@ def slab_weight(model: nn.Module, slab: Slab) -> nn.Parameter:
 
 
 def slab_shape(weight: Tensor, side: Side) -> tuple[int, int]:
-    """Returns (units, fan) of a weight."""
+    """Returns (units, fan) of a weight [out, in, *taps]."""
     outputs, inputs = weight.shape[:2]
     return (outputs, inputs) if side == "in" else (inputs, outputs)
+
+
+def layer_shape(layer: nn.Module, side: Side) -> tuple[int, int]:
+    """Returns (units, fan) of a layer."""
+    return slab_shape(layer.weight, stored_side(layer, side))
 
 
 def unit_modules(model: nn.Module, slabs: Iterable[Slab]) -> dict[str, nn.Module]:
@@ -129,7 +151,8 @@ def choose_slabs(
     """Returns the candidates that can meet the study's smallest budget, and why each of the others stays dense."""
     chosen, dense = [], {}
     for slab in candidates:
-        _, fan = slab_shape(slab_weight(model, slab), slab.side)
+        slab_weight(model, slab)
+        _, fan = layer_shape(model.get_submodule(slab.name), slab.side)
         if fan < SMALLEST_FAN:
             dense[slab.name] = f"fan {fan} is below {SMALLEST_FAN}"
         elif smallest_degree(fan) > smallest_budget * fan:
@@ -143,6 +166,10 @@ def check_slabs(model: nn.Module, slabs: Iterable[Slab], budget: Decimal) -> dic
     """Returns the weight of each slab; raises ValueError if two slabs share a weight or one cannot meet the budget."""
     weights: dict[Slab, nn.Parameter] = {}
     owners: dict[int, Slab] = {}
+    holders: dict[int, list[str]] = {}
+    for name, module in model.named_modules():
+        for parameter in module._parameters.values():
+            holders.setdefault(id(parameter), []).append(name)
     for slab in slabs:
         if not isinstance(slab, Slab):
             raise ValueError(f"slabs must be bbnet.Slab objects, as bbnet.find_slabs returns them, got {slab!r}")
@@ -151,11 +178,18 @@ def check_slabs(model: nn.Module, slabs: Iterable[Slab], budget: Decimal) -> dic
             other = owners[id(weight)]
             taken = f"slab {other.name} (side {other.side})"
             raise ValueError(f"slab {slab.name} (side {slab.side}): its weight already belongs to {taken}")
-        _, fan = slab_shape(weight, slab.side)
+        _, fan = layer_shape(model.get_submodule(slab.name), slab.side)
         try:
             check_feasible(budget, fan, smallest_degree(fan), fan)
         except ValueError as error:
             raise ValueError(f"slab {slab.name}: {error}") from None
+        others = [
+            name for name in holders[id(weight)] if model.get_submodule(name) is not model.get_submodule(slab.name)
+        ]
+        if others:
+            raise ValueError(
+                f"slab {slab.name}: its weight is also that of {', '.join(others)}, which would be pruned too"
+            )
         owners[id(weight)] = slab
         weights[slab] = weight
     if not weights:

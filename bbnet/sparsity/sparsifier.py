@@ -23,7 +23,7 @@ from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, weakly, weight_s
 from bbnet.sparsity.masks import pack_masks, unpack_masks
 from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.schedule import Schedule
-from bbnet.sparsity.slab import Slab, check_slabs, slab_shape, unwrap
+from bbnet.sparsity.slab import Slab, check_slabs, layer_shape, stored_side, unwrap
 
 # Method labels of the default study.
 METHODS: dict[str, dict[str, Any]] = {
@@ -118,7 +118,7 @@ def sparsify(
         if id(weight) not in trained or not weight.requires_grad:
             raise ValueError(f"slab {slab.name}: its weight is not trained by the optimizer")
     if algorithm.masks_weights:
-        _check_masking(algorithm, weights, exact)
+        _check_masking(algorithm, model, weights, exact)
     elif not algorithm.gates_activations and exact != 1:
         raise ValueError(f"{type(algorithm).__name__} keeps every weight: its budget must be 1, not {budget}")
     schedule = Schedule(total_steps, exact, ramp_end, freeze, every)
@@ -150,14 +150,14 @@ def _check_supported(model: nn.Module, optimizer: Optimizer) -> None:
             raise ValueError(f"cannot sparsify a model under {kind.__name__}: {UNSUPPORTED_MODULES[kind.__name__]}")
 
 
-def _check_masking(algorithm: WeightMasking, weights: Mapping[Slab, nn.Parameter], budget: Decimal) -> None:
+def _check_masking(algorithm: WeightMasking, model: nn.Module, slabs: Iterable[Slab], budget: Decimal) -> None:
     group = algorithm.group()
     if group is not None and (group[0] >= group[1] or budget * group[1] != group[0]):
         raise ValueError(f"pattern {algorithm.pattern} implies budget {group[0]}/{group[1]} below 1, not {budget}")
     if group is not None and getattr(algorithm, "distribution", "uniform") != "uniform":
         raise ValueError(f"pattern {algorithm.pattern} needs the same density everywhere, not {algorithm.distribution}")
-    for slab, weight in weights.items():
-        _, fan = slab_shape(weight, slab.side)
+    for slab in slabs:
+        _, fan = layer_shape(model.get_submodule(slab.name), slab.side)
         if algorithm.side not in (slab.side, "both"):
             raise ValueError(f"slab {slab.name} has side {slab.side}, but the method has side {algorithm.side}")
         if group is not None and fan % group[1]:
@@ -195,7 +195,7 @@ class Sparsifier:
         self.on_rates: OnRates | None = None
         self.input_norms: InputNorms | None = None
         self.gates: Gates | None = None
-        self._shapes = {slab: slab_shape(weight, slab.side) for slab, weight in weights.items()}
+        self._shapes = {slab: layer_shape(model.get_submodule(slab.name), slab.side) for slab in weights}
         self._attached: list[Any] = []
         self._stepping = False
         self._unmasked: list[_Unmasked] = []
@@ -216,7 +216,8 @@ class Sparsifier:
         elif algorithm.masks_weights:
             for slab, weight in weights.items():
                 dormant, gradient = not algorithm.regrows_at_zero, algorithm.uses_gradient
-                masked = MaskedWeight(slab, weight, self.rescale, dormant=dormant, watches_gradient=gradient)
+                side = stored_side(model.get_submodule(slab.name), slab.side)
+                masked = MaskedWeight(slab, weight, side, self.rescale, dormant=dormant, watches_gradient=gradient)
                 self.weights.append(self._attached_part(masked))
             if algorithm.uses_on_rates:
                 self.on_rates = self._attached_part(OnRates.of_slabs(model, weights, every=self._sample_every()))

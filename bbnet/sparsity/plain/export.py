@@ -17,8 +17,10 @@ from torch.sparse import (
 
 from bbnet.sparsity.gate import is_gated
 from bbnet.sparsity.hooks import remove_hooks
-from bbnet.sparsity.plain.structure import Chain, Kept, find_chains, without_history
-from bbnet.sparsity.slab import connections, unwrap
+from bbnet.sparsity.plain.flow import Chain, Kept
+from bbnet.sparsity.plain.structure import find_chains
+from bbnet.sparsity.plain.trace import without_history
+from bbnet.sparsity.slab import Side, connections, is_transposed, stored_side, unwrap
 
 SEMI_STRUCTURED_DTYPES = (torch.float16, torch.bfloat16, torch.int8)
 SEMI_STRUCTURED_CAPABILITY = (8, 0)
@@ -65,8 +67,8 @@ def _remove_units(model: nn.Module) -> None:
 
 
 def _can_shrink(model: nn.Module, chain: Chain) -> bool:
-    names = (chain.producer, chain.norm, chain.activation, *chain.consumers)
-    modules = [model.get_submodule(name) for name in names if isinstance(name, str)]
+    names = (chain.producer, chain.norm, *chain.activation_modules, *chain.consumers)
+    modules = [model.get_submodule(name) for name in names if name is not None]
     norm = model.get_submodule(chain.norm) if chain.norm else None
     # With other norms, or batch norm without running statistics, a unit depends on other units or on the batch.
     independent = norm is None or (isinstance(norm, _BatchNorm) and norm.running_mean is not None)
@@ -78,13 +80,13 @@ def _shrink(model: nn.Module, chain: Chain) -> int:
     """Removes the units of a chain that no reader needs; returns their number."""
     producer = model.get_submodule(chain.producer)
     consumers = [model.get_submodule(name) for name in chain.consumers]
-    constant = _unconnected(producer.weight, "in")
+    constant = _unconnected(producer, "in")
     outputs = _outputs_of_no_input(model, chain)
     needed = torch.zeros_like(constant)
     for consumer in consumers:
         passes_on = chain.kept == Kept.CONSTANTS and not _pads_with_zeros(consumer)
         foldable = constant & ((outputs == 0) | passes_on)
-        needed |= ~(_unconnected(consumer.weight, "out") | foldable)
+        needed |= ~(_unconnected(consumer, "out") | foldable)
     needed[0] |= ~needed.any()
     kept, removed = needed.nonzero().flatten(), (~needed).nonzero().flatten()
     if len(removed):
@@ -97,25 +99,26 @@ def _shrink(model: nn.Module, chain: Chain) -> int:
     return len(removed)
 
 
-def _unconnected(weight: Tensor, side: str) -> Tensor:
+def _unconnected(layer: nn.Module, side: Side) -> Tensor:
     """Returns which units, bool [units], have only connections of 0."""
-    return (connections(weight, side) == 0).flatten(1).all(1)
+    return (connections(layer.weight, stored_side(layer, side)) == 0).flatten(1).all(1)
 
 
 def _outputs_of_no_input(model: nn.Module, chain: Chain) -> Tensor:
     """Returns the outputs, [units], of a chain for inputs of 0."""
-    weight, bias = (getattr(model.get_submodule(chain.producer), name) for name in ("weight", "bias"))
-    values = weight.new_zeros(len(weight)) if bias is None else bias.detach().clone()
+    producer = model.get_submodule(chain.producer)
+    weight, bias = producer.weight, producer.bias
+    units = len(connections(weight, stored_side(producer, "in")))
+    values = weight.new_zeros(units) if bias is None else bias.detach().clone()
     values = values.reshape(1, -1, *(1 for _ in weight.shape[2:]))
     if chain.norm is not None:
         values = model.get_submodule(chain.norm)(values)
-    activation = model.get_submodule(chain.activation) if isinstance(chain.activation, str) else chain.activation
-    return activation(values).flatten()
+    return (values if chain.activation is None else chain.activation(model, values)).flatten()
 
 
 def _pads_with_zeros(layer: nn.Module) -> bool:
     """Returns whether the layer pads with zeros, so that a constant input is not constant at the borders."""
-    if isinstance(layer, nn.Linear) or layer.padding_mode != "zeros":
+    if getattr(layer, "padding_mode", None) != "zeros":
         return False
     if isinstance(layer.padding, str):
         return layer.padding == "same" and max(layer.kernel_size) > 1
@@ -126,7 +129,7 @@ def _fold(consumer: nn.Module, outputs: Tensor, removed: Tensor) -> None:
     """Adds the contribution of the `removed` inputs, which have the constant values `outputs`, to the bias."""
     weight, bias = consumer.weight, consumer.bias
     wide = torch.promote_types(weight.dtype, torch.float32)
-    columns = connections(weight, "in")[:, removed].to(wide).sum(2)
+    columns = connections(weight, stored_side(consumer, "in"))[:, removed].to(wide).sum(2)
     shift = columns @ outputs[removed].to(wide)
     if bool(shift.any()):
         shifted = shift if bias is None else bias.to(wide) + shift
@@ -135,14 +138,21 @@ def _fold(consumer: nn.Module, outputs: Tensor, removed: Tensor) -> None:
 
 
 def _keep_outputs(layer: nn.Module, kept: Tensor) -> None:
-    _keep(layer, "weight", kept)
+    _keep(layer, "weight", kept, axis=int(is_transposed(layer)))
     _keep(layer, "bias", kept)
-    setattr(layer, "out_features" if isinstance(layer, nn.Linear) else "out_channels", len(kept))
+    _set_width(layer, ("out_features", "out_channels", "nf"), len(kept))
 
 
 def _keep_inputs(layer: nn.Module, kept: Tensor) -> None:
-    _keep(layer, "weight", kept, axis=1)
-    setattr(layer, "in_features" if isinstance(layer, nn.Linear) else "in_channels", len(kept))
+    _keep(layer, "weight", kept, axis=int(not is_transposed(layer)))
+    _set_width(layer, ("in_features", "in_channels", "nx"), len(kept))
+
+
+def _set_width(layer: nn.Module, names: tuple[str, ...], width: int) -> None:
+    """Sets the one of the attributes that a layer has: of a Linear, a convolution or a Conv1D of transformers."""
+    for name in names:
+        if hasattr(layer, name):
+            setattr(layer, name, width)
 
 
 def _keep_channels(norm: _BatchNorm, kept: Tensor) -> None:

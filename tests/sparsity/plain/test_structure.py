@@ -1,6 +1,8 @@
 """Slabs found in plain PyTorch models."""
 
 import copy
+import math
+import re
 from collections import OrderedDict
 
 import pytest
@@ -49,7 +51,7 @@ def reasons(model, side, capsys):
         assert NOTHING in str(error)
     table = capsys.readouterr().out.split("\n\n")[1].splitlines()
     assert table[0].split() == ["skipped", "reason"]
-    return dict(row.split(maxsplit=1) for row in table[1:])
+    return dict(re.split(r"\s{2,}", row, maxsplit=1) for row in table[1:])
 
 
 def three_linears(between):
@@ -132,6 +134,16 @@ def test_the_convolutional_net_of_the_other_tests(conv_net, side):
         nn.SELU(),
         nn.Mish(),
         nn.Hardswish(),
+        torch.tanh,
+        nn.Tanh(),
+        nn.Hardtanh(),
+        nn.Softsign(),
+        lambda x: x * torch.sigmoid(1.702 * x),
+        lambda x: 0.5 * x * (1 + torch.tanh(0.797885 * (x + 0.044715 * torch.pow(x, 3)))),
+        lambda x: torch.relu(x).square(),
+        lambda x: torch.where(x > 0, x, 0.1 * x),
+        lambda x: {"relu": nn.ReLU()}["relu"](x),
+        lambda x: functional.softplus(2 * x) - math.log(2),
     ],
 )
 def test_activations_that_are_on_where_their_input_is_positive(activation):
@@ -141,22 +153,37 @@ def test_activations_that_are_on_where_their_input_is_positive(activation):
 
 
 @pytest.mark.parametrize(
-    "activation",
+    "activation, reason",
     [
-        torch.sigmoid,
-        torch.tanh,
-        functional.softplus,
-        lambda x: x,
-        lambda x: functional.leaky_relu(x, -0.1),
-        lambda x: functional.elu(x, alpha=-1.0),
-        nn.LeakyReLU(-0.1),
-        nn.Softplus(),
-        nn.Hardtanh(),
-        nn.PReLU(),
+        (torch.sigmoid, "its activation sigmoid is above 0 everywhere, so that it has no on-rate"),
+        (functional.softplus, "its activation softplus is above 0 everywhere, so that it has no on-rate"),
+        (nn.Softplus(), "its activation Softplus is above 0 everywhere, so that it has no on-rate"),
+        (nn.LogSigmoid(), "its activation LogSigmoid is never above 0"),
+        (nn.LeakyReLU(-0.1), "its activation LeakyReLU is not above 0 exactly where its input is"),
+        (nn.Hardsigmoid(), "its activation Hardsigmoid is not above 0 exactly where its input is"),
+        (lambda x: functional.elu(x, alpha=-1.0), "its activation elu is not above 0 exactly where its input is"),
+        (lambda x: functional.relu(x + 1), "its activation relu is not above 0 exactly where its input is"),
+        (lambda x: x.to(torch.float16), "no activation directly after it"),
+        (lambda x: torch.softmax(x, -1), "no activation directly after it"),
+        (lambda x: functional.layer_norm(x, (x.shape[-1],)), "no activation directly after it"),
+        (lambda x: torch.relu(x).flip(0), None),
+        (lambda x: x.flip(-1).relu(), "no activation directly after it"),
+        (lambda x: x.cumsum(-1).relu(), "no activation directly after it"),
+        (lambda x: x.chunk(2, -1)[0], "its outputs are split, so that a unit has rows in two places"),
     ],
 )
-def test_other_functions_are_no_activations(activation):
-    assert found(three_linears(activation)) == []
+def test_other_functions_are_no_activations(activation, reason, capsys):
+    model = three_linears(activation)
+    assert found(model, "out") == []
+    assert reasons(model, "in", capsys).get("a") == reason
+
+
+def test_a_trained_slope_may_become_negative_so_that_units_are_read_after_it():
+    model = nn.Sequential(nn.Linear(9, 16), nn.Dropout(), nn.PReLU(16), nn.Linear(16, 9))
+    model = nn.Sequential(*model, nn.PReLU(), nn.Linear(9, 2))
+    assert find_slabs(model) == [Slab("0", "in", "2"), Slab("3", "in", "4")]
+    assert find_slabs(model, "out") == [Slab("3", "out", "2")]
+    assert not any(chain.exclusive for chain in find_chains(model))
 
 
 def test_a_shifted_activation_leaves_units_that_nothing_reads_as_they_are():
@@ -344,7 +371,7 @@ def test_several_layers_may_read_the_same_units():
     model = Net(forward, a=nn.Linear(16, 16), c=nn.Linear(16, 16), b=nn.Linear(16, 16), d=nn.Linear(16, 2))
     assert find_slabs(model, "out") == [Slab("b", "out", "a"), Slab("c", "out", "a")]
     assert found(model, "both") == [("a", "in"), ("b", "out"), ("c", "out")]
-    assert [chain.consumers for chain in find_chains(model)] == [("b", "c"), (), ()]
+    assert [chain.consumers for chain in find_chains(model)] == [("b", "c"), ("d",), ("d",)]
 
 
 def test_what_no_weight_comes_after_is_an_output(capsys):
@@ -363,6 +390,7 @@ def test_what_no_weight_comes_after_is_an_output(capsys):
         "a": "does not read the units of one layer of its kind",
         "head": "output layer",
         "other": "output layer",
+        "the model itself": "Net is neither Linear nor a convolution",
     }
 
 
@@ -430,13 +458,14 @@ def test_computed_weights_stay_dense(compute, capsys):
 
 
 def test_grouped_convolutions_and_small_fans_stay_dense(capsys):
-    """Nor are channels of a grouped convolution units for others."""
+    """The channels of a grouped convolution are units for others."""
     model = nn.Sequential(
         *(nn.Conv2d(3, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, groups=16), nn.ReLU(), nn.Conv2d(16, 9, 1), nn.ReLU()),
         *(nn.Conv2d(9, 7, 1), nn.ReLU(), nn.Conv2d(7, 8, 1), nn.ReLU(), nn.Conv2d(8, 2, 1)),
     )
     assert found(model, "in") == [("4", "in"), ("6", "in")]
-    assert found(model, "out") == [("8", "out")]
+    assert found(model, "out") == [("4", "out"), ("8", "out")]
+    assert [chain.exclusive for chain in find_chains(model)] == [False, False, True, True, True]
     assert reasons(model, "in", capsys) == {
         "0": f"fan 3 is below {SMALLEST_FAN}",
         "2": "grouped convolution",
@@ -588,7 +617,7 @@ def test_transformer_layers_are_taken_at_their_code():
         def forward(self, src):
             return super().forward(src)
 
-    assert found(nn.TransformerEncoderLayer(16, 2, 32, activation=torch.tanh)) == []
+    assert found(nn.TransformerEncoderLayer(16, 2, 32, activation=torch.sigmoid)) == []
     assert found(Sum(16, 2, 32)) == []
     assert found(Other(16, 2, 32)) == []
 
@@ -767,7 +796,7 @@ def test_a_model_without_patterns_is_refused(model):
 
 
 def test_what_was_seen_is_named_where_nothing_is_found():
-    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 4), nn.Tanh(), nn.Linear(4, 9), nn.GRU(9, 9))
+    model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 4), nn.Softmax(-1), nn.Linear(4, 9), nn.GRU(9, 9))
     with pytest.raises(ValueError) as error:
         find_slabs(model)
     assert "0: Embedding is neither Linear nor a convolution" in str(error.value)
