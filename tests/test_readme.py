@@ -39,7 +39,7 @@ def test_the_method_shown_keeps_its_budget():
     namespace: dict = {"__name__": "shown"}
     exec(compile(METHOD, "README.md", "exec"), namespace)
     scores = torch.rand(12, 40, generator=torch.Generator().manual_seed(0))
-    view = SlabView("slab", "in", (), scores, scores > -1, torch.ones(12), seed=0, step=0, progress=0.0)
+    view = SlabView("slab", "in", (), lambda: scores, scores > -1, torch.ones(12), seed=0, step=0, progress=0.0)
     (mask,) = namespace["Even"](side="in").masks([view], Decimal("0.30"))
     assert mask.sum(1).tolist() == [12] * 12
 
@@ -90,7 +90,7 @@ def test_the_method_of_the_tutorial_keeps_its_budget_and_follows_its_noise():
     namespace: dict = {"__name__": "shown", "Parameters": declared["Parameters"]}
     exec(compile(method.replace(imported, ""), "algorithm", "exec"), namespace)
     scores = torch.rand(12, 40, generator=torch.Generator().manual_seed(0))
-    view = SlabView("slab", "in", (), scores, scores > -1, torch.ones(12), seed=1, step=0, progress=0.0)
+    view = SlabView("slab", "in", (), lambda: scores, scores > -1, torch.ones(12), seed=1, step=0, progress=0.0)
     by_noise = {}
     for noise in (0, 100):
         (by_noise[noise],) = namespace["Noisy"](side="in", noise=noise).masks([view], Decimal("0.30"))

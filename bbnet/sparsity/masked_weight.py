@@ -15,6 +15,10 @@ from bbnet.sparsity.slab import Side, Slab, connection_norms, over_weight, slab_
 
 Rescale = Literal["none", "sqrt", "energy"]
 
+# Keys of the state of torch's Adam and RMSprop, and of optimisers like them; see `MaskedWeight.hold_squares`.
+SQUARES = ("exp_avg_sq", "max_exp_avg_sq", "square_avg")
+SQUARE_OF_PRUNED = 1e-20
+
 _masked = WeakIdKeyDictionary()
 
 
@@ -40,14 +44,12 @@ class MaskedWeight:
         self.weight = weight
         self.side = side
         self.rescale = "none" if slab.normalised else rescale
-        self.keeps_dormant = dormant
         units, fan = slab_shape(weight, side)
-        self.mask = torch.ones(units, fan, dtype=torch.bool, device=weight.device)
-        self.dormant = torch.zeros_like(weight)
+        self._set_mask(torch.ones(units, fan, dtype=torch.bool, device=weight.device))
+        self.dormant = torch.zeros_like(weight) if dormant else None
         self.scale = torch.ones(units, device=weight.device)
         # Each unit's degree at its last sqrt rescaling. A unit without connections keeps it until some are regrown.
         self.answered = torch.full((units,), fan, device=weight.device)
-        self.grad_mask = torch.ones_like(weight)
         self.gathering = False
         self._dense_gradient: Tensor | None = None
         self._pending_gradient: Tensor | None = None
@@ -63,43 +65,95 @@ class MaskedWeight:
             hook.remove()
         del _masked[self.weight]
 
+    @property
+    def mask(self) -> Tensor:
+        """The mask, bool [units, fan]."""
+        return self._live if self.side == "in" else self._live.T
+
+    def _set_mask(self, mask: Tensor) -> None:
+        # Stored in the order of the weight's entries, since another order makes products several times slower.
+        self._live = (mask if self.side == "in" else mask.T).contiguous()
+        self.degrees = mask.sum(1)
+
+    def apply(self, values: Tensor) -> Tensor:
+        """Sets the entries of pruned connections in a tensor of the weight's shape to 0, in place, and returns it."""
+        return values.mul_(self._factor(self._live).to(values.device))
+
+    def dead(self) -> Tensor:
+        """Returns 1 for the weights of pruned connections and 0 for others, uint8, broadcastable to the weight."""
+        return self._factor(~self._live)
+
+    def _factor(self, live: Tensor) -> Tensor:
+        """Returns a mask as a factor of the weight; on a CPU uint8 is multiplied twice as fast as bool."""
+        return live.view(torch.uint8).reshape(*live.shape, *(1 for _ in self.weight.shape[2:]))
+
     def full(self) -> Tensor:
         """Returns the weight with each pruned connection restored to its dormant value."""
-        return self.weight + self.dormant
+        return self.weight if self.dormant is None else self.weight + self.dormant
 
     def scores(self) -> Tensor:
         return connection_norms(self.full(), self.side)
 
+    def join_ranks(self) -> None:
+        """Averages the dense gradient over ranks, if it is gathered; without one it is 0."""
+        if self.gathering:
+            if self._dense_gradient is None:
+                self._dense_gradient = torch.zeros_like(self.weight)
+            mean_over_ranks(self._dense_gradient)
+
     def gradient(self) -> Tensor | None:
-        """Returns the magnitude of the dense gradient per connection, [units, fan], averaged over ranks.
+        """Returns the magnitude of the dense gradient per connection, [units, fan].
 
         None if it was not gathered, is not finite, or is 0 everywhere because the layer was not used.
         """
-        if not self.gathering:
+        if self._dense_gradient is None:
             return None
-        dense = torch.zeros_like(self.weight) if self._dense_gradient is None else self._dense_gradient
-        mean_over_ranks(dense)
-        norms = connection_norms(dense, self.side)
+        norms = connection_norms(self._dense_gradient, self.side)
         largest = float(norms.amax())
         return norms if math.isfinite(largest) and largest > 0 else None
 
-    def put(self, mask: Tensor, optimizer: Optimizer) -> None:
-        """Applies a new mask to weight, dormant values and gradient; zeroes the optimiser state where it changed."""
+    def put(self, mask: Tensor, optimizer: Optimizer) -> int:
+        """Applies a new mask to weight, dormant values, gradient and optimiser state; returns how many entries differ.
+
+        The optimiser state of connections that are pruned or regrown starts anew.
+        """
         full = self.full()
         factor = self._rescale_factor(full, mask)
         if factor is not None:
-            full = full * self._over_weight(factor[:, None])
+            full = full * over_weight(factor[:, None], self.weight, self.side)
             self.scale = self.scale * factor
-        changed = self._over_weight(mask != self.mask).expand_as(self.weight)
-        live = self._over_weight(mask)
-        self.mask = mask
-        self.weight.copy_(torch.where(live, full, 0.0))
-        if self.keeps_dormant:
-            self.dormant = full - self.weight
-        self.grad_mask.copy_(live)
+        before = self._live
+        self._set_mask(mask)
+        if self.dormant is None:
+            self.weight.copy_(self.apply(full.clone() if full is self.weight else full).add_(0.0))  # turns -0 into 0
+        else:
+            torch.mul(full, self.dead(), out=self.dormant)
+            self.weight.copy_(full.sub_(self.dormant))
         if self.weight.grad is not None:
-            self.weight.grad.mul_(self.grad_mask)
-        zero_state(optimizer, self.weight, changed)
+            self.apply(self.weight.grad)
+        changed = (before ^ self._live).nonzero(as_tuple=True)
+        for value in weight_state(optimizer, self.weight).values():
+            value.index_put_(changed, value.new_zeros(()))
+        self.hold_squares(optimizer)
+        return len(changed[0])
+
+    def hold_squares(self, optimizer: Optimizer) -> None:
+        """Sets moving averages of squared gradients of pruned weights to 1e-20 on a CPU.
+
+        They have no effect, since gradient and momentum of these weights are 0. The square root that Adam computes of
+        them takes 30 times as long for 0 (24 instead of 0.7 ms for 3072 x 768 entries, half of them 0).
+        """
+        for value in squares(optimizer, self.weight):
+            self.apply(value).add_(self.dead(), alpha=SQUARE_OF_PRUNED)
+
+    def use_loaded_state(self, optimizer: Optimizer) -> None:
+        """Clears what a loaded optimiser state holds of pruned weights, except what `hold_squares` has left there."""
+        held = {id(value) for value in squares(optimizer, self.weight)}
+        for value in weight_state(optimizer, self.weight).values():
+            pruned = value * self.dead()
+            self.apply(value)
+            if id(value) in held:
+                value += pruned.clamp_(max=SQUARE_OF_PRUNED)
 
     def gather(self, gathering: bool) -> None:
         """Sets whether the dense gradient is gathered, and discards what was gathered so far."""
@@ -110,7 +164,7 @@ class MaskedWeight:
         """Masks a gradient that was replaced or changed since it was accumulated, or that no backward pass made."""
         gradient = self.weight.grad
         if gradient is not None and not self._is_masked(gradient):
-            gradient.mul_(self.grad_mask)
+            self.apply(gradient)
 
     def _is_masked(self, gradient: Tensor) -> bool:
         """Returns whether a gradient is the one that was masked last, and has not been changed since then."""
@@ -131,7 +185,7 @@ class MaskedWeight:
                 f"slab {name}: the model has another weight or layer there now, for example after load_state_dict with "
                 "assign=True; load weights in place, or call remove() and bbnet.sparsify again"
             )
-        furthest = float((self.weight * (1 - self.grad_mask)).abs().amax())
+        furthest = float(torch.stack((self.weight * self.dead()).aminmax()).abs().amax())
         if math.isnan(furthest):
             raise ValueError(f"slab {name}: weights hold NaN or infinite values")
         if furthest > 0:
@@ -141,16 +195,16 @@ class MaskedWeight:
                 "gradient and state are 0"
             )
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name).clone() for name in ("dormant", "scale", "answered")}
+    def state_dict(self) -> dict[str, Tensor | None]:
+        names = ("dormant", "scale", "answered")
+        return {name: None if getattr(self, name) is None else getattr(self, name).clone() for name in names}
 
     def load_state_dict(self, state: dict[str, Any], mask: Tensor) -> None:
         device = self.weight.device
-        self.mask = mask.to(device)
-        self.dormant, self.scale, self.answered = (
-            state[name].to(device, copy=True) for name in ("dormant", "scale", "answered")
-        )
-        self.grad_mask.copy_(self._over_weight(self.mask))
+        self._set_mask(mask.to(device))
+        if self.dormant is not None:
+            self.dormant = state["dormant"].to(device, copy=True)
+        self.scale, self.answered = (state[name].to(device, copy=True) for name in ("scale", "answered"))
 
     def _add_gradient(self, gradient: Tensor) -> None:
         """Adds the dense gradient of a micro-batch to the previous ones, unless gradients were zeroed since then."""
@@ -166,7 +220,7 @@ class MaskedWeight:
             self._pending_gradient = torch.where(zeroed, 0.0, self._dense_gradient) + gradient
 
     def _mask_gradient(self, weight: nn.Parameter) -> None:
-        weight.grad.mul_(self.grad_mask)
+        self.apply(weight.grad)
         # This hook runs only if the gradient was accumulated, not if torch.autograd.grad asked for it.
         self._dense_gradient = self._pending_gradient
         self._masked_gradient = (weakref.ref(weight.grad), weight.grad._version)
@@ -185,9 +239,6 @@ class MaskedWeight:
             moved = moved & (old > 0) & (new > 0)
             factor = old / new
         return torch.where(moved, factor, 1.0).to(full.dtype)
-
-    def _over_weight(self, per_connection: Tensor) -> Tensor:
-        return over_weight(per_connection, self.weight, self.side)
 
 
 def weakly(method: Callable) -> Callable:
@@ -212,7 +263,10 @@ def weight_state(optimizer: Optimizer, weight: nn.Parameter) -> dict[str, Tensor
     return {key: value for key, value in state.items() if torch.is_tensor(value) and value.shape == weight.shape}
 
 
-def zero_state(optimizer: Optimizer, weight: nn.Parameter, where: Tensor) -> None:
-    """Zeroes the tensors of `weight_state` where `where` is true."""
-    for value in weight_state(optimizer, weight).values():
-        value.masked_fill_(where, 0)
+def squares(optimizer: Optimizer, weight: nn.Parameter) -> list[Tensor]:
+    """Returns the moving averages of squared gradients in the optimiser's state of a `weight` on a CPU."""
+    return [
+        value
+        for key, value in weight_state(optimizer, weight).items()
+        if key in SQUARES and value.device.type == "cpu" and value.dtype in (torch.float32, torch.float64)
+    ]

@@ -19,7 +19,7 @@ from bbnet.sparsity.forward_averages import ForwardAverages
 from bbnet.sparsity.gate import Gates, is_gated
 from bbnet.sparsity.input_norm import InputNorms
 from bbnet.sparsity.limits import smallest_degree
-from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, weakly, weight_state, zero_state
+from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, weakly, weight_state
 from bbnet.sparsity.masks import pack_masks, unpack_masks
 from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.schedule import Schedule
@@ -293,8 +293,7 @@ class Sparsifier:
         if self.gates is not None and not any(is_gated(module) for module in model.modules()):
             raise ValueError("this copy has no gates; make copies and averages after bbnet.sparsify")
         for masked in self.weights:
-            weight = model.get_submodule(masked.slab.name).weight
-            weight.mul_(masked.grad_mask.to(weight.device))
+            masked.apply(model.get_submodule(masked.slab.name).weight)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns everything needed to resume bitwise, besides the states of model and optimiser."""
@@ -368,7 +367,7 @@ class Sparsifier:
         """Zeroes the loaded state of pruned weights, and warns if the sparsifier's own state is missing."""
         self._state_loaded = False
         for masked in self.weights:
-            zero_state(optimizer, masked.weight, masked.grad_mask == 0)
+            masked.use_loaded_state(optimizer)
         steps = (state.get("step", 0) for state in optimizer.state.values())
         if not self._own_state_loaded and self.step == 0 and any(float(step) > 0 for step in steps):
             warnings.warn(
@@ -405,10 +404,13 @@ class Sparsifier:
         if found_inf is not None and bool(found_inf):
             return
         self.step += 1
-        self._unmasked = []
+        if self._unmasked:
+            self._unmasked = []
+            self._hold_squares()
         if self.step > self.schedule.freeze_step:
             if self.step % self.schedule.interval == 0:
                 self._check_pruned()
+                self._hold_squares()
             return
         for averages in self._averages():
             averages.fold()
@@ -434,13 +436,21 @@ class Sparsifier:
         for averages in self._averages():
             averages.join_ranks()
         self._check_pruned()
+        for masked in self.weights:
+            masked.join_ranks()
         views = [self._view(masked) for masked in self.weights]
+        # One slab after the other, since the values that are computed for a slab take several times its memory.
         for masked, view, mask in zip(self.weights, views, algorithm.patterned_masks(views, budget), strict=True):
+            before = masked.degrees.sum()
+            changed = masked.put(mask, self.optimizer)
             row = {"step": self.step, "slab": view.name, "budget": str(budget)}
-            self.refreshes.append(row | _refresh_row(view, mask))
-            masked.put(mask, self.optimizer)
+            self.refreshes.append(row | _refresh_row(before, masked, changed, view.silent))
         for averages in self._averages():
             averages.forget()
+
+    def _hold_squares(self) -> None:
+        for masked in self.weights:
+            masked.hold_squares(self.optimizer)
 
     def _check_pruned(self) -> None:
         model = self._model()
@@ -449,23 +459,24 @@ class Sparsifier:
 
     def _view(self, masked: MaskedWeight) -> SlabView:
         slab = masked.slab
-        scores = masked.scores()
-        figures: dict[str, Any] = {"gradient": masked.gradient()}
+        units, _ = masked.mask.shape
+        figures: dict[str, Any] = {}
         if self.on_rates is not None:
             figures["on_rates"], figures["silent"] = self.on_rates.of(slab.units)
-            if len(figures["on_rates"]) != len(scores):
+            if len(figures["on_rates"]) != units:
                 raise ValueError(
                     f"slab {slab.name}: {', '.join(slab.units)} have {len(figures['on_rates'])} outputs, "
-                    f"but its weight has {len(scores)} units on side {slab.side}"
+                    f"but its weight has {units} units on side {slab.side}"
                 )
         if self.input_norms is not None:
-            norms = self.input_norms.of(slab.name).to(scores.dtype)
+            norms = self.input_norms.of(slab.name).float()
             figures["input_norms"] = norms[None, :] if slab.side == "in" else norms[:, None]
         return SlabView(
             name=slab.name,
             side=slab.side,
             taps=tuple(masked.weight.shape[2:]),
-            scores=scores,
+            compute_scores=masked.scores,
+            compute_gradient=masked.gradient,
             mask=masked.mask,
             scale=masked.scale,
             seed=zlib.crc32(f"{self.seed}/{slab.name}".encode()),
@@ -517,20 +528,23 @@ def _differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _refresh_row(view: SlabView, mask: Tensor) -> dict[str, Any]:
-    degrees = mask.sum(1)
+def _refresh_row(before: Tensor, masked: MaskedWeight, changed: int, silent: Tensor | None) -> dict[str, Any]:
+    """Returns the figures of a refresh, given the number of connections `before` it and that of those that changed."""
+    degrees, (_, fan) = masked.degrees, masked.mask.shape
     figures = {
+        "before": before,
         "connections": degrees.sum(),
-        "pruned": (view.mask & ~mask).sum(),
-        "regrown": (mask & ~view.mask).sum(),
-        "units_at_smallest": (degrees <= smallest_degree(mask.shape[1])).sum(),
+        "units_at_smallest": (degrees <= smallest_degree(fan)).sum(),
     }
-    if view.silent is not None:
-        figures["silent_units"] = view.silent.sum()
-        figures["silent_connections"] = (degrees * view.silent).sum()
+    if silent is not None:
+        figures["silent_units"] = silent.sum()
+        figures["silent_connections"] = (degrees * silent).sum()
     row = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
-    before = row["connections"] + row["pruned"] - row["regrown"]
+    before = row.pop("before")
+    regrown = (changed + row["connections"] - before) // 2
     return row | {
-        "density": row["connections"] / mask.numel(),
-        "churn": (row["pruned"] + row["regrown"]) / max(1, before + row["connections"]),
+        "pruned": changed - regrown,
+        "regrown": regrown,
+        "density": row["connections"] / masked.mask.numel(),
+        "churn": changed / max(1, before + row["connections"]),
     }

@@ -89,7 +89,13 @@ def slab_view(scores, **figures):
     """What an algorithm sees of one slab; by default at a first refresh, with everything live."""
     defaults = {"mask": torch.ones_like(scores, dtype=torch.bool), "scale": torch.ones(len(scores)), "seed": 0}
     defaults |= {"step": 1, "progress": 0.0, "name": "slab", "side": "in", "taps": ()}
-    return SlabView(scores=scores, **(defaults | figures))
+    return replaced(SlabView(compute_scores=lambda: scores, **defaults), **figures)
+
+
+def replaced(view, **figures):
+    computed = {f"compute_{name}": figures.pop(name) for name in ("scores", "gradient") if name in figures}
+    functions = {name: (lambda value=value: value) for name, value in computed.items()}
+    return SlabView(**(vars(view) | figures | functions))
 
 
 # --- RigL -------------------------------------------------------------------------------------------------------------
@@ -396,10 +402,6 @@ def halved():
     mask = torch.zeros(8, 10, dtype=torch.bool)
     mask.view(-1)[torch.randperm(80)[:20]] = True
     return slab_view((torch.rand(8, 10) + 0.1) * mask, mask=mask, gradient=torch.rand(8, 10))
-
-
-def replaced(view, **figures):
-    return SlabView(**(vars(view) | figures))
 
 
 def moved(algorithm, view, budget="0.25", **parameters):
@@ -906,7 +908,7 @@ def test_a_group_is_filled_from_the_algorithms_own_mask_then_by_its_own_ranking(
     half = Decimal("0.5")
     (mask,) = algorithms.make(algorithm, pattern="2:4").patterned_masks([view], half)
     assert places_of(mask) == literal_choice(free.tolist(), ranking.tolist(), 2, 4)
-    assert algorithms.make(algorithm).patterned_masks([view], half)[0].equal(free)
+    assert next(algorithms.make(algorithm).patterned_masks([view], half)).equal(free)
 
 
 PATTERNS_REFUSED = {

@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bbnet.sparsity import algorithms, ranks
 from bbnet.sparsity.hooks import ignore
+from bbnet.sparsity.masked_weight import SQUARE_OF_PRUNED, SQUARES
 from bbnet.sparsity.slab import Slab
 from bbnet.sparsity.sparsifier import METHODS, sparsify
 
@@ -726,7 +727,7 @@ def train_ranked(net, case, rank, all_reduce=None):
         for weight in model.parameters() if all_reduce is not None else ():
             all_reduce(weight.grad)
             weight.grad /= 2
-        gradients.append([masked.weight.grad[masked.grad_mask == 0].abs().sum() for masked in sparsifier.weights])
+        gradients.append([(masked.weight.grad * masked.dead()).abs().sum() for masked in sparsifier.weights])
         scaler.step(optimizer)
         scaler.update()
         optimizer.zero_grad()
@@ -963,8 +964,8 @@ def test_parameter_groups_may_have_any_layout(name, kind, mlp, train, over_weigh
     def look(step):
         assert meets_its_budget(sparsifier, model)
         for weight, pruned in pruned_parts(sparsifier, model, over_weight):
-            for value in optimizer.state[weight].values():
-                assert value.shape != weight.shape or not value[pruned].any()
+            for key, value in optimizer.state[weight].items():
+                assert value.shape != weight.shape or key in SQUARES or not value[pruned].any()
 
     train(mlp, model, optimizer, range(1, 11), look)
     late = model.last.weight.detach().clone()
@@ -1002,7 +1003,8 @@ def test_optimizer_state_may_be_loaded_at_any_time(name, kind, mlp, train, over_
                 for key, value in warm.state[loaded].items():
                     if value.shape == weight.shape:
                         assert bool(value[pruned].any()) == bool(pruned.any())
-                        assert torch.equal(optimizer.state[weight][key], value.masked_fill(pruned, 0))
+                        held = value.clamp(max=SQUARE_OF_PRUNED) if key in SQUARES else torch.zeros(())
+                        assert torch.equal(optimizer.state[weight][key], torch.where(pruned, held, value))
                         checked.append(key)
 
         hook = optimizer.register_step_pre_hook(check)

@@ -8,7 +8,7 @@ import math
 import pkgutil
 import zlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import ClassVar, Literal
@@ -35,7 +35,10 @@ class SlabView:
     Args:
         side: `in` if the units are the layer's outputs, `out` if they are its inputs.
         taps: kernel size of a convolution, () for a linear layer.
-        scores: [units, fan], magnitude of every connection; dormant ones count with their stored value.
+        compute_scores: computes `scores`, [units, fan], the magnitude of every connection; dormant ones count with
+            their stored value.
+        compute_gradient: computes `gradient`, [units, fan], the magnitude of the dense gradient of every connection,
+            pruned ones included; None unless the algorithm uses it, before training, and if it is not finite.
         mask: bool [units, fan], the current mask.
         scale: [units], the factor by which each unit's row has been rescaled so far.
         seed: the same throughout a run, different for each slab.
@@ -44,14 +47,12 @@ class SlabView:
         on_rates: float64 [units], and `silent`, bool [units]; None unless the algorithm uses on-rates.
         input_norms: root mean square of the input of each connection, [1, fan] on side `in`, [units, 1] on side `out`;
             None unless the algorithm uses input norms.
-        gradient: [units, fan], magnitude of the dense gradient of every connection, pruned ones included; None unless
-            the algorithm uses it, before training, and if it is not finite.
     """
 
     name: str
     side: Literal["in", "out"]
     taps: tuple[int, ...]
-    scores: Tensor
+    compute_scores: Callable[[], Tensor]
     mask: Tensor
     scale: Tensor
     seed: int
@@ -60,12 +61,22 @@ class SlabView:
     on_rates: Tensor | None = None
     silent: Tensor | None = None
     input_norms: Tensor | None = None
-    gradient: Tensor | None = None
+    compute_gradient: Callable[[], Tensor | None] = lambda: None
+
+    @property
+    def scores(self) -> Tensor:
+        """The magnitudes, computed at each access and not kept: they take as much memory as the weight."""
+        return self.compute_scores()
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The magnitudes of the dense gradient, computed at each access."""
+        return self.compute_gradient()
 
     @property
     def shape(self) -> tuple[int, int, tuple[int, ...]]:
         """Units, fan and kernel size."""
-        return (*self.scores.shape, self.taps)
+        return (*self.mask.shape, self.taps)
 
     def unscaled_scores(self) -> Tensor:
         """Returns the magnitudes without any rescaling, so that they can be compared between units."""
@@ -73,8 +84,8 @@ class SlabView:
 
     def noise(self, *, fresh: bool = False) -> Tensor:
         """Returns uniform noise in [0, 1), [units, fan]: the same at every refresh, or a `fresh` draw for each."""
-        noise = torch.rand(self.scores.shape, generator=self.generator(fresh=fresh), device="cpu")
-        return noise.to(self.scores.device)
+        noise = torch.rand(self.mask.shape, generator=self.generator(fresh=fresh), device="cpu")
+        return noise.to(self.mask.device)
 
     def generator(self, *, fresh: bool = False) -> torch.Generator:
         """Returns a generator with the same seed at every refresh, or with a `fresh` one."""
@@ -110,8 +121,8 @@ class WeightMasking(Algorithm, WeightMaskingParameters):
     regrows_at_zero: ClassVar[bool] = False  # instead of at the dormant value
 
     @abstractmethod
-    def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
-        """Returns the new mask of each slab, bool [units, fan]."""
+    def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> Iterable[Tensor]:
+        """Returns the new mask of each slab, bool [units, fan]; an iterator needs memory for one slab at a time."""
 
     def ranking(self, slab: SlabView) -> Tensor:
         """Returns non-negative scores [units, fan] that decide where a pattern N:M leaves a choice."""
@@ -124,13 +135,11 @@ class WeightMasking(Algorithm, WeightMaskingParameters):
         kept, size = map(int, self.pattern.split(":"))
         return kept, size
 
-    def patterned_masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
-        """Returns `masks`, projected to the pattern if there is one."""
-        masks = self.masks(slabs, budget)
+    def patterned_masks(self, slabs: Sequence[SlabView], budget: Decimal) -> Iterator[Tensor]:
+        """Yields `masks`, projected to the pattern if there is one."""
         group = self.group()
-        if group is None:
-            return masks
-        return [project_to_pattern(mask, self.ranking(slab), *group) for slab, mask in zip(slabs, masks, strict=True)]
+        for slab, mask in zip(slabs, self.masks(slabs, budget), strict=True):
+            yield mask if group is None else project_to_pattern(mask, self.ranking(slab), *group)
 
 
 class SparseFromStart(WeightMasking, SparseFromStartParameters):
@@ -143,7 +152,7 @@ class SparseFromStart(WeightMasking, SparseFromStartParameters):
     def counts(self, slabs: Sequence[SlabView], budget: Decimal) -> list[int]:
         """Returns the number of connections that each slab keeps."""
         if self.distribution == "uniform":
-            return [connection_count(budget, *slab.scores.shape) for slab in slabs]
+            return [connection_count(budget, *slab.mask.shape) for slab in slabs]
         shapes = [slab.shape for slab in slabs]
         return erdos_renyi_counts(weight_count(budget, shapes), shapes)
 
@@ -157,11 +166,10 @@ class DropAndGrow(SparseFromStart, DropAndGrowParameters):
     def growth(self, slab: SlabView) -> Tensor | None:
         """Returns non-negative scores [units, fan], the largest of which grow; None if nothing is to grow."""
 
-    def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
-        return [
-            drop_and_grow(slab.mask, slab.unscaled_scores(), self.growth(slab), count, self.drop_share(slab.progress))
-            for slab, count in zip(slabs, self.counts(slabs, budget), strict=True)
-        ]
+    def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> Iterator[Tensor]:
+        for slab, count in zip(slabs, self.counts(slabs, budget), strict=True):
+            share = self.drop_share(slab.progress)
+            yield drop_and_grow(slab.mask, slab.unscaled_scores(), self.growth(slab), count, share)
 
     def ranking(self, slab: SlabView) -> Tensor:
         """Ranks live connections by magnitude, and all pruned ones below them by their growth scores."""

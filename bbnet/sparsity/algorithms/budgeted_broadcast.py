@@ -5,7 +5,7 @@ never on; here they get the smallest (`silent: literal` keeps the published rule
 offset d0 and no budget; here d0 is solved so that the budget is met exactly.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import ClassVar
 
@@ -22,14 +22,14 @@ class BudgetedBroadcast(WeightMasking, Parameters):
 
     uses_on_rates: ClassVar[bool] = True
 
-    def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
-        return [keep_largest(slab.scores, self._degrees(slab, budget)) for slab in slabs]
+    def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> Iterator[Tensor]:
+        return (keep_largest(slab.scores, self._degrees(slab, budget)) for slab in slabs)
 
     def _degrees(self, slab: SlabView, budget: Decimal) -> Tensor:
         try:
             return allocate_degrees(
                 slab.on_rates,
-                slab.scores.shape[1],
+                slab.mask.shape[1],
                 budget,
                 law=self.law,
                 gain=self.gain,

@@ -7,7 +7,7 @@ and the freeze are those of the study.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 
 from torch import Tensor
@@ -21,9 +21,10 @@ from bbnet.sparsity.parameters.magnitude import Parameters
 class Magnitude(WeightMasking, Parameters):
     """Keeps the K largest connections. Units are compared at their scale before any rescaling."""
 
-    def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
-        scores = [slab.unscaled_scores() for slab in slabs]
+    def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> Iterable[Tensor]:
         if self.distribution == "global":
             total = weight_count(budget, [slab.shape for slab in slabs])
+            scores = [slab.unscaled_scores() for slab in slabs]
             return keep_largest_of_slabs(scores, [math.prod(slab.taps) for slab in slabs], total)
-        return [keep_largest_of_all(each, connection_count(budget, *each.shape)) for each in scores]
+        counts = [connection_count(budget, *slab.mask.shape) for slab in slabs]
+        return (keep_largest_of_all(slab.unscaled_scores(), count) for slab, count in zip(slabs, counts, strict=True))

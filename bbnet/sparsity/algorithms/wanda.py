@@ -6,7 +6,7 @@ pruning is gradual and the norms are averages over training batches. On side `ou
 as well, since all connections of one input have the same norm.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import ClassVar
 
@@ -23,8 +23,8 @@ class Wanda(WeightMasking):
 
     uses_input_norms: ClassVar[bool] = True
 
-    def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> list[Tensor]:
-        return [self._mask(slab, connection_count(budget, *slab.scores.shape)) for slab in slabs]
+    def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> Iterator[Tensor]:
+        return (self._mask(slab, connection_count(budget, *slab.mask.shape)) for slab in slabs)
 
     def ranking(self, slab: SlabView) -> Tensor:
         return slab.unscaled_scores() * slab.input_norms
