@@ -34,17 +34,17 @@ smoke: $(VENV)/.done  ## the smallest study, under two minutes
 test: $(VENV)/.done  ## the quick tests, three to eight minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow and not thorough"
 
-test-all: $(VENV)/.done  ## all tests that CI runs
+test-all: $(VENV)/.done  ## all tests but the slow ones
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow"
 
 test-slow: $(VENV)/.done  ## simulations and other checks that take more than a minute each
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m slow
 
-test-core: $(VENV)/.done  ## the wheel without extras in fresh environments: beside the oldest and the newest torch, or TORCH=2.9.0
+test-core: $(VENV)/.done  ## the tests of the core, on the built wheel beside the oldest and the newest torch, or TORCH=2.9.0
 	tests/core.sh $(TORCH)
 
-test-clients: $(CLIENTS)/.done  ## the library under other packages' models and trainers, in an environment of its own
-	OMP_NUM_THREADS=1 $(CLIENTS)/bin/pytest tests/clients
+test-clients: $(CLIENTS)/.done  ## the library under models and trainers of other packages, in an environment of its own
+	OMP_NUM_THREADS=1 $(CLIENTS)/bin/pytest -n auto --dist loadgroup -m "not slow" tests/clients
 
 $(CLIENTS)/.done: $(VENV)/.done $(CLIENTS_LOCK)
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(CLIENTS)
