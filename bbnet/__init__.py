@@ -5,6 +5,8 @@ The names below are imported on first use, so that `import bbnet.study` does not
 
 import importlib
 
+__version__ = "0.1.0"
+
 _HOMES = {
     "Slab": "bbnet.sparsity.slab",
     "Sparsifier": "bbnet.sparsity.sparsifier",

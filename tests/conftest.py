@@ -1,5 +1,6 @@
 """Every test computes alike: one thread, one seed."""
 
+import importlib.util
 import signal
 
 import pytest
@@ -8,6 +9,10 @@ import torch
 # A shell that runs the tests in the background has Ctrl-C ignored, which the processes that tests start would inherit.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# These tests need packages that only the environment of `make test-clients` has.
+if not all(map(importlib.util.find_spec, ("accelerate", "lightning", "timm", "transformers"))):
+    collect_ignore = ["clients"]
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,8 @@ from bbnet.sparsity.algorithms import SlabView
 from bbnet.tasks.task import Task
 from tests.workflow.conftest import build_project
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 LOOP, METHOD = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -44,15 +45,15 @@ def test_the_method_shown_keeps_its_budget():
     assert mask.sum(1).tolist() == [12] * 12
 
 
-def test_every_make_target_named_exists():
-    makefile = (Path(__file__).parents[1] / "Makefile").read_text()
-    for target in re.findall(r"\bmake ([a-z][a-z-]*)", README):
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/artifact.md"])
+def test_every_make_target_named_exists(page):
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"(?:`|^    )make ([a-z][a-z-]*)", (ROOT / page).read_text(), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
 
 
 # The tutorial.
 
-ROOT = Path(__file__).parents[1]
 TUTORIAL = (ROOT / "docs" / "tutorial.md").read_text()
 FILES = dict(re.findall(r"`(\S+)`:\n\n```(?:python|yaml)\n(.*?)```", TUTORIAL, re.DOTALL))
 
@@ -99,7 +100,7 @@ def test_the_method_of_the_tutorial_keeps_its_budget_and_follows_its_noise():
     assert not torch.equal(by_noise[0], by_noise[100])
 
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

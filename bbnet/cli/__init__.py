@@ -4,17 +4,29 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from bbnet.cli import check, plan, status, verify
-
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; errors are reported in one line, with exit status 1."""
+    try:
+        _run(arguments)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "bbnet":
+            raise
+        sys.exit(
+            "error: the command needs the packages of the study: pip install 'bbnet[study]' "
+            f"(no module named {error.name!r})"
+        )
+
+
+def _run(arguments: Sequence[str] | None) -> None:
+    # Imported here, since they need packages that an installation of the core lacks.
+    from bbnet.cli import check, plan, status, verify
+
     parser = argparse.ArgumentParser(prog="bbnet", description="Plan, monitor and check a study.")
     commands = parser.add_subparsers(required=True, metavar="command")
     for command in (plan, status, check, verify):
         command.add_to(commands)
     options = parser.parse_args(arguments)
-    try:
-        options.run(options)
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    options.run(options)

@@ -104,8 +104,10 @@ class ForwardAverages(ABC):
 
     def valid_of(self, name: str) -> Tensor | None:
         """Returns the valid positions of a module, None if all are valid."""
-        parts = (part for part in self._valid if part in ("", name) or name.startswith(f"{part}."))
-        return next((self._valid[part] for part in parts), None)
+        for part, positions in self._valid.items():
+            if part in ("", name) or name.startswith(f"{part}."):
+                return positions
+        return None
 
     def fold(self) -> None:
         """Ends an optimiser step: folds its sums into the averages of the modules that were called."""
@@ -192,7 +194,8 @@ class ForwardAverages(ABC):
         # float64 represents all counts that occur exactly, and adds sums in float32 in one operation.
         sums = ("total", "total_since", "average")
         new = {key: torch.zeros(channels, dtype=torch.float64, device=device) for key in sums}
-        new |= {key: torch.zeros(1, dtype=torch.int64, device=device) for key in ("seen", "seen_since")}
+        for key in ("seen", "seen_since"):
+            new[key] = torch.zeros(1, dtype=torch.int64, device=device)
         new["weight"] = torch.zeros(1, dtype=torch.float64, device=device)
         new["owner"] = torch.full((channels,), len(self.sums), device=device)
         old = self._joined or {key: tensor[:0] for key, tensor in new.items()}
@@ -225,7 +228,11 @@ def _in_inference_mode() -> bool:
 
 
 class _Counter(WatchingHook):
-    """Adds the inputs or outputs of one module to its sums."""
+    """Adds the inputs or outputs of one module to its sums.
+
+    torch.compile traces it together with the forward pass. That of torch 2.6 cannot trace `|=` of dicts and
+    `next` with a default.
+    """
 
     def __init__(self, averages: ForwardAverages, name: str, channels_first: bool) -> None:
         self.averages = averages

@@ -15,10 +15,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
+import bbnet
+
 logger = logging.getLogger(__name__)
 # The files of a run whose hashes are in its record.
 TRAINED = ("model.safetensors", "masks.safetensors", "history.csv", "refreshes.csv")
-VERSIONS_OF = ("bbnet", "torch", "torchvision", "torchaudio", "numpy", "scipy", "snakemake")
+VERSIONS_OF = ("torch", "torchvision", "torchaudio", "numpy", "scipy", "snakemake")
 
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -157,7 +159,8 @@ def environment() -> dict[str, Any]:
     """Versions of software, and the machine."""
     return {
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in VERSIONS_OF},
+        # Not the metadata of bbnet, which an editable installation keeps from when it was made.
+        "versions": {"bbnet": bbnet.__version__} | {name: importlib.metadata.version(name) for name in VERSIONS_OF},
         "platform": platform.platform(),
         "host": socket.gethostname(),
     }

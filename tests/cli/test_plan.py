@@ -151,7 +151,8 @@ def test_outside_of_the_project_it_says_so(tmp_path, monkeypatch):
 
 
 def test_the_command_is_installed_and_imports_no_torch(project):
-    script = "import sys; import bbnet.cli; print([name for name in sys.modules if name.split('.')[0] == 'torch'])"
+    modules = ", ".join(f"bbnet.cli.{name}" for name in ("check", "plan", "status", "verify"))
+    script = f"import sys, {modules}; print([name for name in sys.modules if name.split('.')[0] == 'torch'])"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "[]\n"
     shown = subprocess.run([Path(sys.executable).with_name("bbnet"), "plan", "--help"], capture_output=True, text=True)
     assert "--study" in shown.stdout

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import bbnet
 from bbnet.study.record import (
     TRAINED,
     VERSIONS_OF,
@@ -92,9 +93,11 @@ def test_a_code_fingerprint_is_of_bytes_and_places_below_the_root(tmp_path):
     assert len(set(found.values())) == len(trees) - 1
 
 
-def test_the_environment_names_every_version():
+def test_the_environment_names_every_version(monkeypatch):
+    monkeypatch.setattr(bbnet, "__version__", "9.9.9")
     found = environment()
-    assert set(found["versions"]) == set(VERSIONS_OF)
+    assert set(found["versions"]) == {"bbnet", *VERSIONS_OF}
+    assert found["versions"]["bbnet"] == "9.9.9"
     assert found["python"]
     assert found["host"]
 

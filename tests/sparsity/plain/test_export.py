@@ -646,9 +646,11 @@ def emulated(monkeypatch):
         packed, meta = sparse_semi_structured_from_dense_cutlass(weight)
         return SparseSemiStructuredTensorCUTLASS(weight.shape, packed, meta, None, None, None)
 
-    def product(self, other, *, bias=None):
-        result = self.to_dense() @ other
-        return result if bias is None else result + bias[:, None]
+    def product(self, other, *, bias=None, should_transpose_dense=False):
+        # Newer torch leaves it to the product to transpose the dense operand, and the result back.
+        result = self.to_dense() @ (other.t() if should_transpose_dense else other)
+        result = result if bias is None else result + bias[:, None]
+        return result.t() if should_transpose_dense else result
 
     monkeypatch.setattr(SparseSemiStructuredTensorCUTLASS, "_mm", product)
     monkeypatch.setattr(export_module, "to_sparse_semi_structured", compress)
