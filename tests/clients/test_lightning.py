@@ -116,7 +116,7 @@ KINDS = {
 }
 
 
-def fit(module, folder, epochs=EPOCHS, resume=None, **options):
+def fit(module, folder, epochs=EPOCHS, resume=None, also=(), **options):
     """Trains with two micro-batches per step, and keeps the checkpoint after every epoch."""
     if module.automatic_optimization:
         options |= {"accumulate_grad_batches": 2, "gradient_clip_val": 1.0}
@@ -124,7 +124,7 @@ def fit(module, folder, epochs=EPOCHS, resume=None, **options):
     trainer = lightning.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
-        callbacks=[keep],
+        callbacks=[keep, *also],
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -208,3 +208,42 @@ def test_an_export_of_the_net_has_its_outputs(kind, tmp_path, check_exact):
 def test_an_export_of_the_lightning_module_has_its_outputs(tmp_path):
     module = fit(Automatic(), tmp_path)
     assert torch.equal(bbnet.export(module)(INPUTS), module.eval()(INPUTS))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_fabric_checkpoint_ends_in_the_straight_runs_bits(wrapped, tmp_path, same, check_exact):
+    def training(seed):
+        fabric = lightning.Fabric(accelerator="cpu", devices=1)
+        module = Automatic(seed=seed).net
+        model, optimizer = fabric.setup(module, torch.optim.AdamW(module.parameters(), lr=0.01))
+        sparse = model if wrapped else model.module
+        slabs = bbnet.find_slabs(sparse)
+        sparsifier = bbnet.sparsify(sparse, optimizer, slabs, "sp_in", BUDGET, total_steps=STEPS, every=2)
+        return fabric, sparse, slabs, {"model": model, "optimizer": optimizer, "sparsifier": sparsifier}
+
+    def train(fabric, state, steps):
+        for step in steps:
+            batch = slice(step % 10 * 8, step % 10 * 8 + 8)
+            fabric.backward(nn.functional.cross_entropy(state["model"](INPUTS[batch]), TARGETS[batch]))
+            state["optimizer"].step()
+            state["optimizer"].zero_grad()
+
+    fabric, _, _, straight = training(seed=0)
+    train(fabric, straight, range(15))
+    fabric.save(tmp_path / "state.ckpt", straight)
+    train(fabric, straight, range(15, STEPS))
+    fabric, sparse, slabs, resumed = training(seed=1)
+    fabric.load(tmp_path / "state.ckpt", resumed)
+    train(fabric, resumed, range(15, STEPS))
+    assert all(same(resumed[name].state_dict(), straight[name].state_dict()) for name in straight)
+    check_exact(sparse, resumed["sparsifier"], slabs, BUDGET)
+
+
+def test_weights_averaged_by_lightning_are_masked_by_the_sparsifier(tmp_path, check_exact):
+    module = Automatic()
+    average = callbacks.EMAWeightAveraging(decay=0.9)
+    fit(module, tmp_path, also=[average])
+    masks = module.sparsifier.masks()
+    assert all(module.net.get_submodule(slab.name).weight[~masks[slab.name]].any() for slab in module.slabs)
+    module.sparsifier.apply_to(module.net)
+    check_exact(module.net, module.sparsifier, module.slabs, BUDGET)

@@ -1,4 +1,4 @@
-"""timm: ResNet-50, ConvNeXt, ViT and EfficientNet with random weights; their slabs, exact densities and exports."""
+"""timm: slabs, densities and exports of ResNet-50, ConvNeXt, ViT and EfficientNet; its optimizers and averages."""
 
 import pytest
 import torch
@@ -7,6 +7,7 @@ from torch import nn
 import bbnet
 
 timm = pytest.importorskip("timm")
+optimizers = pytest.importorskip("timm.optim")
 
 BUDGET, STEPS = 0.3, 8
 IMAGES = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -103,3 +104,52 @@ def test_units_without_connections_are_removed_from_the_export(name, check_exact
     check_outputs(smaller, model)
     # An error in a single block may be below 1e-5 in the outputs.
     check_outputs(bbnet.export(model.double(), remove_units=True), model, tolerance=1e-12)
+
+
+# Optimizers and weight averages.
+
+
+def small_training(name, steps=40):
+    """Returns a small network, its optimizer of timm and its sparsifier, after as many steps."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4))
+    optimizer = optimizers.create_optimizer_v2(model, opt=name, lr=0.01, weight_decay=0.05)
+    slabs = bbnet.find_slabs(model)
+    sparsifier = bbnet.sparsify(model, optimizer, slabs, "sp_in", BUDGET, total_steps=40, every=2)
+    for _ in range(steps):
+        train_once(model, optimizer)
+    return model, optimizer, slabs, sparsifier
+
+
+def train_once(model, optimizer):
+    inputs = torch.randn(32, 16)
+    nn.functional.cross_entropy(model(inputs), inputs[:, :4].argmax(1)).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+NAMES = "adafactor adan adopt adamp cadamw lamb laprop larc lion madgrad mars nadamw novograd rmsproptf sgdw"
+
+
+@pytest.mark.parametrize("name", [*NAMES.split(), "lookahead_adamw", "lookahead_sgd"])
+def test_pruned_weights_stay_zero_under_optimizers_of_timm(name, check_exact):
+    model, _, slabs, sparsifier = small_training(name)
+    assert sparsifier.step == 40
+    check_exact(model, sparsifier, slabs, BUDGET)
+
+
+def test_muon_of_timm_is_refused():
+    with pytest.raises(ValueError, match="cannot sparsify under the optimizer Muon"):
+        small_training("muon")
+
+
+def test_a_weight_average_of_timm_is_masked_by_the_sparsifier(check_exact):
+    model, optimizer, slabs, sparsifier = small_training("adamw", steps=0)
+    average = timm.utils.ModelEmaV3(model, decay=0.9)
+    for _ in range(40):
+        train_once(model, optimizer)
+        average.update(model)
+    pruned = {name: ~mask for name, mask in sparsifier.masks().items()}
+    assert all(average.module.get_submodule(name).weight[mask].any() for name, mask in pruned.items())
+    sparsifier.apply_to(average.module)
+    check_exact(average.module, sparsifier, slabs, BUDGET)

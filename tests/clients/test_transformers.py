@@ -142,6 +142,50 @@ def test_an_optimizer_given_to_the_trainer_is_sparsified_before(tmp_path, check_
     check_exact(model, sparsifier, slabs, BUDGET)
 
 
+class SparseTrainer(transformers.Trainer):
+    """Sparsifies its model as soon as it makes the optimizer, when it knows the number of steps."""
+
+    def create_optimizer(self, model=None):
+        optimizer = super().create_optimizer(model)
+        self.slabs = bbnet.find_slabs(self.model)
+        self.sparsifier = bbnet.sparsify(
+            self.model, optimizer, self.slabs, "sp_in", BUDGET, total_steps=self.state.max_steps, every=2
+        )
+        self.add_callback(KeepSparsifier(self.sparsifier))
+        return optimizer
+
+
+def test_a_trainer_that_sparsifies_itself_is_resumed_to_the_same_bits(tmp_path, same, check_exact):
+    trainers = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-8")):
+        torch.manual_seed(len(trainers))
+        model = bert()
+        arguments = transformers.TrainingArguments(
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            disable_tqdm=True,
+            report_to="none",
+            num_train_epochs=4,
+            save_steps=8,
+        )
+        trainer = SparseTrainer(model=model, args=arguments, train_dataset=examples(model))
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainers.append(trainer)
+        assert trainer.sparsifier.step == trainer.state.max_steps == 32
+        check_exact(model, trainer.sparsifier, trainer.slabs, BUDGET)
+    straight, resumed = trainers
+    assert same(resumed.model.state_dict(), straight.model.state_dict())
+    assert same(resumed.sparsifier.state_dict(), straight.sparsifier.state_dict())
+
+
+@pytest.mark.parametrize("name", ["adamw_torch", "adafactor", "adagrad", "rmsprop", "sgd"])
+def test_pruned_weights_stay_zero_under_optimizers_of_the_trainer(name, tmp_path, check_exact):
+    model, trainer, slabs, sparsifier = sparsified(bert, tmp_path, optim=name, weight_decay=0.1)
+    trainer.train()
+    assert sparsifier.step == STEPS
+    check_exact(model, sparsifier, slabs, BUDGET)
+
+
 @pytest.mark.parametrize("method", ["sp_in", "sp_out", "magnitude", {"algorithm": "rigl"}, {"algorithm": "set"}])
 @pytest.mark.parametrize("build", [bert, opt])
 def test_a_resumed_checkpoint_ends_in_the_straight_runs_bits(build, method, tmp_path, same, check_exact):
@@ -201,12 +245,13 @@ def test_the_last_checkpoint_is_a_plain_sparse_model(tmp_path, same, check_exact
     check_exact(loaded, sparsifier, slabs, BUDGET)
 
 
-def test_activations_computed_again_change_no_mask_and_no_weight(tmp_path, same):
+def test_activations_computed_again_change_no_mask_and_no_weight(tmp_path, same, check_exact):
     states = []
     for again in (False, True):
-        model, trainer, _, sparsifier = sparsified(bert, tmp_path, activation_checkpointing=again)
+        model, trainer, slabs, sparsifier = sparsified(bert, tmp_path, activation_checkpointing=again)
         trainer.train()
         states.append([model.state_dict(), sparsifier.masks()])
+        check_exact(model, sparsifier, slabs, BUDGET)
     assert same(*states)
 
 
@@ -252,7 +297,7 @@ class TrainerWithPadding(transformers.Trainer):
 
 
 @pytest.mark.parametrize("excludes", [True, False])
-def test_padded_positions_count_only_unless_they_are_excluded(excludes, tmp_path):
+def test_padded_positions_count_only_unless_they_are_excluded(excludes, tmp_path, check_exact):
     masks = []
     for padding in (0, 1):
         torch.manual_seed(0)
@@ -267,4 +312,5 @@ def test_padded_positions_count_only_unless_they_are_excluded(excludes, tmp_path
         )
         trainer.train()
         masks.append(trainer.sparsifier.masks())
+        check_exact(model, trainer.sparsifier, slabs_of(model), BUDGET)
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0]) == excludes
