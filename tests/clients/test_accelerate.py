@@ -2,6 +2,8 @@
 
 import copy
 import itertools
+import multiprocessing
+import os
 import warnings
 
 import pytest
@@ -29,7 +31,9 @@ def a_new_process():
 class Training:
     """A training as its user would write it, with dropout, two micro-batches per step, and clipping."""
 
-    def __init__(self, method="sp_in", seed=0, sparsify_first=False, registered=True, budget=BUDGET, **options):
+    def __init__(
+        self, method="sp_in", seed=0, sparsify_first=False, registered=True, budget=BUDGET, shuffle=True, **options
+    ):
         self.accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2, **options)
         torch.manual_seed(seed)
         layers = (nn.Linear(16, 32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 4))
@@ -37,7 +41,7 @@ class Training:
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
         generator = torch.Generator().manual_seed(0)
         inputs, targets = torch.randn(80, 16, generator=generator), torch.randint(4, (80,), generator=generator)
-        loader = DataLoader(TensorDataset(inputs, targets), batch_size=8, shuffle=True)
+        loader = DataLoader(TensorDataset(inputs, targets), batch_size=8, shuffle=shuffle)
         if sparsify_first:
             self._sparsify(model, optimizer, method, budget)
         self.model, self.optimizer, self.loader = self.accelerator.prepare(model, optimizer, loader)
@@ -172,3 +176,60 @@ def test_an_export_under_bf16_is_a_model_of_its_own_with_equal_outputs(check_exa
     with torch.no_grad():
         model[0].weight.zero_()
     assert not torch.equal(exported(inputs), model(inputs))
+
+
+# Two processes. Of the ten batches of an epoch each has five: two steps of two micro-batches, and one of the last.
+
+AT_A_REFRESH, BETWEEN, LAST = 2, 3, 14  # epochs, of three steps each
+
+
+def be_rank(rank, folder):
+    """Trains as one of two ranks; goes back to both folders, and stores the states at the end of each run."""
+    ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= ranks | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0", "GLOO_SOCKET_IFNAME": "lo"}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    training = Training(shuffle=False)  # accelerate does not restore the order of a shuffle over ranks
+    assert isinstance(training.model, nn.parallel.DistributedDataParallel)
+    accelerator, sparsifier = training.accelerator, training.sparsifier
+    own = f"sparsifier-{accelerator.process_index}.pt"
+    before = 0
+    for epochs in (AT_A_REFRESH, BETWEEN):
+        training.train(epochs - before)
+        before = epochs
+        accelerator.save_state(folder / str(epochs))
+        torch.save(sparsifier.state_dict(), folder / str(epochs) / own)
+    training.train(LAST - before)
+    ends = {"straight": training.state()}
+    for epochs in (AT_A_REFRESH, BETWEEN):
+        accelerator.wait_for_everyone()
+        accelerator.load_state(folder / str(epochs))
+        if epochs == BETWEEN:
+            sparsifier.load_state_dict(torch.load(folder / str(epochs) / own))
+        training.train(LAST - epochs)
+        ends[epochs] = training.state()
+    torch.save(ends, folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ends_of_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    processes = multiprocessing.get_context("fork")
+    ranks = [processes.Process(target=be_rank, args=(rank, folder)) for rank in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+        rank.kill()
+    assert [rank.exitcode for rank in ranks] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("epochs", [AT_A_REFRESH, BETWEEN])
+def test_two_ranks_resumed_end_in_the_straight_runs_bits(epochs, ends_of_ranks, same):
+    """At a refresh from the one state that accelerate saves, between two from the state that each rank saved itself."""
+    for ends in ends_of_ranks:
+        assert ends["straight"]["s"]["step"] == 3 * LAST
+        assert sorted({row["step"] for row in ends["straight"]["s"]["refreshes"]}) == list(range(2, 31, 2))
+        assert same(ends[epochs], ends["straight"])
+    assert same(ends_of_ranks[0]["straight"]["s"]["masks"], ends_of_ranks[1]["straight"]["s"]["masks"])

@@ -73,7 +73,7 @@ class KeepSparsifier(transformers.TrainerCallback):
             self.sparsifier.load_state_dict(torch.load(self._file(args, state)))
 
     def _file(self, args, state):
-        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "sparsifier.pt"
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / f"sparsifier-{args.process_index}.pt"
 
 
 class CheckEveryStep(transformers.TrainerCallback):
