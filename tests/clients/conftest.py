@@ -1,0 +1,49 @@
+"""What the tests with other libraries share: nothing is downloaded, and counts and states are compared exactly."""
+
+import math
+import os
+from decimal import Decimal
+
+import pytest
+import torch
+
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+@pytest.fixture
+def check_exact():
+    """Checks that each slab keeps floor(b U n + 1/2) connections, and that the others are 0 in the model itself."""
+
+    def check(model, sparsifier, slabs, budget):
+        for slab in slabs:
+            mask, weight = sparsifier.masks()[slab.name], model.get_submodule(slab.name).weight
+            assert int(mask.sum()) == math.floor(Decimal(str(budget)) * mask.numel() + Decimal("0.5"))
+            live = (weight != 0).reshape(*weight.shape[:2], -1).any(2)
+            live = live if slab.side == "in" else live.T
+            assert live.shape == mask.shape
+            assert not (live & ~mask).any()
+            assert 0 < live.sum() <= mask.sum()
+
+    return check
+
+
+@pytest.fixture
+def same():
+    """Whether two nested states are equal to the bit."""
+
+    def equal(mine, other):
+        if torch.is_tensor(mine):
+            return mine.dtype == other.dtype and torch.equal(mine, other)
+        if isinstance(mine, dict):
+            return mine.keys() == other.keys() and all(equal(mine[key], other[key]) for key in mine)
+        if isinstance(mine, list | tuple):
+            return len(mine) == len(other) and all(equal(a, b) for a, b in zip(mine, other, strict=True))
+        return mine == other
+
+    return equal
