@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -78,6 +79,14 @@ class MaskedWeight:
     def apply(self, values: Tensor) -> Tensor:
         """Sets the entries of pruned connections in a tensor of the weight's shape to 0, in place, and returns it."""
         return values.mul_(self._factor(self._live).to(values.device))
+
+    def _apply_to_gradient(self, gradient: Tensor) -> None:
+        if gradient.device.type == "cpu" and gradient.dtype in (torch.float32, torch.float64):
+            # numpy takes 60 % of the time of torch, which converts the whole mask to floating point first.
+            values = gradient.detach().numpy()
+            np.multiply(values, self._factor(self._live).numpy(), out=values)
+        else:
+            self.apply(gradient)
 
     def dead(self) -> Tensor:
         """Returns 1 for the weights of pruned connections and 0 for others, uint8, broadcastable to the weight."""
@@ -164,7 +173,7 @@ class MaskedWeight:
         """Masks a gradient that was replaced or changed since it was accumulated, or that no backward pass made."""
         gradient = self.weight.grad
         if gradient is not None and not self._is_masked(gradient):
-            self.apply(gradient)
+            self._apply_to_gradient(gradient)
 
     def _is_masked(self, gradient: Tensor) -> bool:
         """Returns whether a gradient is the one that was masked last, and has not been changed since then."""
@@ -220,7 +229,7 @@ class MaskedWeight:
             self._pending_gradient = torch.where(zeroed, 0.0, self._dense_gradient) + gradient
 
     def _mask_gradient(self, weight: nn.Parameter) -> None:
-        self.apply(weight.grad)
+        self._apply_to_gradient(weight.grad)
         # This hook runs only if the gradient was accumulated, not if torch.autograd.grad asked for it.
         self._dense_gradient = self._pending_gradient
         self._masked_gradient = (weakref.ref(weight.grad), weight.grad._version)
