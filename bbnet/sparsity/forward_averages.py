@@ -43,6 +43,8 @@ class ForwardAverages(ABC):
         modules: the modules by name.
         decay: decay of the average per optimiser step.
         in_training: whether forward passes in training mode count, or those in evaluation mode.
+        root: the module whose mode decides, since some of the others may be kept in evaluation mode while the model
+            trains, as batch norms often are; by default that of each module itself.
         channels_first: names of modules with channels on axis 1 instead of the last axis. Convolutions and norms over
             channels need not be named.
     """
@@ -56,12 +58,14 @@ class ForwardAverages(ABC):
         stride: int = 4,
         every: int = 1,
         in_training: bool = True,
+        root: nn.Module | None = None,
         channels_first: Collection[str] = (),
     ) -> None:
         self.decay = decay
         self.stride = stride
         self.every = every
         self.in_training = in_training
+        self.root = root
         self.active = True
         self._set_step(0)
         self.sums: dict[str, Sums] = {}
@@ -79,6 +83,10 @@ class ForwardAverages(ABC):
     @abstractmethod
     def _register(self, module: nn.Module, counter: "_Counter") -> Any:
         """Registers the hook on `module` and returns its handle."""
+
+    @abstractmethod
+    def _read(self, arguments: tuple, other: Any) -> Tensor:
+        """Returns the values to count, given what the hook is called with beside the module."""
 
     @abstractmethod
     def _total(self, positions: Tensor, valid: Tensor | None) -> Tensor:
@@ -227,6 +235,18 @@ def _in_inference_mode() -> bool:
     return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
 
 
+def _fitted(valid: Tensor, shape: torch.Size) -> Tensor:
+    """Returns valid positions for outputs whose position axes were joined, or pooled over all but the first ones.
+
+    A pooled output is valid if any of its positions is.
+    """
+    if len(shape) == 1 and valid.numel() == shape[0]:
+        return valid.flatten()
+    if 0 < len(shape) < valid.dim() and valid.shape[: len(shape)] == shape:
+        return valid.flatten(len(shape)).any(-1)
+    return valid
+
+
 class _Counter(WatchingHook):
     """Adds the inputs or outputs of one module to its sums.
 
@@ -239,19 +259,24 @@ class _Counter(WatchingHook):
         self.name = name
         self.channels_first = channels_first
 
-    def __call__(self, module: nn.Module, inputs: tuple, output: Tensor | None = None) -> None:
+    def __call__(self, module: nn.Module, arguments: tuple, other: Any) -> None:
         averages = self.averages
-        if averages.counting and module.training == averages.in_training and not _in_inference_mode():
+        training = module.training if averages.root is None else averages.root.training
+        if averages.counting and training == averages.in_training and not _in_inference_mode():
             with torch.no_grad():
-                self._count(inputs[0] if output is None else output, axes_without_batch(module))
+                self._count(averages._read(arguments, other), axes_without_batch(module))
 
     def _count(self, values: Tensor, unbatched: int) -> None:
         """Counts the `values`, which have no batch axis if they have only `unbatched` axes."""
         averages = self.averages
         first = 0 if values.dim() == unbatched else 1
         positions = values.movedim(first, -1) if self.channels_first else values
-        axis = 0 if positions.dim() == 2 else 1
         valid = averages.valid_of(self.name)
+        if positions.is_nested:  # without padding, as inside nn.TransformerEncoder
+            positions, valid = torch.cat([each.flatten(0, -2) for each in positions.unbind()]), None
+        axis = 0 if positions.dim() == 2 else 1
+        if valid is not None:
+            valid = _fitted(valid, positions.shape[:-1])
         if valid is not None and valid.shape != positions.shape[:-1]:
             raise ValueError(
                 f"valid positions of shape {list(valid.shape)} do not match the positions of {self.name}, "

@@ -20,6 +20,8 @@ class Gate(ModuleHook):
         self.ratio = (1, 1)
 
     def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        if output.is_nested:  # as inside nn.TransformerEncoder with padding
+            return torch.nested.as_nested_tensor([self(module, inputs, each) for each in output.unbind()])
         units = output.shape[self.axis]
         count = kept_units(self.ratio, units)
         if count == units:

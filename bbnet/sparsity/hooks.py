@@ -10,6 +10,13 @@ from torch import nn
 class ModuleHook:
     """Base of all hooks that bbnet registers on the forward passes of modules."""
 
+    def __getattr__(self, name: str) -> Any:
+        if name == "__name__":  # torch.jit.script asks every hook for it first
+            raise AttributeError(
+                "torch.jit.script cannot compile a model with hooks of bbnet; script bbnet.export(model) instead"
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
 
 class WatchingHook(ModuleHook):
     """A hook that only reads. In a deepcopy or a saved file of the model it is replaced by `ignore`."""

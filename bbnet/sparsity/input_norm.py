@@ -20,14 +20,17 @@ class InputNorms(ForwardAverages):
     @classmethod
     def of_slabs(cls, model: nn.Module, slabs: Iterable[Slab], **options: Any) -> "InputNorms":
         """Creates the input norms of the layers of slabs."""
-        return cls({slab.name: model.get_submodule(slab.name) for slab in slabs}, **options)
+        return cls({slab.name: model.get_submodule(slab.name) for slab in slabs}, root=model, **options)
 
     def of(self, name: str) -> Tensor:
         """Returns the root mean squares of a layer's inputs, float64 [inputs]; raises RuntimeError if it has none."""
         return self.average((name,)).sqrt()
 
     def _register(self, module: nn.Module, hook: WatchingHook) -> RemovableHandle:
-        return module.register_forward_pre_hook(hook)
+        return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+    def _read(self, arguments: tuple, other: dict[str, Any]) -> Tensor:
+        return (arguments or tuple(other.values()))[0]
 
     def _total(self, positions: Tensor, valid: Tensor | None) -> Tensor:
         squares = positions.float().square()

@@ -24,7 +24,7 @@ class OnRates(ForwardAverages):
     def of_slabs(cls, model: nn.Module, slabs: Iterable[Slab], **options: Any) -> "OnRates":
         """Creates the on-rates of the units of slabs."""
         slabs = list(slabs)
-        return cls(unit_modules(model, slabs), channels_first=channels_first(model, slabs), **options)
+        return cls(unit_modules(model, slabs), channels_first=channels_first(model, slabs), root=model, **options)
 
     def of(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         """Returns the bias-corrected on-rates, float64, of the units of several modules, and which are silent, bool.
@@ -39,6 +39,9 @@ class OnRates(ForwardAverages):
 
     def _register(self, module: nn.Module, hook: WatchingHook) -> RemovableHandle:
         return module.register_forward_hook(hook)
+
+    def _read(self, arguments: tuple, other: Tensor) -> Tensor:
+        return other
 
     def _total(self, positions: Tensor, valid: Tensor | None) -> Tensor:
         # On a CPU sign, clamp and a floating-point sum take a third of the time of a sum of booleans.

@@ -3,7 +3,7 @@
 import warnings
 import weakref
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from typing import Any
@@ -11,19 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.weak import WeakIdKeyDictionary
 
 from bbnet.sparsity import algorithms
 from bbnet.sparsity.algorithms import Algorithm, SlabView, WeightMasking
+from bbnet.sparsity.copies import OfSparsified
 from bbnet.sparsity.degrees import as_budget
 from bbnet.sparsity.forward_averages import ForwardAverages
 from bbnet.sparsity.gate import Gates, is_gated
 from bbnet.sparsity.input_norm import InputNorms
 from bbnet.sparsity.limits import smallest_degree
-from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, weakly, weight_state
+from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, weight_state
 from bbnet.sparsity.masks import pack_masks, unpack_masks
 from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.schedule import Schedule
 from bbnet.sparsity.slab import Slab, check_slabs, layer_shape, stored_side, unwrap
+from bbnet.sparsity.step_watch import StepWatch
 
 # Method labels of the default study.
 METHODS: dict[str, dict[str, Any]] = {
@@ -53,9 +56,6 @@ UNSUPPORTED_OPTIMIZERS = {
     "ZeroRedundancyOptimizer": "its state is held by an inner optimizer, where it cannot be masked",
     "Muon": "it orthogonalises the update of a whole matrix, which moves its pruned weights",
 }
-# Gradients that were accumulated from zero without a step of the optimizer in between, from which a warning, and an
-# error if there was no step at all, follow. A GradScaler may skip some steps in a row.
-WARN_AFTER, END_AFTER = 20, 100
 UNSUPPORTED_MODULES = {
     "FullyShardedDataParallel": "no rank holds whole rows of its weights",
     "FSDPModule": "no rank holds whole rows of its weights",
@@ -126,11 +126,11 @@ def sparsify(
 
 
 def inner_optimizer(optimizer: Any) -> Optimizer:
-    """Returns the innermost torch.optim.Optimizer, found as the attribute `optimizer` or `base_optimizer` of wrappers.
+    """Returns the innermost torch.optim.Optimizer, found in the attributes of wrappers around it.
 
     Raises: ValueError if there is none.
     """
-    for name in ("optimizer", "base_optimizer"):
+    for name in ("optimizer", "base_optimizer", "_base_optimizer"):
         if hasattr(getattr(optimizer, name, None), "step"):
             return inner_optimizer(getattr(optimizer, name))
     if not isinstance(optimizer, Optimizer):
@@ -201,8 +201,6 @@ class Sparsifier:
         self._unmasked: list[_Unmasked] = []
         self._model = weakref.ref(model)
         self._state_loaded = self._own_state_loaded = False
-        self._gradients = 0
-        self._last_gradient: weakref.ref | None = None
         try:
             self._attach(model, weights)
         except Exception:
@@ -210,7 +208,13 @@ class Sparsifier:
             raise
 
     def _attach(self, model: nn.Module, weights: Mapping[Slab, nn.Parameter]) -> None:
+        _release_dropped(weights.values())
         algorithm = self.algorithm
+        # The hooks hold another object with the same state, so that it can be noticed when the caller drops this one.
+        shared = object.__new__(type(self))
+        shared.__dict__ = self.__dict__
+        for weight in weights.values():
+            _owners[weight] = (weakref.ref(self), weakref.ref(shared))
         if algorithm.gates_activations:
             self.gates = self._attached_part(Gates(model, weights, algorithm))
         elif algorithm.masks_weights:
@@ -225,13 +229,13 @@ class Sparsifier:
                 self.input_norms = self._attached_part(InputNorms.of_slabs(model, weights, every=self._sample_every()))
             if algorithm.starts_sparse:
                 self._start_sparse()
+            self._attached_part(model.register_forward_pre_hook(OfSparsified(shared)))
         else:
             return
-        self._attached_part(self.optimizer.register_step_pre_hook(self._before_step))
-        self._attached_part(self.optimizer.register_step_post_hook(self._after_step))
-        self._attached_part(self.optimizer.register_load_state_dict_post_hook(self._after_load))
-        first = next(iter(weights.values()))
-        self._attached_part(first.register_post_accumulate_grad_hook(weakly(self._count_gradient)))
+        self._attached_part(self.optimizer.register_step_pre_hook(shared._before_step))
+        self._attached_part(self.optimizer.register_step_post_hook(shared._after_step))
+        self._attached_part(self.optimizer.register_load_state_dict_post_hook(shared._after_load))
+        self._step_watch = self._attached_part(StepWatch(next(iter(weights.values())), self.optimizer))
         self._prepare_step()
 
     def _sample_every(self) -> int:
@@ -263,6 +267,8 @@ class Sparsifier:
         for part in self._attached:
             part.remove()
         self._attached = []
+        for masked in self.weights:
+            _owners.pop(masked.weight, None)
 
     @contextmanager
     def valid(self, positions: Tensor | Mapping[str, Tensor]) -> Iterator[None]:
@@ -270,7 +276,8 @@ class Sparsifier:
 
         Args:
             positions: bool, of the shape of the units' outputs without channels; or a mapping of such tensors by part
-                of the model, such as {"encoder": ..., "decoder": ...}. In other parts all positions are valid.
+                of the model, such as {"encoder": ..., "decoder": ...}. In other parts all positions are valid. Where
+                outputs have only the first axes, because they are pooled, they are valid if any of their positions is.
         """
         with ExitStack() as stack:
             for averages in self._averages():
@@ -349,13 +356,29 @@ class Sparsifier:
         return [averages for averages in (self.on_rates, self.input_norms) if averages is not None]
 
     @torch.no_grad()
-    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
+    def _before_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
         self._stepping = True
-        self._gradients = 0
         if self._state_loaded:
             self._use_loaded_state(optimizer)
+        self._mask_gradients()
+        # The only callable argument is a closure.
+        args = tuple(self._masking(each) if callable(each) else each for each in args)
+        return args, {name: self._masking(each) if callable(each) else each for name, each in kwargs.items()}
+
+    def _mask_gradients(self) -> None:
         for masked in self.weights:
             masked.mask_gradient()
+
+    def _masking(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """Returns a closure that computes the gradients and then masks them, in case it changes them in between."""
+
+        def masked_closure() -> Any:
+            loss = closure()
+            with torch.no_grad():
+                self._mask_gradients()
+            return loss
+
+        return masked_closure
 
     def _after_load(self, optimizer: Optimizer) -> None:
         """Runs after the optimiser has loaded a state, whose masks may be loaded only after it."""
@@ -376,29 +399,13 @@ class Sparsifier:
                 stacklevel=2,
             )
 
-    def _count_gradient(self, weight: Tensor) -> None:
-        """Counts gradients that begin anew, to notice a loop that steps another optimizer than this one."""
-        if self._last_gradient is not None and self._last_gradient() is weight.grad:
-            return
-        self._last_gradient = weakref.ref(weight.grad)
-        self._gradients += 1
-        if self._gradients < WARN_AFTER:
-            return
-        what = f"{self._gradients} gradients came without a step of the {type(self.optimizer).__name__}"
-        if self._gradients == WARN_AFTER:
-            warnings.warn(
-                f"{what} that bbnet.sparsify was given; if another optimizer trains the model, call sparsify with it",
-                stacklevel=2,
-            )
-        if self._gradients == END_AFTER and self.step == 0:
-            raise RuntimeError(f"{what} that bbnet.sparsify was given, so the masks are never updated")
-
     @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
         # An optimiser whose step() calls the step() of its base class runs this hook twice.
         if not self._stepping:
             return
         self._stepping = False
+        self._step_watch.stepped()
         # A fused optimiser under a GradScaler also runs its hooks on skipped steps.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
@@ -486,6 +493,28 @@ class Sparsifier:
         )
 
 
+# For each slab weight the object that the caller of `sparsify` holds, and the one that the hooks hold.
+_owners: MutableMapping[Tensor, tuple[weakref.ref, weakref.ref]] = WeakIdKeyDictionary()
+
+
+def _release_dropped(weights: Iterable[Tensor]) -> None:
+    """Removes the sparsifiers of weights whose callers have dropped them, as a notebook's cell that runs again does."""
+    for weight in weights:
+        held, attached = (reference() for reference in _owners.get(weight, (lambda: None, lambda: None)))
+        if held is None and attached is not None:
+            warnings.warn(
+                f"a sparsifier of this model, at step {attached.step}, is removed, because nothing holds it any more",
+                stacklevel=5,
+            )
+            attached.remove()
+
+
+def sparsifiers_of(model: nn.Module) -> list[Sparsifier]:
+    """Returns the sparsifiers of the weights of a model."""
+    attached = (_owners[weight][1]() for weight in model.parameters() if weight in _owners)
+    return list({id(each.__dict__): each for each in attached if each is not None}.values())
+
+
 class _Unmasked:
     """A copy of a weight and its optimiser state from before the first mask of a method that starts sparse.
 
@@ -531,20 +560,19 @@ def _differences(saved: Mapping[str, Any], own: Mapping[str, Any]) -> list[str]:
 def _refresh_row(before: Tensor, masked: MaskedWeight, changed: int, silent: Tensor | None) -> dict[str, Any]:
     """Returns the figures of a refresh, given the number of connections `before` it and that of those that changed."""
     degrees, (_, fan) = masked.degrees, masked.mask.shape
-    figures = {
-        "before": before,
-        "connections": degrees.sum(),
-        "units_at_smallest": (degrees <= smallest_degree(fan)).sum(),
-    }
+    figures = [before, degrees.sum(), (degrees <= smallest_degree(fan)).sum()]
     if silent is not None:
-        figures["silent_units"] = silent.sum()
-        figures["silent_connections"] = (degrees * silent).sum()
-    row = dict(zip(figures, torch.stack(list(figures.values())).tolist(), strict=True))
-    before = row.pop("before")
-    regrown = (changed + row["connections"] - before) // 2
-    return row | {
+        figures += [silent.sum(), (degrees * silent).sum()]
+    connections_before, connections, at_smallest, *silent_figures = torch.stack(figures).tolist()
+    regrown = (changed + connections - connections_before) // 2
+    row = {
+        "connections": connections,
         "pruned": changed - regrown,
         "regrown": regrown,
-        "density": row["connections"] / masked.mask.numel(),
-        "churn": changed / max(1, before + row["connections"]),
+        "units_at_smallest": at_smallest,
+    }
+    row |= dict(zip(("silent_units", "silent_connections"), silent_figures, strict=False))
+    return row | {
+        "density": connections / masked.mask.numel(),
+        "churn": changed / max(1, connections_before + connections),
     }

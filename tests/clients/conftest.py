@@ -25,7 +25,8 @@ def check_exact():
             mask, weight = sparsifier.masks()[slab.name], model.get_submodule(slab.name).weight
             assert int(mask.sum()) == math.floor(Decimal(str(budget)) * mask.numel() + Decimal("0.5"))
             live = (weight != 0).reshape(*weight.shape[:2], -1).any(2)
-            live = live if slab.side == "in" else live.T
+            transposed = type(model.get_submodule(slab.name)).__name__ == "Conv1D"
+            live = live if (slab.side == "in") != transposed else live.T
             assert live.shape == mask.shape
             assert not (live & ~mask).any()
             assert 0 < live.sum() <= mask.sum()

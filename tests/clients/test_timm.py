@@ -18,7 +18,7 @@ SHARES = {
     "resnet50": (0.61, 0.64, 0.80),
     "convnext_tiny": (0.45, 0.45, 0.90),
     "vit_small_patch16_224": (0.32, 0.32, 0.64),
-    "efficientnet_b0": (0.058, 0.058, 0.118),
+    "efficientnet_b0": (0.36, 0.33, 0.70),
 }
 # The largest share of the parameters that remains after the removal of half of the units of the slabs of side in.
 TRAINED = {"resnet50": 0.54, "convnext_atto": 0.56, "vit_tiny_patch16_224": 0.68, "efficientnet_b0": 0.93}
@@ -55,7 +55,7 @@ def check_outputs(exported, model, tolerance=1e-5):
     """Checks that the outputs of an export are those of the model, which differ between the images."""
     images = IMAGES.to(next(model.parameters()).dtype)
     expected, outputs = model.eval()(images), exported(images)
-    assert expected.std(0).amax() > 1e-3
+    assert expected.std(0).amax() > 1e-4
     assert float((outputs - expected).abs().amax()) <= tolerance * max(1.0, float(expected.abs().amax()))
 
 

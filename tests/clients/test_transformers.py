@@ -33,18 +33,6 @@ def opt():
     return transformers.OPTForCausalLM(transformers.OPTConfig(eos_token_id=2, pad_token_id=0, **sizes, **SIZES))
 
 
-def slabs_of(model, side="in"):
-    """Returns what find_slabs finds for BERT and Llama on side in; the others are named by hand."""
-    if side == "in" and not isinstance(model, transformers.OPTForCausalLM):
-        return bbnet.find_slabs(model, side=side)
-    if isinstance(model, transformers.OPTForCausalLM):
-        layer, producer, reader = "model.decoder.layers.{}", "fc1", "fc2"
-    else:
-        layer, producer, reader = "bert.encoder.layer.{}", "intermediate.dense", "output.dense"
-    layers = [layer.format(index) for index in range(2)]
-    return [bbnet.Slab(f"{one}.{producer if side == 'in' else reader}", side, f"{one}.{producer}") for one in layers]
-
-
 def examples(model, padding=None):
     """Returns 64 sequences: of length 8, or if there is a token for `padding`, of lengths 4 to 8."""
     generator = torch.Generator().manual_seed(0)
@@ -100,7 +88,7 @@ def sparsified(build, folder, method="sp_in", seed=0, keeps=True, budget=BUDGET,
     model = build().to(dtype)
     trainer = trainer_of(model, folder, **options)
     optimizer = trainer.create_optimizer()
-    slabs = slabs_of(model, side="out" if method == "sp_out" else "in")
+    slabs = bbnet.find_slabs(model, side="out" if method == "sp_out" else "in")
     sparsifier = bbnet.sparsify(model, optimizer, slabs, method, budget, total_steps=STEPS, every=2)
     if keeps:
         trainer.add_callback(KeepSparsifier(sparsifier))
@@ -130,7 +118,7 @@ def test_an_optimizer_given_to_the_trainer_is_sparsified_before(tmp_path, check_
     model = bert()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=STEPS)
-    slabs = slabs_of(model)
+    slabs = bbnet.find_slabs(model)
     sparsifier = bbnet.sparsify(model, optimizer, slabs, "sp_in", BUDGET, total_steps=STEPS, every=2)
     arguments = transformers.TrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, disable_tqdm=True, max_steps=STEPS, report_to="none"
@@ -267,11 +255,41 @@ def t5():
 
 
 # The layers of each block that are slabs of side in and of side out. There are more, which are not asserted.
+def gpt2():
+    config = transformers.GPT2Config(n_embd=32, n_layer=2, n_head=2, **TOKENS)
+    return transformers.GPT2LMHeadModel(config)
+
+
+def whisper():
+    layers = {f"{part}_{name}": 2 for part in ("encoder", "decoder") for name in ("layers", "attention_heads")}
+    widths = {"d_model": 32, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "decoder_start_token_id": 1}
+    return transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**layers, **widths, **TOKENS))
+
+
+def t5_gated():
+    config = transformers.T5Config(
+        vocab_size=64, d_model=32, d_kv=16, d_ff=64, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu"
+    )
+    return transformers.T5ForConditionalGeneration(config)
+
+
+TOKENS = {"vocab_size": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+# Names of layers in every block, as slabs of side in and out.
 FOUND = {
-    bert: ("bert.encoder.layer.{}.intermediate.dense", None),
-    llama: ("model.layers.{}.mlp.gate_proj", None),
-    vit: ("vit.layers.{}.mlp.fc1", "vit.layers.{}.mlp.fc2"),
-    t5: ("encoder.block.{}.layer.1.DenseReluDense.wi", "encoder.block.{}.layer.1.DenseReluDense.wo"),
+    bert: (["bert.encoder.layer.{}.intermediate.dense"], ["bert.encoder.layer.{}.output.dense"]),
+    llama: (["model.layers.{}.mlp.gate_proj", "model.layers.{}.mlp.up_proj"], ["model.layers.{}.mlp.down_proj"]),
+    opt: (["model.decoder.layers.{}.fc1"], ["model.decoder.layers.{}.fc2"]),
+    gpt2: (["transformer.h.{}.mlp.c_fc"], ["transformer.h.{}.mlp.c_proj"]),
+    whisper: (
+        ["model.encoder.layers.{}.fc1", "model.decoder.layers.{}.fc1"],
+        ["model.encoder.layers.{}.fc2", "model.decoder.layers.{}.fc2"],
+    ),
+    vit: (["vit.layers.{}.mlp.fc1"], ["vit.layers.{}.mlp.fc2"]),
+    t5: (["encoder.block.{}.layer.1.DenseReluDense.wi"], ["encoder.block.{}.layer.1.DenseReluDense.wo"]),
+    t5_gated: (
+        [f"decoder.block.{{}}.layer.2.DenseReluDense.{name}" for name in ("wi_0", "wi_1")],
+        ["decoder.block.{}.layer.2.DenseReluDense.wo"],
+    ),
 }
 
 
@@ -280,12 +298,51 @@ def test_the_feed_forward_layers_of_every_block_are_found(build):
     model = build()
     wanted = dict(zip(("in", "out"), FOUND[build], strict=True))
     both = {slab.name for slab in bbnet.find_slabs(model, side="both")}
-    for side, name in wanted.items():
-        if name is not None:
-            layers = {name.format(block) for block in range(2)}
-            assert layers <= {slab.name for slab in bbnet.find_slabs(model, side=side)}
-            assert layers <= both
-    assert not any("embed" in name.lower() or "norm" in name.lower() or name == "lm_head" for name in both)
+    for side, names in wanted.items():
+        layers = {name.format(block) for name in names for block in range(2)}
+        assert layers <= {slab.name for slab in bbnet.find_slabs(model, side=side)}
+        assert layers <= both
+    kinds = ("embed", "norm", "attn", "attention", "lm_head")
+    assert not any(kind in name.lower() for name in both for kind in kinds)
+
+
+def test_experts_that_are_one_parameter_are_refused_by_name():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.MixtralConfig(num_key_value_heads=2, num_local_experts=2, **sizes, **TOKENS)
+    with pytest.raises(ValueError, match="MixtralExperts is neither Linear nor a convolution"):
+        bbnet.find_slabs(transformers.MixtralForCausalLM(config))
+
+
+@pytest.mark.parametrize("side", ["in", "out", "both"])
+@pytest.mark.parametrize("build", [gpt2, llama])
+def test_transposed_and_gated_layers_meet_their_budget_and_are_saved(build, side, tmp_path, check_exact):
+    torch.manual_seed(0)
+    model = build()
+    slabs = bbnet.find_slabs(model, side)
+    method = {"algorithm": "budgeted_broadcast", "side": side}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    sparsifier = bbnet.sparsify(model, optimizer, slabs, method, BUDGET, total_steps=STEPS, every=2)
+    tokens = torch.randint(64, (4, 16))
+    for _ in range(STEPS):
+        model(input_ids=tokens, labels=tokens).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        check_exact(model, sparsifier, slabs, sparsifier.refreshes[-1]["budget"] if sparsifier.refreshes else "1")
+    bbnet.export(model).save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    check_exact(loaded, sparsifier, slabs, BUDGET)
+    with torch.no_grad():
+        expected = model.eval()(input_ids=tokens).logits
+        torch.testing.assert_close(loaded.eval()(input_ids=tokens).logits, expected, atol=1e-5, rtol=0)
+        smaller = bbnet.export(model, remove_units=True)
+        torch.testing.assert_close(smaller(input_ids=tokens).logits, expected, atol=1e-5, rtol=0)
+
+
+def test_a_tied_head_is_refused():
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with pytest.raises(ValueError, match="slab lm_head: its weight is also that of transformer.wte"):
+        bbnet.sparsify(model, optimizer, [bbnet.Slab("lm_head", "in", "lm_head")], "sp_in", 0.5, total_steps=20)
 
 
 class TrainerWithPadding(transformers.Trainer):
@@ -308,9 +365,9 @@ def test_padded_positions_count_only_unless_they_are_excluded(excludes, tmp_path
         kind = TrainerWithPadding if excludes else transformers.Trainer
         trainer = kind(model=model, args=arguments, train_dataset=examples(model, padding))
         trainer.sparsifier = bbnet.sparsify(
-            model, trainer.create_optimizer(), slabs_of(model), "sp_in", BUDGET, total_steps=STEPS, every=2
+            model, trainer.create_optimizer(), bbnet.find_slabs(model), "sp_in", BUDGET, total_steps=STEPS, every=2
         )
         trainer.train()
         masks.append(trainer.sparsifier.masks())
-        check_exact(model, trainer.sparsifier, slabs_of(model), BUDGET)
+        check_exact(model, trainer.sparsifier, bbnet.find_slabs(model), BUDGET)
     assert all(torch.equal(masks[0][name], masks[1][name]) for name in masks[0]) == excludes

@@ -352,3 +352,20 @@ def test_parts_of_a_model_have_valid_positions_of_their_own():
     for name, output in outputs.items():
         expected = (output[kept[name]] > 0).double().mean(0)
         assert torch.allclose(on_rates.of((name,))[0], expected, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("kind", ["pooled", "joined", "other"])
+def test_valid_positions_fit_outputs_whose_positions_are_pooled_or_joined(kind):
+    valid = torch.tensor([[True, True, False], [True, False, False], [False, False, False]])
+    shape = {"pooled": (3,), "joined": (9,), "other": (4,)}[kind]
+    layer = nn.Identity()
+    on_rates = OnRates({"layer": layer}, stride=1)
+    with on_rates.valid(valid):
+        if kind == "other":
+            with pytest.raises(ValueError, match="do not match"):
+                layer(torch.ones(*shape, 2))
+            return
+        layer(torch.ones(*shape, 2))
+    assert on_rates.since(("layer",))[1].tolist() == [0, 0]
+    on_rates.fold()
+    assert on_rates.since(("layer",))[1].tolist() == [{"pooled": 2, "joined": 3}[kind]] * 2

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import bbnet
+from bbnet.sparsity.masked_weight import SQUARE_OF_PRUNED, SQUARES, MaskedWeight
 
 METHODS = ["sp_in", "magnitude", {"algorithm": "rigl"}]
 INPUTS = torch.randn(64, 16, generator=torch.Generator().manual_seed(0))
@@ -322,3 +323,204 @@ def test_the_projection_of_an_attention_is_refused_at_once():
 
 def test_the_public_names_are_listed():
     assert {"sparsify", "find_slabs", "export", "Slab", "Sparsifier", "allocate_degrees"} <= set(dir(bbnet))
+
+
+def test_gradients_that_a_closure_changes_are_masked():
+    model, optimizer, sparsifier = sparsified()
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        for weight in model.parameters():
+            weight.grad.add_(0.1)
+        return loss
+
+    for step in range(20):
+        assert float(optimizer.step(closure) if step % 2 else optimizer.step(closure=closure)) > 0
+    assert int((model[0].weight != 0).sum()) == int(sparsifier.masks()["0"].sum()) == 32 * 16 // 4
+
+
+def test_an_optimizer_in_a_private_attribute_is_found():
+    """As in Lookahead of timm."""
+
+    class Lookahead(torch.optim.Optimizer):
+        def __init__(self, base):
+            self._base_optimizer = base
+            self.param_groups, self.state, self.defaults = base.param_groups, base.state, base.defaults
+
+    model = network()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    slabs = [bbnet.Slab("0", "in", "0")]
+    assert bbnet.sparsify(model, Lookahead(inner), slabs, "magnitude", 0.5, total_steps=20).optimizer is inner
+
+
+def test_batch_norms_kept_in_evaluation_mode_still_count():
+    """Their units are on at other rates after a change, which the averages follow."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(8, 16, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(64, 4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    sparsifier = bbnet.sparsify(model, optimizer, [bbnet.Slab("0", "in", "1")], "sp_in", 0.5, total_steps=20, every=2)
+    model.train()
+    model[1].eval()
+    for sign in (-5.0, 5.0):
+        with torch.no_grad():
+            model[1].bias.fill_(sign)
+        for _ in range(5):
+            model(torch.randn(64, 8, 2, 2)).sum().backward()
+            optimizer.step()
+        rates, _ = sparsifier.on_rates.of(("1",))
+        assert bool((rates < 0.1).all() if sign < 0 else (rates > 0.4).all())
+    model.eval()
+    seen = sparsifier.on_rates.since(("1",))[1].clone()
+    model(torch.randn(64, 8, 2, 2))
+    sparsifier.on_rates.fold()
+    assert torch.equal(sparsifier.on_rates.since(("1",))[1], seen)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype stage")
+def test_gates_act_inside_the_fast_path_of_a_transformer_encoder():
+    """With padding, and in evaluation mode, it passes nested tensors."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True)
+    model = nn.TransformerEncoder(layer, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    slabs = [bbnet.Slab(f"layers.{index}.linear1", "in", f"layers.{index}.linear1") for index in (0, 1)]
+    bbnet.sparsify(model, optimizer, slabs, "topk", 0.25, total_steps=20, ramp_end=0.0, every=2)
+    padded = torch.arange(7) >= torch.tensor([7, 4, 5])[:, None]
+    inputs = torch.randn(3, 7, 16)
+    for _ in range(2):
+        model(inputs, src_key_padding_mask=padded).sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        gated, plain = (model.train(mode)(inputs, src_key_padding_mask=padded) for mode in (False, True))
+    torch.testing.assert_close(gated[~padded], plain[~padded])
+    assert not gated[padded].any()
+
+
+def test_layers_that_are_called_by_keyword_have_input_norms():
+    class Keyword(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(16, 32), nn.Linear(32, 4)
+
+        def forward(self, x):
+            return self.last(torch.relu(self.first(input=x)))
+
+    model = Keyword()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    slabs = [bbnet.Slab("first", "in", "first")]
+    sparsifier = bbnet.sparsify(model, optimizer, slabs, "wanda", 0.25, total_steps=20, every=2)
+    train(model, optimizer, 20)
+    assert int(sparsifier.masks()["first"].sum()) == 32 * 16 // 4
+
+
+@pytest.mark.parametrize("holds", [False, True])
+def test_export_warns_of_an_unfinished_schedule(holds):
+    """Whether or not the model holds its sparsifier as an attribute."""
+    model, optimizer, sparsifier = sparsified()
+    if holds:
+        model.sparsifier = sparsifier
+    train(model, optimizer, 6)
+    with pytest.warns(UserWarning, match="the sparse phase is at step 6 of 20: its masks change until step 15"):
+        bbnet.export(model)
+    train(model, optimizer, 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        exported = bbnet.export(model)
+    assert torch.equal(exported(INPUTS), model.eval()(INPUTS))
+    assert not holds or (exported.sparsifier is None and model.sparsifier is sparsifier)
+
+
+@pytest.mark.parametrize("method", [*METHODS, "topk"])
+@pytest.mark.parametrize("same_optimizer", [False, True])
+def test_a_cell_of_a_notebook_may_run_again(method, same_optimizer):
+    """The second run finds the model sparsified by an object that nothing holds any more, and says so."""
+    model, optimizer, sparsifier = sparsified(method)
+    train(model, optimizer, 10)
+    del sparsifier
+    if not same_optimizer:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    with pytest.warns(UserWarning, match="a sparsifier of this model, at step 10, is removed"):
+        again = bbnet.sparsify(model, optimizer, [bbnet.Slab("0", "in", "0")], method, 0.25, total_steps=20, every=2)
+    train(model, optimizer, 20)
+    assert again.step == 20
+    assert method == "topk" or int((model[0].weight != 0).sum()) == 32 * 16 // 4
+    with pytest.raises(ValueError, match="already"):
+        bbnet.sparsify(model, optimizer, [bbnet.Slab("0", "in", "0")], method, 0.25, total_steps=20, every=2)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_weight_average_over_moving_masks_warns_until_it_is_masked(method):
+    model, optimizer, sparsifier = sparsified(method)
+    averages = [torch.optim.swa_utils.AveragedModel(model) for _ in range(2)]
+    for _ in range(10):
+        train(model, optimizer, 2)
+        for average in averages:
+            average.update_parameters(model)
+    with pytest.warns(UserWarning, match="non-zero weights at 0 where connections are pruned.*apply_to"):
+        averages[0](INPUTS)
+    sparsifier.apply_to(averages[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        averages[1](INPUTS)
+        copy.deepcopy(model)(INPUTS)
+        model(INPUTS)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated")
+@pytest.mark.parametrize("method", [*METHODS, "topk"])
+def test_a_live_model_is_not_scripted_and_its_export_is(method):
+    model, optimizer, _sparsifier = sparsified(method)
+    with pytest.raises(Exception, match="torch.jit.script cannot compile a model with hooks of bbnet"):
+        torch.jit.script(model)
+    train(model, optimizer, 20)
+    if method != "topk":
+        torch.jit.script(bbnet.export(model))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.NAdam])
+@pytest.mark.parametrize("method", METHODS)
+def test_averages_of_squares_of_pruned_weights_are_no_zeros_and_change_nothing(method, optimizer, monkeypatch):
+    """A CPU takes 30 times as long for the square root of 0."""
+    runs = []
+    for squares in (SQUARES, ()):
+        monkeypatch.setattr("bbnet.sparsity.masked_weight.SQUARES", squares)
+        model, used, sparsifier = sparsified(method, lambda weights: optimizer(weights, lr=0.01), steps=40)
+        for _ in range(40):
+            train(model, used, 1)
+            (held,) = [value for key, value in used.state[model[0].weight].items() if key in SQUARES]
+            pruned = held[~sparsifier.masks()["0"]]
+            assert bool((pruned > 0).all() and (pruned <= SQUARE_OF_PRUNED).all() if squares else (pruned == 0).all())
+        runs.append((model.state_dict(), sparsifier.masks()["0"]))
+    assert all(torch.equal(runs[0][0][name], runs[1][0][name]) for name in runs[0][0])
+    assert torch.equal(runs[0][1], runs[1][1]) and not runs[0][1].all()
+
+
+@pytest.mark.parametrize("method", ["sp_in", "sp_out", "magnitude", "wanda", "set", "random", {"algorithm": "rigl"}])
+def test_a_slab_weight_costs_at_most_six_bytes_and_a_refresh_the_scores_of_one_slab(method, monkeypatch):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64), nn.ReLU(), nn.Linear(64, 64))
+    side = "out" if method == "sp_out" else "in"
+    slabs = bbnet.find_slabs(model, side)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = bbnet.sparsify(model, optimizer, slabs, method, 0.25, total_steps=40, every=2)
+    computed, compute = [], MaskedWeight.scores
+
+    def scores(masked):
+        assert not any(earlier() is not None for earlier in computed), "scores of another slab are still there"
+        found = compute(masked)
+        computed.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(MaskedWeight, "scores", scores)
+    for _ in range(20):
+        optimizer.zero_grad()
+        model(torch.randn(32, 64)).square().mean().backward()
+        optimizer.step()
+    assert len(computed) >= 2 * len(slabs) or method == "random"
+    for masked in sparsifier.weights:
+        tensors = {id(each): each for each in vars(masked).values() if torch.is_tensor(each)}
+        del tensors[id(masked.weight)]
+        matrices = [each for each in tensors.values() if each.numel() >= masked.weight.numel()]
+        assert sum(each.numel() * each.element_size() for each in matrices) <= 6 * masked.weight.numel()

@@ -19,8 +19,8 @@ from torch import nn
 
 from bbnet.sparsity import algorithms
 from bbnet.sparsity.degrees import LAWS, allocate_degrees
-from bbnet.sparsity.masks import keep_largest_of_all
 from bbnet.sparsity.masked_weight import SQUARE_OF_PRUNED, SQUARES
+from bbnet.sparsity.masks import keep_largest_of_all
 from bbnet.sparsity.slab import Slab
 from bbnet.sparsity.sparsifier import METHODS, sparsify
 

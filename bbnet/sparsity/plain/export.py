@@ -21,6 +21,7 @@ from bbnet.sparsity.plain.flow import Chain, Kept
 from bbnet.sparsity.plain.structure import find_chains
 from bbnet.sparsity.plain.trace import without_history
 from bbnet.sparsity.slab import Side, connections, is_transposed, stored_side, unwrap
+from bbnet.sparsity.sparsifier import Sparsifier, sparsifiers_of
 
 SEMI_STRUCTURED_DTYPES = (torch.float16, torch.bfloat16, torch.int8)
 SEMI_STRUCTURED_CAPABILITY = (8, 0)
@@ -47,7 +48,15 @@ def export(model: nn.Module, *, remove_units: bool = False, semi_structured: boo
         raise ValueError(
             f"cannot export a model with gates: the units at {', '.join(gated)} are gated, and their weights are dense"
         )
-    exported = copy.deepcopy(unwrap(model), without_history(model)).eval()
+    for sparsifier in sparsifiers_of(unwrap(model)):
+        schedule = sparsifier.schedule
+        if sparsifier.step < schedule.freeze_step:
+            warnings.warn(
+                f"the sparse phase is at step {sparsifier.step} of {schedule.total_steps}: its masks change until step "
+                f"{schedule.freeze_step}, so that the density may not be the budget {schedule.budget} yet",
+                stacklevel=2,
+            )
+    exported = _copy(unwrap(model)).eval()
     remove_hooks(exported)
     if remove_units:
         _remove_units(exported)
@@ -56,6 +65,21 @@ def export(model: nn.Module, *, remove_units: bool = False, semi_structured: boo
         if left_dense:
             warnings.warn(left_dense, stacklevel=2)
     return exported
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    """Returns a deepcopy, without a sparsifier that the model may hold as an attribute."""
+    holders = [
+        (name, key)
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, Sparsifier)
+    ]
+    held = {id(vars(model.get_submodule(name))[key]): model for name, key in holders}
+    copied = copy.deepcopy(model, without_history(model) | held)
+    for name, key in holders:
+        setattr(copied.get_submodule(name), key, None)
+    return copied
 
 
 @torch.no_grad()

@@ -1,0 +1,49 @@
+"""Notices a training loop that does not step the optimizer whose steps are counted."""
+
+import warnings
+import weakref
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from bbnet.sparsity.masked_weight import weakly
+
+# Gradients that were accumulated from zero without a step of the optimizer in between, from which a warning, and an
+# error if there was no step at all, follow. A GradScaler may skip some steps in a row.
+WARN_AFTER, END_AFTER = 20, 100
+
+
+class StepWatch:
+    """Counts the gradients of one weight that begin anew since the last step of the optimizer."""
+
+    def __init__(self, weight: nn.Parameter, optimizer: Optimizer) -> None:
+        self._optimizer = type(optimizer).__name__
+        self._gradients = 0
+        self._has_stepped = False
+        self._last_gradient: weakref.ref | None = None
+        self._hook = weight.register_post_accumulate_grad_hook(weakly(self._count))
+
+    def remove(self) -> None:
+        """Removes the hook from the weight."""
+        self._hook.remove()
+
+    def stepped(self) -> None:
+        """Notes a step of the optimizer."""
+        self._gradients = 0
+        self._has_stepped = True
+
+    def _count(self, weight: Tensor) -> None:
+        if self._last_gradient is not None and self._last_gradient() is weight.grad:
+            return
+        self._last_gradient = weakref.ref(weight.grad)
+        self._gradients += 1
+        if self._gradients < WARN_AFTER:
+            return
+        what = f"{self._gradients} gradients came without a step of the {self._optimizer}"
+        if self._gradients == WARN_AFTER:
+            warnings.warn(
+                f"{what} that bbnet.sparsify was given; if another optimizer trains the model, call sparsify with it",
+                stacklevel=2,
+            )
+        if self._gradients == END_AFTER and not self._has_stepped:
+            raise RuntimeError(f"{what} that bbnet.sparsify was given, so the masks are never updated")
