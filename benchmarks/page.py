@@ -26,14 +26,40 @@ def write_page() -> None:
 
 def section(results: Mapping[str, Any]) -> str:
     """Returns the results of one machine as Markdown."""
+    blocks = [
+        f"## Training on {results['machine']}",
+        f"Device `{results['device']}`, Python {results['python']}, torch {results['torch']}.",
+    ]
+    if "transformers" in results:
+        blocks += _transformers(results["transformers"])
+    if "cases" in results:
+        blocks += _tasks(results)
+    return "\n\n".join(blocks) + "\n"
+
+
+def _transformers(models: Mapping[str, Any]) -> list[str]:
+    """Returns the blocks on the training of Transformers, by our methods and other libraries."""
+    rows = []
+    for model, figures in models.items():
+        for method, one in figures["methods"].items():
+            refresh = f"{one['refresh_ms'] / figures['step_ms']:.2f}" if "refresh_ms" in one else ""
+            memory = [f"{one[name]:.1f}" if name in one else "" for name in ("bytes_per_weight", "refresh_bytes")]
+            rows.append([f"{model} ({figures['step_ms']:.0f} ms)", method, f"{one['ratio']:.3f}", refresh, *memory])
+    headers = ["model (dense step)", "method", "step / dense step", "refresh, in steps", "bytes per slab weight"]
+    return [
+        "### Transformers: time and memory of a sparse step, with other libraries",
+        _table([*headers, "more at a refresh"], rows),
+    ]
+
+
+def _tasks(results: Mapping[str, Any]) -> list[str]:
+    """Returns the blocks on the study's tasks."""
     cases, mask = results["cases"], results["mask"]
     full = {title: case for title, case in cases.items() if "loop" in case}
     methods = list(next(iter(full.values()))["overheads"])
     refreshes = ", ".join(f"{method} {100 * share:.2f} %" for method, share in results["refresh_share"].items())
     throughput = results["throughput"].values()
-    blocks = [
-        f"## Training on {results['machine']}",
-        f"Device `{results['device']}`, Python {results['python']}, torch {results['torch']}.",
+    return [
         "### Training throughput and share of time per part of a step",
         _table(
             ["", "samples/s", "share of limit", "input", "forward", "backward", "optimiser", "sparsifier"],
@@ -61,7 +87,6 @@ def section(results: Mapping[str, Any]) -> str:
             [[one["title"], f"{1e3 * one['step_seconds']:.4g} ms", f"{one['weights']:,}"] for one in throughput],
         ),
     ]
-    return "\n\n".join(blocks) + "\n"
 
 
 def _table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

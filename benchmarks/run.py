@@ -1,7 +1,7 @@
 """Benchmarks of training: `make bench`, or `make bench DEVICE=cuda` on a GPU.
 
 Writes benchmarks/results/{machine}.json, replacing the results of an earlier run on the same machine, and renders
-docs/benchmarks.md from all such files.
+docs/benchmarks.md from all such files. With `--transformers` only their part is measured and replaced.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from cases import ROOT, Case, default_case, paper_case, small_model_case
 from growth import growth
+from large import MODELS, measure_large
 from loops import (
     ALGORITHMS,
     IN_DEFAULT_STUDY,
@@ -128,8 +129,17 @@ def _report(what: str) -> None:
     print(f"{what} ...", file=sys.stderr, flush=True)
 
 
-def measure_all(device: torch.device, trace: Path | None) -> dict[str, Any]:
-    """Runs all benchmarks; returns the content of a file of results."""
+def measure_transformers(device: torch.device) -> dict[str, Any]:
+    """Returns the results of `measure_large` by model."""
+    found = {}
+    for model in MODELS:
+        _report(model)
+        found[model] = measure_large(model, device)
+    return found
+
+
+def measure_tasks(device: torch.device, trace: Path | None) -> dict[str, Any]:
+    """Runs the benchmarks of the study's tasks."""
     cases: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in TASKS:
@@ -146,10 +156,6 @@ def measure_all(device: torch.device, trace: Path | None) -> dict[str, Any]:
             cases[case.title] = {"decoding": against_decoding(case)}
     _report("growth")
     return {
-        "machine": name_of(device.type),
-        "device": device.type,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
         "cases": cases,
         "growth": growth(device),
         "mask": mask_ratio(device),
@@ -162,11 +168,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--trace", type=Path, help="folder for profiles of each case, for chrome://tracing")
+    parser.add_argument("--transformers", action="store_true", help="measure the two Transformers alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = choose_device(options.device)
-    results = measure_all(device, options.trace)
-    with whole_file(ROOT / benchmark_file(results["machine"])) as partial:
+    results: dict[str, Any] = {
+        "machine": name_of(device.type),
+        "device": device.type,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+    path = ROOT / benchmark_file(results["machine"])
+    if options.transformers:
+        results |= json.loads(path.read_text()) if path.exists() else {}
+    else:
+        results |= measure_tasks(device, options.trace)
+    results["transformers"] = measure_transformers(device)
+    with whole_file(path) as partial:
         partial.write_text(json.dumps(results, indent=1) + "\n")
     write_page()
 

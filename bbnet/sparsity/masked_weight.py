@@ -172,8 +172,12 @@ class MaskedWeight:
     def mask_gradient(self) -> None:
         """Masks a gradient that was replaced or changed since it was accumulated, or that no backward pass made."""
         gradient = self.weight.grad
-        if gradient is not None and not self._is_masked(gradient):
-            self._apply_to_gradient(gradient)
+        if gradient is None or self._is_masked(gradient):
+            return
+        if self.gathering:
+            taken = self._dense_gradient if self._pending_gradient is None else self._pending_gradient
+            self._dense_gradient = gradient.clone() if taken is None else taken
+        self._apply_to_gradient(gradient)
 
     def _is_masked(self, gradient: Tensor) -> bool:
         """Returns whether a gradient is the one that was masked last, and has not been changed since then."""
@@ -229,6 +233,8 @@ class MaskedWeight:
             self._pending_gradient = torch.where(zeroed, 0.0, self._dense_gradient) + gradient
 
     def _mask_gradient(self, weight: nn.Parameter) -> None:
+        if weight.grad is None:  # a hook registered before this one has made the step already
+            return
         self._apply_to_gradient(weight.grad)
         # This hook runs only if the gradient was accumulated, not if torch.autograd.grad asked for it.
         self._dense_gradient = self._pending_gradient

@@ -33,7 +33,7 @@ class StepWatch:
         self._has_stepped = True
 
     def _count(self, weight: Tensor) -> None:
-        if self._last_gradient is not None and self._last_gradient() is weight.grad:
+        if weight.grad is None or (self._last_gradient is not None and self._last_gradient() is weight.grad):
             return
         self._last_gradient = weakref.ref(weight.grad)
         self._gradients += 1

@@ -334,7 +334,7 @@ def test_gradients_that_a_closure_changes_are_masked():
         loss.backward()
         for weight in model.parameters():
             weight.grad.add_(0.1)
-        return loss
+        return loss.detach()
 
     for step in range(20):
         assert float(optimizer.step(closure) if step % 2 else optimizer.step(closure=closure)) > 0
@@ -524,3 +524,30 @@ def test_a_slab_weight_costs_at_most_six_bytes_and_a_refresh_the_scores_of_one_s
         del tensors[id(masked.weight)]
         matrices = [each for each in tensors.values() if each.numel() >= masked.weight.numel()]
         assert sum(each.numel() * each.element_size() for each in matrices) <= 6 * masked.weight.numel()
+
+
+@pytest.mark.parametrize("method", [*METHODS, "set", "wanda"])
+def test_a_hook_registered_before_that_makes_the_step_in_the_backward_pass(method):
+    """The masks and weights are those of a step after the backward pass."""
+    runs = []
+    for in_backward in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+        optimizer = torch.optim.SGD([model[0].weight], lr=0.1, momentum=0.9)
+
+        def step(weight, optimizer=optimizer):
+            optimizer.step()
+            optimizer.zero_grad()
+
+        if in_backward:
+            model[0].weight.register_post_accumulate_grad_hook(step)
+        slabs = [bbnet.Slab("0", "in", "0")]
+        sparsifier = bbnet.sparsify(model, optimizer, slabs, method, 0.25, total_steps=40, every=2)
+        for _ in range(40):
+            loss_of(model).backward()
+            if not in_backward:
+                step(model[0].weight)
+        assert sparsifier.step == 40
+        runs.append((model[0].weight, sparsifier.masks()["0"], [row["regrown"] for row in sparsifier.refreshes]))
+    assert torch.equal(runs[0][0], runs[1][0]) and torch.equal(runs[0][1], runs[1][1]) and runs[0][2] == runs[1][2]
+    assert any(runs[0][2]) or method in ("magnitude", "wanda")

@@ -17,7 +17,7 @@ from bbnet.sparsity.limits import SMALLEST_FAN
 from bbnet.sparsity.plain.flow import Call, Chain, Flow, axes_of, has_more_axes
 from bbnet.sparsity.plain.report import report, seen
 from bbnet.sparsity.plain.trace import NORMS, TRANSFORMER_LAYERS, trace
-from bbnet.sparsity.slab import Side, Slab, is_layer, layer_shape, unwrap
+from bbnet.sparsity.slab import TRANSPOSED_CONVOLUTIONS, Side, Slab, is_layer, layer_shape, unwrap
 
 
 def find_slabs(model: nn.Module, side: Literal["in", "out", "both"] = "in", *, verbose: bool = False) -> list[Slab]:
@@ -131,6 +131,8 @@ class _Structure:
             if is_layer(module):
                 sides = ("in", "out") if side == "both" else (side,)
                 reasons[name] = "; ".join(dict.fromkeys(self.slab(name, each) for each in sides))
+            elif isinstance(module, TRANSPOSED_CONVOLUTIONS):
+                reasons[name] = "transposed convolution"
             elif any(has_more_axes(each) for each in module._parameters.values()) and not isinstance(module, NORMS):
                 reasons[name] = f"{type(module).__name__} is neither Linear nor a convolution"
         return reasons

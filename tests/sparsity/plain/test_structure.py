@@ -795,6 +795,19 @@ def test_a_model_without_patterns_is_refused(model):
         find_slabs(model)
 
 
+def test_layers_of_other_kinds_are_refused_by_name(capsys):
+    model = nn.Sequential(nn.Conv2d(9, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 8, 2), nn.ReLU(), nn.Conv2d(8, 2, 1))
+    model.recurrent, model.cell, model.attention = nn.LSTM(8, 8), nn.GRUCell(8, 8), nn.MultiheadAttention(8, 2)
+    why = reasons(model, "in", capsys)
+    assert why["2"] == "transposed convolution"
+    for name, kind in (("recurrent", "LSTM"), ("cell", "GRUCell"), ("attention", "MultiheadAttention")):
+        assert why[name] == f"{kind} is neither Linear nor a convolution"
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for name, kind in (("2", "ConvTranspose2d"), ("recurrent", "LSTM"), ("cell", "GRUCell")):
+        with pytest.raises(ValueError, match=f"slab {name}: cannot mask a {kind}, allowed: Linear, Conv1d"):
+            sparsify(model, optimizer, [Slab(name, "in", name)], "magnitude", 0.5, total_steps=20)
+
+
 def test_what_was_seen_is_named_where_nothing_is_found():
     model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 4), nn.Softmax(-1), nn.Linear(4, 9), nn.GRU(9, 9))
     with pytest.raises(ValueError) as error:
