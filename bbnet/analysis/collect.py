@@ -159,13 +159,14 @@ def runs_table(runs: Sequence[Run], relative_metrics: Mapping[str, Callable] = M
 
 
 def data_summary(index: Mapping[str, Any], buckets: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the numbers of samples that were skipped or resampled, by kind, what was divided, and the buckets.
+    """Returns the numbers of samples that were skipped or converted, by kind, what was divided, and the buckets.
 
     Args:
         index: index of the prepared data; empty if it is not there any more.
         buckets: `buckets.json` without or with `types`; empty if the task has none.
     """
     counts = {name: _count_by_kind(index[name]) for name in ("skipped", "resampled") if name in index}
+    counts |= {"converted": _count_by_kind(index["converted"])} if index.get("converted") else {}
     divided = {"divided": list(index["divided"])} if "divided" in index else {}
     described = {"buckets": {name: value for name, value in buckets.items() if name != "types"}} if buckets else {}
     return counts | divided | described

@@ -84,7 +84,7 @@ def prepared_remarks(prepared: Mapping[str, Any]) -> list[str]:
         prepared: the entry of a task in `data.json`.
     """
     remarks = []
-    for key, what in (("skipped", "Left out"), ("resampled", "Resampled")):
+    for key, what in (("skipped", "Left out"), ("resampled", "Resampled"), ("converted", "Converted")):
         counts = [f"{count} ({kind.replace('_', ' ')})" for kind, count in prepared.get(key, {}).items()]
         remarks += [f"{what}: {', '.join(counts)}."] if counts else []
     if prepared.get("divided"):

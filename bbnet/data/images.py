@@ -1,12 +1,33 @@
-"""Reads image files and computes the mean and standard deviation of their pixels."""
+"""Reads image files, counts what was converted, and computes the mean and standard deviation of the pixels."""
 
+import logging
+import struct
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+logger = logging.getLogger(__name__)
+EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+CONVERSIONS = {
+    "exif_orientation": "turned as their EXIF orientation says",
+    "cmyk": "converted from CMYK",
+    "alpha": "read without their transparency",
+}
+TURNED = range(2, 9)  # EXIF orientations; 1 is upright, and others mean nothing
+METADATA = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
+NAMED_IN_LOG = 3
+
+
+class Decoded(NamedTuple):
+    """A decoded image, and which of `CONVERSIONS` were necessary."""
+
+    image: Image.Image
+    conversions: list[str]
 
 
 def open_image(path: Path) -> Image.Image:
@@ -17,8 +38,10 @@ def open_image(path: Path) -> Image.Image:
         raise ValueError(f"{path}: cannot be read as an image ({error})") from None
 
 
-def decode(path: Path, mode: str) -> Image.Image:
-    """Decodes an image to mode `L` or `RGB`. In `RGB`, grey images get three equal channels. Alpha is dropped.
+def decode(path: Path, mode: str | None) -> Decoded:
+    """Decodes an image to mode `L` or `RGB`, or keeps its own mode if `mode` is None, and turns it upright.
+
+    In `RGB`, grey images get three equal channels. Alpha is dropped.
 
     Raises: ValueError naming the file if it cannot be decoded or does not have 8 bits per channel.
     """
@@ -28,9 +51,42 @@ def decode(path: Path, mode: str) -> Image.Image:
                 raise ValueError(f"{path}: image mode {image.mode}; allowed are {', '.join(EIGHT_BIT_MODES)}")
             if any(";16" in str(tile.args) for tile in image.tile):
                 raise ValueError(f"{path}: 16 bits per channel; allowed are 8")
-            return image.convert(mode)
+            turned = _is_turned(image)  # before the image is loaded, because Pillow turns TIFF when it does
+            image.load()
+            found = {"exif_orientation": turned, "cmyk": image.mode == "CMYK", "alpha": image.has_transparency_data}
+            if turned:
+                for key in METADATA:  # Pillow would write them again, which fails for much that cameras store
+                    image.info.pop(key, None)
+                ImageOps.exif_transpose(image, in_place=True)
+            return Decoded(image.convert(mode or image.mode), [kind for kind, needed in found.items() if needed])
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path}: cannot be decoded ({error})") from None
+
+
+def _is_turned(image: Image.Image) -> bool:
+    """Returns whether the EXIF orientation is not upright; a damaged EXIF block counts as none."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation) in TURNED
+    except (struct.error, ArithmeticError, LookupError, SyntaxError, TypeError, ValueError):
+        return False
+
+
+@dataclass
+class Converted:
+    """Counts converted images. `files` lists their names by kind of conversion."""
+
+    files: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, file: str, conversions: Iterable[str]) -> None:
+        for kind in conversions:
+            self.files.setdefault(kind, []).append(file)
+
+    def report(self) -> None:
+        """Logs the number of images of each kind and names the first."""
+        for kind, found in self.files.items():
+            others = f"; and {len(found) - NAMED_IN_LOG} more" if len(found) > NAMED_IN_LOG else ""
+            named = "; ".join(found[:NAMED_IN_LOG])
+            logger.info("%d images were %s: %s%s", len(found), CONVERSIONS[kind], named, others)
 
 
 class PixelMoments:

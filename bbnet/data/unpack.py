@@ -28,6 +28,7 @@ MAX_SHOWN = 200
 BLOCK = 512  # block size of a tar archive in bytes; a block of zeros marks its end
 DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile does not limit the output of other methods
+ZIP_UTF8_FLAG = 0x800
 ZIP_END = struct.Struct("<4s4H2IH")
 ZIP_END_MAGIC = b"PK\5\6"
 DAMAGE = (
@@ -169,7 +170,7 @@ def _unpack_zip(archive: Path, writer: _Writer) -> None:
         _check_zip_end(archive, file, len(members))
         writer.check_size(sum(member.file_size for member in members))
         for member in track(members, f"unpack {archive.name}"):
-            name = member.orig_filename  # zipfile cuts `filename` at a null byte
+            name = _zip_name(member)
             kind = stat.S_IFMT(member.external_attr >> 16)
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 writer.refuse(name, "is a link, device or other special file")
@@ -182,6 +183,15 @@ def _unpack_zip(archive: Path, writer: _Writer) -> None:
                     writer.write_folder(name, member.file_size)
                 else:
                     writer.write_file(name, content, member.file_size)
+
+
+def _zip_name(member: zipfile.ZipInfo) -> str:
+    """Returns the name of a member. Archives that macOS makes do not declare that their names are UTF-8."""
+    name = member.orig_filename  # zipfile cuts `filename` at a null byte
+    try:
+        return name if member.flag_bits & ZIP_UTF8_FLAG else name.encode("cp437").decode()
+    except UnicodeError:
+        return name
 
 
 def _check_zip_end(archive: Path, file: zipfile.ZipFile, members: int) -> None:

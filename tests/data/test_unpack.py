@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import unicodedata
 import zipfile
 import zlib
 from contextlib import contextmanager
@@ -332,6 +333,17 @@ def test_a_zip_with_a_comment_is_unpacked(walls):
     with zipfile.ZipFile(buffer, "a") as file:
         file.comment = b"made by hand"
     assert unpacked(walls, "comment.zip", buffer.getvalue()) == with_parents(SMALL)
+
+
+@pytest.mark.parametrize("name", ["José/Ü.png", unicodedata.normalize("NFD", "José/Ü.png"), "日本/語.png"])
+def test_a_zip_of_macos_whose_names_are_utf_8_without_saying_so_comes_out(walls, name):
+    data = bytearray(zip_with({name: b"1"}))
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        flags = (6, file.start_dir + 8)  # of the member's own header, and of the directory
+    for place in flags:
+        assert data[place + 1] & 8
+        data[place + 1] &= ~8
+    assert unpacked(walls, "mac.zip", bytes(data)) == with_parents({name: b"1"})
 
 
 def test_a_tar_gz_of_many_gzip_members_comes_out(walls):

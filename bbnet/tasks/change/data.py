@@ -1,24 +1,28 @@
 """Reads a pack in the layout of LEVIR-CD, prepares its images as tiles, and serves batches of them."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from bbnet.data.images import SUFFIXES, PixelMoments, decode, open_image
+from bbnet.data.images import SUFFIXES, Converted, PixelMoments, decode, open_image
 from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
 from bbnet.data.progress import track
 from bbnet.data.store import create_array, open_array
 from bbnet.tasks.batches import ImageSplit, LabelledImages
 from bbnet.tasks.change.settings import AerialScenes, Data
 
+logger = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
 PARTS = ("A", "B", "label")
 EVALUATION_PIXELS = 2**16
+JPEG = ("JPEG", "MPO")  # Pillow's names; MPO is a JPEG with more than one picture
 Batch = LabelledImages
 
 
@@ -79,62 +83,110 @@ def _pair_names(root: Path, split: str) -> list[str]:
 def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
     """Writes tiles, uint8: `{split}_images.npy` [tiles, 2, 3, tile, tile], `{split}_labels.npy` [tiles, tile, tile].
 
-    Returns the index: for each split, names, grids and first tiles of the images; mean and sd of the training pixels.
-    Raises: ValueError naming a pair of unequal size, a size that is not a multiple of the tile, or a non-binary label.
+    Returns the index: for each split, names, grids and first tiles of the images; mean and sd of the training pixels;
+    and the files that were converted, by kind.
+    Raises: ValueError naming a pair of unequal size, a size that is not a multiple of the tile, or a label that is a
+        JPEG or not binary.
     """
     root, tile = Path(manifest["root"]), settings["tile"]
     index: dict[str, Any] = {"tile": tile, "splits": {}}
+    converted = Converted()
     for split in SPLITS:
         names = manifest["splits"][split]
-        grids = [_tile_grid(root / split, name, tile) for name in names]
-        starts = np.cumsum([0] + [rows * columns for rows, columns in grids]).tolist()
+        pairs = [{part: root / split / part / name for part in PARTS} for name in names]
+        starts = np.cumsum([0] + [_count_tiles(files, tile) for files in pairs]).tolist()
         tiles = starts[-1]
         images = create_array(target / f"{split}_images.npy", (tiles, 2, 3, tile, tile), np.uint8)
         labels = create_array(target / f"{split}_labels.npy", (tiles, tile, tile), np.uint8)
-        pixels = PixelMoments()
-        for name, start, end in track(list(zip(names, starts, starts[1:], strict=False)), f"prepare {split}"):
-            pair, label = _read_pair(root / split, name)
+        pixels, grids = PixelMoments(), []
+        for files, start, end in track(list(zip(pairs, starts, starts[1:], strict=False)), f"prepare {split}"):
+            pair, label, conversions = _read_pair(files)
+            for file, kinds in conversions.items():
+                converted.add(str(file.relative_to(root)), kinds)
             images[start:end] = _cut(pair, tile)
             labels[start:end] = _cut(label, tile)
             pixels.add(pair)
+            grids.append((label.shape[0] // tile, label.shape[1] // tile))
         if split == "train":
             index["mean"], index["sd"] = pixels.mean_and_sd()
-        index["splits"][split] = {"images": names, "grids": grids, "starts": starts, "changed": float(np.mean(labels))}
-    return index
+        changed = float(np.mean(labels))
+        _warn_of_one_class(root / split, changed)
+        index["splits"][split] = {"images": names, "grids": grids, "starts": starts, "changed": changed}
+    converted.report()
+    return index | {"converted": converted.files}
 
 
-def _tile_grid(folder: Path, name: str, tile: int) -> tuple[int, int]:
-    sizes = {}
-    for part in PARTS:
-        with open_image(folder / part / name) as image:
-            sizes[part] = image.size
-    for part in PARTS[1:]:
-        if sizes[part] != sizes["A"]:
+def _count_tiles(files: Mapping[str, Path], tile: int) -> int:
+    """Returns the number of tiles of a pair, which is the same whether or not its images are still to be turned.
+
+    Nothing is decoded, so that a label that cannot be used is refused before the work begins.
+    """
+    with open_image(files["label"]) as label:
+        if label.format in JPEG or "jpeg" in str(label.info.get("compression")):
             raise ValueError(
-                f"{folder / part / name}: {_shown(sizes[part])} pixels, but A is {_shown(sizes['A'])}; "
+                f"{files['label']}: is compressed as JPEG, which blurs labels; allowed are lossless formats such as PNG"
+            )
+    with open_image(files["A"]) as image:
+        width, height = image.size
+    if width % tile or height % tile:
+        raise ValueError(f"{files['A']}: {width} x {height} pixels; must be multiples of tile {tile}")
+    return (height // tile) * (width // tile)
+
+
+def _read_pair(files: Mapping[str, Path]) -> tuple[np.ndarray, np.ndarray, dict[Path, list[str]]]:
+    """Returns both dates, uint8 [2, 3, height, width], the label, uint8 [height, width] of 0 and 1, and conversions."""
+    found = {part: decode(files[part], None if part == "label" else "RGB") for part in PARTS}
+    size = found["A"].image.size
+    for part, decoded in found.items():
+        if decoded.image.size != size:
+            raise ValueError(
+                f"{files[part]}: {_shown(decoded.image.size)} pixels, but A is {_shown(size)}; "
                 "A, B and label must be of equal size"
             )
-    width, height = sizes["A"]
-    if width % tile or height % tile:
-        raise ValueError(f"{folder / 'A' / name}: {width} x {height} pixels; must be multiples of tile {tile}")
-    return height // tile, width // tile
+    pair = np.stack([np.asarray(found[part].image).transpose(2, 0, 1) for part in ("A", "B")])
+    label = _binary(found["label"].image, files["label"])
+    return pair, label, {files[part]: found[part].conversions for part in PARTS}
 
 
 def _shown(size: tuple[int, int]) -> str:
     return f"{size[0]} x {size[1]}"
 
 
-def _read_pair(folder: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Returns both dates, uint8 [2, 3, height, width], and the label, uint8 [height, width] of 0 and 1."""
-    pair = np.stack([np.asarray(decode(folder / part / name, "RGB")).transpose(2, 0, 1) for part in ("A", "B")])
-    path = folder / "label" / name
-    label = np.asarray(decode(path, "L"))
-    values = np.unique(label)
-    if not (set(values.tolist()) <= {0, 255} or set(values.tolist()) <= {0, 1}):
-        others = [value for value in values.tolist() if value not in (0, 1, 255)]
-        found = (others or values.tolist())[:3]
-        raise ValueError(f"{path}: label is not binary; found {found}, allowed 0 and 255 or 0 and 1")
-    return pair, (label > 0).astype(np.uint8)
+def _binary(label: Image.Image, path: Path) -> np.ndarray:
+    """Returns a label as uint8 [height, width] of 0 and 1; raises ValueError naming a file that is not binary."""
+    values = np.asarray(label if _is_read_by_index(label) else label.convert("L"))
+    found = set(np.unique(values).tolist())
+    if not (found <= {0, 255} or found <= {0, 1}):
+        others = (sorted(found - {0, 1, 255}) or sorted(found))[:3]
+        allowed = "0 and 255 or 0 and 1, without loss by compression"
+        raise ValueError(f"{path}: label is not binary; found {others}, allowed {allowed}")
+    return (values > 0).astype(np.uint8)
+
+
+def _is_read_by_index(label: Image.Image) -> bool:
+    """Returns whether a palette image has no indices but 0 and 1, whose colours are not both black, white or 0 and 1.
+
+    With other palettes the colours decide, so that index 0 may be white.
+    """
+    if label.mode != "P" or np.asarray(label).max() > 1:
+        return False
+    palette = label.getpalette("RGB")
+    colours = {tuple(palette[first : first + 3]) for first in (0, 3)}
+    grey = {(value,) * 3 for value in (0, 1, 255)}
+    return len(palette) >= 6 and not colours <= grey
+
+
+def _warn_of_one_class(folder: Path, changed: float) -> None:
+    if changed not in (0, 1):
+        return
+    what, cause = ("no", "empty") if changed == 0 else ("every", "inverted")
+    logger.warning(
+        "%s: %s pixel is changed in any label; such a split can neither teach nor score change. Are the labels %s, "
+        "or those of another data set?",
+        folder,
+        what,
+        cause,
+    )
 
 
 def _cut(image: np.ndarray, tile: int) -> np.ndarray:

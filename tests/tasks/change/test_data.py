@@ -234,6 +234,20 @@ def test_labels_of_other_modes_are_read(write_pack, prepared, random_pair, mode)
     assert (np.load(target / "train_labels.npy")[0] == (label == 255)).all()
 
 
+@pytest.mark.parametrize("part", ["A", "B", "label"])
+def test_an_image_that_exif_turns_is_the_upright_one_of_the_clean_pack(write_pack, prepared, random_pair, part):
+    root = write_pack(train={"a.png": random_pair(1, 32, 48)})
+    clean = {path.name: path.read_bytes() for path in prepared(root)[0].iterdir()}
+    path, exif = root / "train" / part / "a.png", Image.Exif()
+    exif[0x0112] = 6
+    with Image.open(path) as image:
+        image.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    target, index = prepared(root)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == clean
+    assert index["splits"]["train"]["grids"] == [[2, 3]]
+    assert index["converted"] == {"exif_orientation": [f"train/{part}/a.png"]}
+
+
 # The embedded pack, and batches.
 
 

@@ -8,6 +8,7 @@ import shutil
 import struct
 import threading
 import tracemalloc
+import unicodedata
 import zlib
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -492,8 +493,29 @@ def test_16_bits_are_refused_by_file(with_file, prepared):
 
 def test_a_mode_that_is_no_picture_of_8_bits_is_refused_by_file(pack, prepared, random_image):
     path = pack / "verification" / "known" / "n000501" / "b.tif"
-    Image.fromarray(random_image(1)).convert("CMYK").save(path)
-    assert refusal(prepared, pack, "image mode CMYK").startswith(f"{path}: ")
+    Image.fromarray(random_image(1)).convert("F").save(path)
+    assert refusal(prepared, pack, "image mode F").startswith(f"{path}: ")
+
+
+def test_photographs_that_lie_on_their_side_or_are_for_print_are_converted_counted_and_named(pack, prepared, caplog):
+    caplog.set_level("INFO")
+    clean, _ = prepared(pack)
+    train = np.load(clean / "train.npy")
+    path, exif = pack / "classification" / "train" / "n000020" / "a.png", Image.Exif()
+    exif[0x0112] = 8
+    with Image.open(path) as image:
+        image.transpose(Image.Transpose.ROTATE_270).save(path, exif=exif)
+    printed = pack / "verification" / "unknown_dev" / "000003.png"
+    with Image.open(printed) as image:
+        image.convert("CMYK").save(printed.with_suffix(".tif"))
+    printed.unlink()
+    target, index = prepared(pack)
+    assert (np.load(target / "train.npy") == train).all()
+    assert index["converted"] == {
+        "exif_orientation": ["classification/train/n000020/a.png"],
+        "cmyk": ["verification/unknown_dev/000003.tif"],
+    }
+    assert "1 images were turned as their EXIF orientation says: classification/train/n000020/a.png" in caplog.text
 
 
 # Images that cannot be used.
@@ -672,17 +694,18 @@ def test_a_label_file_of_test_without_its_images_is_refused(pack, prepared):
 
 
 def test_a_label_file_needs_label_and_a_column_of_names(pack, prepared, write_labels):
-    for columns in (("file", "identity"), ("label",), ("file", "Label"), ("file;label",), ()):
+    for columns in (("file", "identity"), ("label",), ("file", "Label"), ("file|label",), ()):
         path = write_labels(pack, "dev", [], columns)
-        found = ", ".join(columns) or "none"
-        message = refusal(prepared, pack, f"needs a column label and one that names images, found {found}$")
+        found = ", ".join(columns) or "no columns"
+        missing = "that names images" if columns == ("label",) else "label"
+        message = refusal(prepared, pack, f"has no column {missing}; it has {re.escape(found)} ")
         assert message.startswith(f"{path}: ")
 
 
 def test_an_empty_label_file_is_refused(pack, prepared, write_labels):
     path = write_labels(pack, "dev", [])
     path.write_bytes(b"")
-    assert refusal(prepared, pack, "found none").startswith(f"{path}: ")
+    assert refusal(prepared, pack, "it has no columns").startswith(f"{path}: ")
 
 
 def test_a_label_file_that_is_no_text_is_refused(pack, prepared, write_labels):
@@ -695,6 +718,46 @@ def test_a_label_file_that_names_no_images_is_refused_with_its_columns(pack, pre
     path = write_labels(pack, "dev", [("face one", "n000407"), ("face two", "n000000")], ("who", "label"))
     message = refusal(prepared, pack, "no column names images of .*; found who, label")
     assert message.startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_columns_may_be_separated_by_a_semicolon_or_tab(pack, write_labels, separator):
+    expected = labels_of(pack)
+    path = pack / "verification" / "verification_dev.csv"
+    lines = [("a, b" if separator == ";" else "a; b, c", *row) for row in rows_of(pack)]
+    path.write_text("\n".join(separator.join(line) for line in [("remark", " file", "label "), *lines]))
+    assert labels_of(pack) == expected
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_compare_however_their_accents_are_stored(pack, prepared, write_labels, form):
+    """The identities and probes of a Mac (NFD) and of Linux (NFC), in folders and label files of either."""
+    clean, index = prepared(pack)
+    other = {"NFC": "NFD", "NFD": "NFC"}[form]
+    for place, stored in (("classification/train", form), ("classification/dev", other), ("classification/test", form)):
+        (pack / place / "n000003").rename(pack / place / unicodedata.normalize(stored, "n000003é"))
+    (pack / "verification/known/n000501").rename(pack / "verification/known" / unicodedata.normalize(form, "n000501ü"))
+    probe = pack / "verification" / "unknown_test" / "000002.png"
+    probe.rename(probe.with_name(unicodedata.normalize(form, "000002ñ.png")))
+    names = ["000001.png", "000002ñ.png", "000003.png", "000004.png"]
+    identities = ["n000600", "n000501ü", "n000000", "n000407"]
+    rows = [[unicodedata.normalize(other, name) for name in row] for row in zip(names, identities, strict=True)]
+    write_labels(pack, "test", rows)
+    before = {path.name: path.read_bytes() for path in clean.iterdir()}
+    target, renamed = prepared(pack)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    for part, split in index["splits"].items():
+        assert renamed["splits"][part]["labels"] == split["labels"]
+    assert renamed["identities"] == ["n000003é", "n000020", "n000100"]
+
+
+def test_two_folders_of_one_identity_are_refused_with_the_way_out(pack, prepared):
+    for form in ("NFC", "NFD"):
+        folder = pack / "classification" / "train" / unicodedata.normalize(form, "José")
+        folder.mkdir()
+    message = refusal(prepared, pack, "two folders of this identity, whose names differ only in how accents are stored")
+    assert message.startswith(str(pack / "classification" / "train" / "Jos"))
+    assert "move their images into one" in message
 
 
 def labels_of(pack) -> tuple:
@@ -918,7 +981,7 @@ def test_a_person_of_the_gallery_without_a_usable_image_is_refused(pack, prepare
 def test_a_label_column_given_twice_names_no_images(pack, prepared):
     path = pack / "verification" / "verification_dev.csv"
     path.write_text("label,label\na,b\n")
-    assert refusal(prepared, pack, "needs a column label and one that names images").startswith(f"{path}: ")
+    assert refusal(prepared, pack, "has no column that names images").startswith(f"{path}: ")
 
 
 def test_the_middle_of_a_strip_is_cropped_in_little_memory():

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from bbnet.data.images import SUFFIXES, decode
+from bbnet.data.names import normal_form
 from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
 from bbnet.tasks.face.settings import Data, Faults, RenderedFaces, Weights
 
@@ -22,6 +23,7 @@ CLASSIFICATION_FOLDERS = {"train": "train", "val": "dev", "test": "test"}
 PROBE_FOLDERS = {"dev": "unknown_dev", "test": "unknown_test"}
 NOBODY = "n000000"
 LABEL = "label"
+SEPARATORS = (",", ";", "\t")
 NAMED_IN_ERRORS = 3
 
 
@@ -181,15 +183,22 @@ def _by_identity(folder: Path, faulty: Faulty) -> dict[str, list[Path]]:
         raise ValueError(f"{_images_in(folder)[0]}: is not in the folder of an identity")
     if not folders and _images_in(folder) and folder.name != CLASSIFICATION_FOLDERS["test"]:
         raise ValueError(f"{folder}: has images but no folders of identities")
-    found = {path.name: _images_in(path) for path in folders}
-    empty = [str(folder / name) for name, files in found.items() if not files]
+    found: dict[str, list[Path]] = {}
+    for path in folders:
+        if normal_form(path.name) in found:
+            raise ValueError(
+                f"{path}: two folders of this identity, whose names differ only in how accents are stored "
+                f"({ascii(path.name)} is one); move their images into one"
+            )
+        found[normal_form(path.name)] = _images_in(path)
+    empty = [str(path) for path in folders if not found[normal_form(path.name)]]
     faulty.judge("empty_identity", empty, "an identity's folder without images")
     return {name: files for name, files in found.items() if files}
 
 
 def _images_in(folder: Path) -> list[Path]:
     files = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+    return sorted((path for path in files if path.suffix.lower() in SUFFIXES), key=lambda path: normal_form(path.name))
 
 
 def _labelled(by_identity: Mapping[str, list[Path]], identities: Sequence[str]) -> Images:
@@ -251,13 +260,14 @@ def _probes(home: Path, split: str, gallery: Sequence[str]) -> Images:
             raise ValueError(f"{path}, line {line}: there is no image {row[names]} in {folder}")
         if key in labels:
             raise ValueError(f"{path}, line {line}: image {row[names]} is given twice")
-        if row[LABEL] not in place:
-            raise ValueError(f"{path}, line {line}: identity {row[LABEL]} is neither in {home / 'known'} nor {NOBODY}")
-        labels[key] = place[row[LABEL]]
+        identity = normal_form(row[LABEL])
+        if identity not in place:
+            raise ValueError(f"{path}, line {line}: identity {identity} is neither in {home / 'known'} nor {NOBODY}")
+        labels[key] = place[identity]
     unnamed = sorted(set(files) - set(labels))
     if unnamed:
         raise ValueError(f"{files[unnamed[0]]}: has no row in {path} ({len(unnamed)} of {len(files)} have none)")
-    order = sorted(files, key=lambda key: files[key].name)
+    order = sorted(files, key=lambda key: normal_form(files[key].name))
     return Images([files[key] for key in order], [labels[key] for key in order])
 
 
@@ -265,25 +275,38 @@ def _read_labels(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]
     """Returns the columns, and the rows with the number of the line at which each ends."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, restval="")
+            separator = _separator(file.readline())
+            file.seek(0)
+            reader = csv.DictReader(file, restval="", delimiter=separator)
+            columns = reader.fieldnames = [column.strip() for column in reader.fieldnames or []]
             rows = [(reader.line_num, {key: row[key].strip() for key in row if key is not None}) for row in reader]
-            columns = list(reader.fieldnames or [])
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from None
+        raise ValueError(f"{path}: cannot be read as a table in UTF-8 ({error})") from None
+    missing = f"column {LABEL}" if LABEL not in columns else "column that names images"
     if LABEL not in columns or not set(columns) - {LABEL}:
-        found = ", ".join(columns) or "none"
-        raise ValueError(f"{path}: needs a column {LABEL} and one that names images, found {found}")
+        found = ", ".join(columns) or "no columns"
+        raise ValueError(f"{path}: has no {missing}; it has {found} (columns may be separated by comma, ; or tab)")
     return columns, rows
+
+
+def _separator(header: str) -> str:
+    """Returns what separates the columns: that by which the header has a column of labels, and most columns."""
+
+    def columns(separator: str) -> tuple[bool, int]:
+        names = [name.strip() for name in next(csv.reader([header], delimiter=separator), [])]
+        return LABEL in names, len(names)
+
+    return max(SEPARATORS, key=columns)
 
 
 def _column_of_names(
     path: Path, columns: Sequence[str], rows: Sequence[tuple[int, Mapping[str, str]]], files: Mapping[str, Path]
 ) -> str:
     """Returns the column, except `label`, that names most images: by exact spelling or, for ties, by `_join_key`."""
-    spelled = {spelling for file in files.values() for spelling in (file.name, file.stem)}
+    spelled = {normal_form(spelling) for file in files.values() for spelling in (file.name, file.stem)}
 
     def named(column: str) -> tuple[int, int]:
-        values = {re.split(r"[/\\]", row[column])[-1] for _, row in rows}
+        values = {normal_form(re.split(r"[/\\]", row[column])[-1]) for _, row in rows}
         return len(values & spelled), len({_join_key(value) for value in values} & set(files))
 
     best = max((column for column in columns if column != LABEL), key=named)
@@ -295,4 +318,4 @@ def _column_of_names(
 def _join_key(name: str) -> str:
     stem = re.split(r"[/\\]", name)[-1]
     stem = Path(stem).stem if Path(stem).suffix.lower() in SUFFIXES else stem
-    return str(int(stem)) if re.fullmatch("[0-9]+", stem) else stem
+    return str(int(stem)) if re.fullmatch("[0-9]+", stem) else normal_form(stem)
