@@ -1,19 +1,55 @@
 """Reads image files and computes the mean and standard deviation of their pixels."""
 
+from itertools import compress
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from bbnet.data.files import contents, files_below
+
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+# The formats that are read, by Pillow's names. Other decoders of Pillow never see a file of a pack.
+FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "PPM": (".pgm", ".ppm", ".pbm", ".pnm"),
+}
+ALLOWED = "PNG, JPEG, TIFF, WebP, BMP and PGM/PPM"
+SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}
+# A raw photograph (.dng, .nef, ...) is a TIFF by its content, whose first image is a thumbnail.
+FORMATS_UNDER_ANY_SUFFIX = [name for name in FORMATS if name != "TIFF"]
+
+
+def images_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Returns the images in a folder, and all other files in it at any depth, which are not read; without litter."""
+    files, folders = contents(folder)
+    readable = [is_image(file) for file in files]
+    others = [file for file, is_readable in zip(files, readable, strict=True) if not is_readable]
+    return list(compress(files, readable)), others + files_below(folders)
+
+
+def is_image(path: Path) -> bool:
+    """Returns whether the file is an image that is read: by its suffix or, if that is unknown, by its first bytes."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        with Image.open(path, formats=FORMATS_UNDER_ANY_SUFFIX):
+            return True
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
 
 
 def open_image(path: Path) -> Image.Image:
-    """Opens an image without decoding it; raises ValueError naming the file if it is not an image."""
+    """Opens an image, whatever its suffix, without decoding it; raises ValueError naming the file if it is not one."""
     try:
-        return Image.open(path)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        return Image.open(path, formats=list(FORMATS))
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: cannot be read as an image; allowed are {ALLOWED}") from None
+    except (Image.DecompressionBombError, OSError, ValueError) as error:  # the last by damaged headers of PGM/PPM
         raise ValueError(f"{path}: cannot be read as an image ({error})") from None
 
 
