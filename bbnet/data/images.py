@@ -4,15 +4,30 @@ import logging
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+from bbnet.data.files import contents, files_below
+
 logger = logging.getLogger(__name__)
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+# The formats that are read, by Pillow's names. Other decoders of Pillow never see a file of a pack.
+FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "PPM": (".pgm", ".ppm", ".pbm", ".pnm"),
+}
+ALLOWED = "PNG, JPEG, TIFF, WebP, BMP and PGM/PPM"
+SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}
+# A raw photograph (.dng, .nef, ...) is a TIFF by its content, whose first image is a thumbnail.
+FORMATS_UNDER_ANY_SUFFIX = [name for name in FORMATS if name != "TIFF"]
 CONVERSIONS = {
     "exif_orientation": "turned as their EXIF orientation says",
     "cmyk": "converted from CMYK",
@@ -30,11 +45,32 @@ class Decoded(NamedTuple):
     conversions: list[str]
 
 
-def open_image(path: Path) -> Image.Image:
-    """Opens an image without decoding it; raises ValueError naming the file if it is not an image."""
+def images_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Returns the images in a folder, and all other files in it at any depth, which are not read; without litter."""
+    files, folders = contents(folder)
+    readable = [is_image(file) for file in files]
+    others = [file for file, is_readable in zip(files, readable, strict=True) if not is_readable]
+    return list(compress(files, readable)), others + files_below(folders)
+
+
+def is_image(path: Path) -> bool:
+    """Returns whether the file is an image that is read: by its suffix or, if that is unknown, by its first bytes."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
     try:
-        return Image.open(path)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        with Image.open(path, formats=FORMATS_UNDER_ANY_SUFFIX):
+            return True
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
+
+
+def open_image(path: Path) -> Image.Image:
+    """Opens an image, whatever its suffix, without decoding it; raises ValueError naming the file if it is not one."""
+    try:
+        return Image.open(path, formats=list(FORMATS))
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: cannot be read as an image; allowed are {ALLOWED}") from None
+    except (Image.DecompressionBombError, OSError, ValueError) as error:  # the last by damaged headers of PGM/PPM
         raise ValueError(f"{path}: cannot be read as an image ({error})") from None
 
 
@@ -51,6 +87,8 @@ def decode(path: Path, mode: str | None) -> Decoded:
                 raise ValueError(f"{path}: image mode {image.mode}; allowed are {', '.join(EIGHT_BIT_MODES)}")
             if any(";16" in str(tile.args) for tile in image.tile):
                 raise ValueError(f"{path}: 16 bits per channel; allowed are 8")
+            if _is_misread(image):
+                raise ValueError(f"{path}: a BMP of two colours with several bits per pixel; allowed is 1 bit, or PNG")
             turned = _is_turned(image)  # before the image is loaded, because Pillow turns TIFF when it does
             image.load()
             found = {"exif_orientation": turned, "cmyk": image.mode == "CMYK", "alpha": image.has_transparency_data}
@@ -61,6 +99,12 @@ def decode(path: Path, mode: str | None) -> Decoded:
             return Decoded(image.convert(mode or image.mode), [kind for kind, needed in found.items() if needed])
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path}: cannot be decoded ({error})") from None
+
+
+def _is_misread(image: Image.Image) -> bool:
+    """Returns whether Pillow takes a BMP of black and white for one of 1 bit per pixel although its rows are longer."""
+    bytes_of_row = (image.width + 31) // 32 * 4
+    return image.format == "BMP" and image.mode == "1" and image.tile[0].args[1] != bytes_of_row
 
 
 def _is_turned(image: Image.Image) -> bool:

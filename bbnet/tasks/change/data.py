@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from PIL import Image
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from bbnet.data.images import SUFFIXES, Converted, PixelMoments, decode, open_image
+from bbnet.data.files import by_stem, contents, files_below, normal_form, warn_of_unread
+from bbnet.data.images import ALLOWED, Converted, PixelMoments, decode, images_in, open_image
 from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
 from bbnet.data.progress import track
 from bbnet.data.store import create_array, open_array
 from bbnet.tasks.batches import ImageSplit, LabelledImages
-from bbnet.tasks.change.settings import AerialScenes, Data
+from bbnet.tasks.change.settings import AerialScenes, Data, LevirCD
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
@@ -29,19 +31,23 @@ Batch = LabelledImages
 def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) -> dict[str, Any]:
     """Renders the embedded pack or downloads LEVIR-CD into `target`, or uses the given path; and checks it.
 
-    Returns the manifest: the image names of each split, and the entries of `bring`.
+    Returns the manifest: for each split the names of A, B and label of each pair, and the files that are not read; and
+        the entries of `bring`.
     Raises: ValueError naming a missing split, folder or file, or what cannot be downloaded.
     """
     pack = TypeAdapter(Data).validate_python(data)
     if isinstance(pack, AerialScenes):
         _render(pack, target)
-        return {"pack": pack.pack, "splits": {split: _pair_names(target, split) for split in SPLITS}}
-    root, origin = bring(pack.pack, pack.path, target, downloads, holding=SPLITS)
-    names = {split: _pair_names(root, split) for split in SPLITS}
-    if pack.complete:
+        root, origin = target, {}
+    else:
+        root, origin = bring(pack.pack, pack.path, target, downloads, holding=SPLITS)
+    pairs, unread = {}, {}
+    for split in SPLITS:
+        pairs[split], unread[split] = _read_names(root, split)
+    if isinstance(pack, LevirCD) and pack.complete:
         for split in SPLITS:
-            _check_complete(root, split, names[split], read_pack(pack.pack).counts[split])
-    return {"pack": pack.pack, "splits": names} | origin
+            _check_complete(root / split, pairs[split], read_pack(pack.pack).counts[split])
+    return {"pack": pack.pack, "splits": pairs, "unread": unread} | origin
 
 
 def _render(pack: AerialScenes, target: Path) -> None:
@@ -52,39 +58,59 @@ def _render(pack: AerialScenes, target: Path) -> None:
     write_scene_pairs(target, seed=pack.seed, size=pack.size, pairs=pairs, unchanged=pack.unchanged)
 
 
-def _check_complete(root: Path, split: str, names: list[str], published: int) -> None:
-    numbered = {f"{split}_{number}.png" for number in range(1, published + 1)}
-    missing = sorted(numbered - set(names)) if numbered & set(names) else []
-    refuse_incomplete(root / split, len(names), published, "pairs", missing)
-    for name in spread(names):
-        for part in PARTS:
-            decode(root / split / part / name, "RGB")
+def _check_complete(folder: Path, pairs: list[list[str]], published: int) -> None:
+    stems = {Path(names[0]).stem for names in pairs}
+    numbered = {f"{folder.name}_{number}" for number in range(1, published + 1)}
+    missing = [f"{stem}.png" for stem in sorted(numbered - stems)] if numbered & stems else []
+    refuse_incomplete(folder, len(pairs), published, "pairs", missing)
+    for names in spread(pairs):
+        for part, name in zip(PARTS, names, strict=True):
+            decode(folder / part / name, "RGB")
 
 
-def _pair_names(root: Path, split: str) -> list[str]:
-    names = {}
+def _read_names(root: Path, split: str) -> tuple[list[list[str]], list[str]]:
+    """Returns the names of A, B and label of each pair, which are joined by stem, and the files that are not read.
+
+    Raises: ValueError naming a missing folder, two files of one stem in a folder, or a file that a pair lacks.
+    """
+    home = root / split
     for part in PARTS:
-        folder = root / split / part
-        if not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; a pack has {{{','.join(SPLITS)}}}/{{{','.join(PARTS)}}}")
-        files = (path for path in folder.iterdir() if not path.name.startswith("."))
-        names[part] = {path.name for path in files if path.suffix.lower() in SUFFIXES}
-    everywhere = set.union(*names.values())
+        if not (home / part).is_dir():
+            raise ValueError(f"{home / part}: no such folder; a pack has {{{','.join(SPLITS)}}}/{{{','.join(PARTS)}}}")
+    beside, folders = contents(home)
+    unread = beside + files_below(folder for folder in folders if folder.name not in PARTS)
+    images = {}
     for part in PARTS:
-        missing = sorted(everywhere - names[part])
-        if missing:
-            others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise ValueError(f"{root / split / part / missing[0]}: missing{others}; A, B and label need the same names")
+        files, others = images_in(home / part)
+        images[part] = by_stem(files)
+        unread += others
+    everywhere = images["label"] | images["B"] | images["A"]
+    for part in PARTS:
+        _refuse_missing(home / part, [everywhere[stem].name for stem in everywhere.keys() - images[part]], unread)
     if not everywhere:
-        raise ValueError(f"{root / split}: has no images; allowed are {', '.join(sorted(SUFFIXES))}")
-    return sorted(everywhere)
+        raise ValueError(f"{home}: has no images; allowed are {ALLOWED}")
+    warn_of_unread(home, unread, f"{{{','.join(PARTS)}}}/* of {ALLOWED}")
+    pairs = [[images[part][stem].name for part in PARTS] for stem in everywhere]
+    pairs.sort(key=lambda names: normal_form(names[0]))
+    return pairs, [str(file.relative_to(root)) for file in unread]
+
+
+def _refuse_missing(folder: Path, missing: list[str], unread: list[Path]) -> None:
+    """Raises ValueError naming the first file that `folder` lacks, and a file in its place that is not read."""
+    if not missing:
+        return
+    first = min(missing)
+    others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+    instead = [file.name for file in unread if file.parent == folder and file.stem == Path(first).stem]
+    unreadable = f" ({instead[0]} is not of a format that is read; allowed are {ALLOWED})" if instead else ""
+    raise ValueError(f"{folder / first}: missing{others}{unreadable}; A, B and label need the same names")
 
 
 def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
     """Writes tiles, uint8: `{split}_images.npy` [tiles, 2, 3, tile, tile], `{split}_labels.npy` [tiles, tile, tile].
 
-    Returns the index: for each split, names, grids and first tiles of the images; mean and sd of the training pixels;
-    and the files that were converted, by kind.
+    Returns the index: for each split, names (of A), grids and first tiles of the images; mean and sd of the training
+        pixels; the files that were converted, by kind; and, if there are any, the files that are not read.
     Raises: ValueError naming a pair of unequal size, a size that is not a multiple of the tile, or a label that is a
         JPEG or not binary.
     """
@@ -92,8 +118,10 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
     index: dict[str, Any] = {"tile": tile, "splits": {}}
     converted = Converted()
     for split in SPLITS:
-        names = manifest["splits"][split]
-        pairs = [{part: root / split / part / name for part in PARTS} for name in names]
+        pairs = [
+            {part: root / split / part / name for part, name in zip(PARTS, names, strict=True)}
+            for names in manifest["splits"][split]
+        ]
         starts = np.cumsum([0] + [_count_tiles(files, tile) for files in pairs]).tolist()
         tiles = starts[-1]
         images = create_array(target / f"{split}_images.npy", (tiles, 2, 3, tile, tile), np.uint8)
@@ -111,9 +139,11 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
             index["mean"], index["sd"] = pixels.mean_and_sd()
         changed = float(np.mean(labels))
         _warn_of_one_class(root / split, changed)
+        names = [files["A"].name for files in pairs]
         index["splits"][split] = {"images": names, "grids": grids, "starts": starts, "changed": changed}
     converted.report()
-    return index | {"converted": converted.files}
+    unread = list(chain(*manifest["unread"].values()))
+    return index | {"converted": converted.files} | ({"skipped": {"not_read": unread}} if unread else {})
 
 
 def _count_tiles(files: Mapping[str, Path], tile: int) -> int:

@@ -1,6 +1,7 @@
 """A pack in LEVIR-CD's layout becomes tiles, pixel for pixel; a bad pack is refused by file."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
@@ -131,7 +132,7 @@ def test_an_empty_split_is_refused_with_the_suffixes(write_pack, prepared):
     root = write_pack()
     for part in ("A", "B", "label"):
         (root / "test" / part / "only.png").unlink()
-    with pytest.raises(ValueError, match=r"test: has no images; allowed are .*\.png"):
+    with pytest.raises(ValueError, match="test: has no images; allowed are PNG, JPEG, TIFF, WebP, BMP and PGM"):
         prepared(root)
 
 
@@ -234,6 +235,89 @@ def test_labels_of_other_modes_are_read(write_pack, prepared, random_pair, mode)
     assert (np.load(target / "train_labels.npy")[0] == (label == 255)).all()
 
 
+# Index 0 is unchanged and 1 is changed, unless the colours are black and white.
+PALETTES = {
+    "VOC": [(0, 0, 0), (128, 0, 0)],
+    "blue that is nearly black": [(0, 0, 0), (0, 0, 1)],
+    "inverted colours": [(255, 255, 0), (0, 0, 0)],
+    "black and white": [(0, 0, 0), (255, 255, 255)],
+    "0 and 1": [(0, 0, 0), (1, 1, 1)],
+    "white first": [(255, 255, 255), (0, 0, 0)],
+}
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif"])
+@pytest.mark.parametrize("colours", PALETTES)
+def test_a_palette_is_read_by_index_unless_its_colours_are_black_and_white(
+    write_pack, prepared, random_pair, colours, suffix
+):
+    label = random_pair(5, 16, 16)["label"] // 255
+    root = write_pack(train={f"a{suffix}": random_pair(1, 16, 16)})
+    image = Image.frombytes("P", (16, 16), label.tobytes())
+    image.putpalette([value for colour in PALETTES[colours] for value in colour])
+    image.save(root / "train" / "label" / f"a{suffix}")
+    if (colours, suffix) == ("black and white", ".bmp"):  # which Pillow would misread
+        with pytest.raises(ValueError, match=r"label/a\.bmp: a BMP of two colours with several bits per pixel"):
+            prepared(root)
+        return
+    target, _ = prepared(root)
+    expected = 1 - label if colours == "white first" else label
+    assert (np.load(target / "train_labels.npy")[0] == expected).all()
+
+
+@pytest.mark.parametrize("kind", ["void border", "one colour"])
+def test_a_palette_of_other_indices_or_without_an_index_1_is_refused(write_pack, prepared, random_pair, kind):
+    root = write_pack(train={"a.png": random_pair(1, 16, 16)})
+    path = root / "train" / "label" / "a.png"
+    indices = np.resize(np.array([0, 1, 255] if kind == "void border" else [0], dtype=np.uint8), (16, 16))
+    image = Image.frombytes("P", (16, 16), indices.tobytes())
+    image.putpalette([0, 0, 0, 128, 0, 0, *[224, 224, 192] * 254] if kind == "void border" else [128, 0, 0])
+    image.save(path)
+    with pytest.raises(ValueError, match="label is not binary") as refused:
+        prepared(root)
+    assert str(refused.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options"), [("jpg", {}), ("png", {"format": "JPEG"}), ("tif", {"compression": "jpeg"})]
+)
+def test_a_label_compressed_as_jpeg_is_refused_as_such_whatever_its_name_and_values(
+    write_pack, prepared, random_pair, suffix, options
+):
+    root = write_pack(val={"a.png": random_pair(1)})
+    path = root / "val" / "label" / "a.png"
+    path.unlink()
+    path = path.with_suffix(f".{suffix}")
+    Image.new("L", (32, 32), 255).save(path, **options)
+    with pytest.raises(ValueError, match="is compressed as JPEG, which blurs labels; allowed are lossless") as refused:
+        prepared(root)
+    assert str(refused.value).startswith(f"{path}: ")
+
+
+@pytest.mark.parametrize(("split", "value", "told"), [
+    ("train", 0, "no pixel is changed in any label"),
+    ("val", 255, "every pixel is changed in any label"),
+    ("test", 1, "every pixel is changed in any label"),
+])  # fmt: skip
+def test_a_split_of_one_class_is_warned_of(write_pack, prepared, random_pair, caplog, split, value, told):
+    label = {"label": np.full((32, 32), value, np.uint8)}
+    root = write_pack(**{split: {"a.png": random_pair(1) | label, "b.png": random_pair(2) | label}})
+    prepared(root)
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.getMessage().startswith(f"{root / split}: {told}")
+
+
+def test_pairs_are_joined_however_the_accents_of_their_names_are_stored(write_pack, prepared, random_pair):
+    names = ["Zürich_1.png", "Zz.png", "Čeb.png"]
+    root = write_pack(train={name: random_pair(seed) for seed, name in enumerate(names)})
+    clean = {path.name: path.read_bytes() for path in prepared(root)[0].iterdir()}
+    for part, form in (("A", "NFD"), ("label", "NFD")):
+        for name in names:
+            (root / "train" / part / name).rename(root / "train" / part / unicodedata.normalize(form, name))
+    target, _ = prepared(root)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == clean
+
+
 @pytest.mark.parametrize("part", ["A", "B", "label"])
 def test_an_image_that_exif_turns_is_the_upright_one_of_the_clean_pack(write_pack, prepared, random_pair, part):
     root = write_pack(train={"a.png": random_pair(1, 32, 48)})
@@ -255,9 +339,10 @@ def test_the_embedded_pack_is_rendered_and_prepared(tmp_path):
     pack = {"pack": "aerial_scenes", "size": 32, "train": 11, "val": 2, "test": 3}
     manifest = fetch(pack, tmp_path)
     assert {split: len(names) for split, names in manifest["splits"].items()} == {"train": 11, "val": 2, "test": 3}
-    assert all(
-        (tmp_path / "train" / part / name).is_file() for part in ("A", "B") for name in manifest["splits"]["train"]
-    )
+    for names in manifest["splits"]["train"]:
+        assert all(
+            (tmp_path / "train" / part / name).is_file() for part, name in zip(("A", "B", "label"), names, strict=True)
+        )
     (tmp_path / "prepared").mkdir()
     index = prepare({"root": str(tmp_path)} | manifest, {"tile": 16}, tmp_path / "prepared")
     assert index["splits"]["test"]["starts"] == [0, 4, 8, 12]

@@ -755,9 +755,9 @@ def test_two_folders_of_one_identity_are_refused_with_the_way_out(pack, prepared
     for form in ("NFC", "NFD"):
         folder = pack / "classification" / "train" / unicodedata.normalize(form, "José")
         folder.mkdir()
-    message = refusal(prepared, pack, "two folders of this identity, whose names differ only in how accents are stored")
+    message = refusal(prepared, pack, "another folder has the same name, with its accents stored in another way")
     assert message.startswith(str(pack / "classification" / "train" / "Jos"))
-    assert "move their images into one" in message
+    assert message.endswith("move the images of both into one")
 
 
 def labels_of(pack) -> tuple:
