@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bbnet.analysis.alignment import align
+from bbnet.plots.style import lacking_note, shown_name
 
 FONT, FONT_SIZE, TITLE_SIZE = "DejaVu Sans Mono", 7.5, 8.5
 CHARACTER_POINTS, LINE_POINTS = 0.602 * FONT_SIZE, 12.5
@@ -19,6 +20,7 @@ WIDTH, MARGIN_POINTS, NOTE_POINTS = 7.5, 20, 30
 GAP_OF_NAMES, GAP_OF_WORDS, GAP_OF_LEGEND = 2, 1.4, 4  # in characters
 GAP_OF_TITLE, GAP_OF_BLOCKS, GAP_OF_CASES = 1.4, 0.7, 0.6  # in lines
 LONGEST_WORD = 24
+UTTERANCE_POINTS, METHOD_POINTS = 180, 110
 STYLES = {
     "equal": {"color": "0.15"},
     "substituted": {
@@ -58,24 +60,28 @@ def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budge
         panels: the contents of `summary/panels/asr.npz`.
     """
     described = json.loads(str(panels["cases"]))
-    names = ("reference", "dense", method)
+    names = ("reference", "dense", shown_name(method, METHOD_POINTS, FONT_SIZE, FONT))
     margin = max(map(len, names)) + GAP_OF_NAMES
     room = (72 * WIDTH - MARGIN_POINTS) / CHARACTER_POINTS - margin
     figure, axis = plt.subplots()
     axis.set_axis_off()
-    line = 0.0
+    line, titles = 0.0, []
     for rank in ("best", "median", "worst", "only"):
         key = f"{model}/{method}/b{budget}/{rank}"
         if key not in described:
             continue
-        _write(axis, _title(rank, described[key], method), 0, line, family="sans-serif", fontsize=TITLE_SIZE)
+        titles.append(_title(rank, described[key], method))
+        _write(axis, titles[-1], 0, line, family="sans-serif", fontsize=TITLE_SIZE)
         line += GAP_OF_TITLE
         reference, *hypotheses = (str(panels[f"{key}/{name}"]) for name in ("reference", "dense", "other"))
         for block in wrap(columns_of(reference, hypotheses), room):
             _write_block(axis, block, names, margin, line)
             line += len(names) + GAP_OF_BLOCKS
         line += GAP_OF_CASES
-    _write_legend(axis, f"{method}, budget {budget}", line)
+    _write_legend(axis, f"{names[-1]}, budget {budget}", line)
+    if remark := lacking_note(titles):
+        line += 1
+        _write(axis, remark, 0, line, color="0.5")
     figure.set_size_inches(WIDTH, ((line + 1) * LINE_POINTS + NOTE_POINTS) / 72)
     return figure
 
@@ -132,8 +138,10 @@ def _width(column: Column) -> float:
 
 def _title(rank: str, about: Mapping[str, Any], method: str) -> str:
     dense, other = (sum(about[name].values()) for name in ("dense", "other"))
-    utterance = f"{about['utterance']} ({about['test_set']}), {about['words']} words"
-    return f"{rank}: {utterance}; errors: dense {dense}, {method} {other}"
+    utterance = shown_name(about["utterance"], UTTERANCE_POINTS, TITLE_SIZE)
+    method = shown_name(method, METHOD_POINTS, TITLE_SIZE)
+    words = f"{utterance} ({about['test_set']}), {about['words']} words"
+    return f"{rank}: {words}; errors: dense {dense}, {method} {other}"
 
 
 def _write_block(axis: Axes, block: Sequence[Column], names: Sequence[str], margin: int, line: float) -> None:

@@ -8,6 +8,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from bbnet.plots.style import lacking_note, shown_name
+
+HEIGHT_OF_ROW = 2.05  # in inches
+LABEL_SIZE, LABEL_POINTS = 8, 72 * HEIGHT_OF_ROW - 12  # labels of rows stand upright, one above the other
+METHOD_POINTS = 130
 COLUMNS = ("A", "B", "label", "true positives", "false positives")
 BOTH, DENSE_ONLY, METHOD_ONLY, MISSED = (0.0, 0.62, 0.45), (0.84, 0.37, 0.0), (0.0, 0.45, 0.70), (0.95, 0.90, 0.25)
 
@@ -20,9 +25,10 @@ def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budge
     """
     described = json.loads(str(panels["cases"]))
     ranks = [rank for rank in ("best", "median", "worst", "only") if f"{model}/{method}/b{budget}/{rank}" in described]
-    figure, axes = plt.subplots(len(ranks), len(COLUMNS), figsize=(9, 2.05 * len(ranks) + 0.7), squeeze=False)
+    figure, axes = plt.subplots(len(ranks), len(COLUMNS), figsize=(9, HEIGHT_OF_ROW * len(ranks) + 0.7), squeeze=False)
     for axis, title in zip(axes[0], COLUMNS, strict=True):
         axis.set_title(title)
+    images_shown: list[str] = []
     for row, rank in zip(axes, ranks, strict=True):
         key = f"{model}/{method}/b{budget}/{rank}"
         case = {name: panels[f"{key}/{name}"] for name in ("A", "B", "label", "dense", "other")}
@@ -35,11 +41,14 @@ def plot_panels(panels: Mapping[str, np.ndarray], model: str, method: str, budge
             axis.set(xticks=[], yticks=[])
             axis.spines[:].set_visible(False)
         about = described[key]
-        row[0].set_ylabel(f"{rank}: {about['image']}\nΔTP {about['delta_tp']:+d}, ΔFP {about['delta_fp']:+d}")
+        images_shown.append(shown_name(about["image"], LABEL_POINTS, LABEL_SIZE))
+        changes = f"ΔTP {about['delta_tp']:+d}, ΔFP {about['delta_fp']:+d}"
+        row[0].set_ylabel(f"{rank}\n{images_shown[-1]}\n{changes}", fontsize=LABEL_SIZE)
+    method = shown_name(method, METHOD_POINTS, LABEL_SIZE)
     names = (f"{method} and dense", f"{method} only", "dense only", "missed by both")
     colours = (BOTH, METHOD_ONLY, DENSE_ONLY, MISSED)
     handles = [Patch(color=colour, label=name) for name, colour in zip(names, colours, strict=True)]
-    title = f"{method}, budget {budget}; Δ in pixels"
+    title = "; ".join(filter(None, [f"{method}, budget {budget}", "Δ in pixels", lacking_note(images_shown)]))
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), title=title)
     return figure
 

@@ -1,7 +1,9 @@
 """The style of all figures. Colours show methods; markers and line styles show sides, and remain legible in grey."""
 
 import re
-from collections.abc import Mapping, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 
 import matplotlib
@@ -11,8 +13,10 @@ import seaborn
 
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ft2font import LoadFlags
 
 MARKERS = {"none": "s", "in": "o", "out": "^", "both": "D"}
 LINES = {"none": "-", "in": "-", "out": "--", "both": "-."}
@@ -21,6 +25,8 @@ SEEDS_FOR_INTERVALS = 3
 DODGE, MAX_DODGE = 0.13, 0.76
 COLOURBLIND_COLOURS = 10
 SIDE_SUFFIX = re.compile("_(in|out|both)$")
+FONT = "DejaVu Sans"  # comes with matplotlib and has the widest letters of the sans-serif fonts that the style names
+LACKING = "□"  # in place of a character that the font lacks
 FILE_METADATA = {".pdf": {"CreationDate": None}, ".png": {}}
 
 
@@ -55,6 +61,38 @@ def method_colours(methods: Sequence[str]) -> dict[str, str]:
 
 def method_label(method: str, side: str) -> str:
     return method if side == "none" else f"{method} ({side})"
+
+
+def shown_name(name: str, width: float, size: float, font: str = FONT) -> str:
+    """Returns a name, such as that of a file, as it is written on a figure: in one line, and never as mathematics.
+
+    Characters that the font lacks become `LACKING`. A name wider than `width` is shortened in the middle.
+
+    Args:
+        width, size: largest width of the name and size of its letters, in points.
+    """
+    known = _advances(font)
+    whole = "".join(
+        letter if letter.isprintable() and letter in known else LACKING for letter in unicodedata.normalize("NFC", name)
+    )
+    shown, kept = whole, len(whole)
+    while kept > 2 and size * sum(known[letter] for letter in shown) > width:
+        kept -= 1
+        shown = f"{whole[: kept - kept // 2]}…{whole[len(whole) - kept // 2 :]}"
+    return shown.replace("$", r"\$")
+
+
+def lacking_note(names: Iterable[str]) -> str:
+    """Returns a remark for a figure with these names if `LACKING` is in one of them, otherwise an empty text."""
+    return f"{LACKING}: a character that the font lacks" if any(LACKING in name for name in names) else ""
+
+
+@cache
+def _advances(font: str) -> dict[str, float]:
+    """Returns the width of each character that the font has, as a multiple of the size of the letters."""
+    file = font_manager.get_font(font_manager.findfont(font))
+    glyphs = {chr(code): file.load_glyph(glyph, LoadFlags.NO_SCALE) for code, glyph in file.get_charmap().items()}
+    return {letter: glyph.horiAdvance / file.units_per_EM for letter, glyph in glyphs.items()}
 
 
 def seeds_title(n_seeds: pd.Series, remark: str = "") -> str:

@@ -5,6 +5,7 @@ import logging
 import os
 import time
 import tracemalloc
+import unicodedata
 
 import numpy as np
 import pytest
@@ -662,3 +663,15 @@ def test_several_faults_at_once_leave_the_others_as_they_are(write_corpus, prepa
         "too_many_tokens": ["7-7-0003"],
         "undecodable": ["7-7-0004"],
     }
+
+
+@pytest.mark.parametrize(("of_audio", "of_transcript"), [("NFC", "NFD"), ("NFD", "NFC"), ("NFD", "NFD")])
+def test_keys_and_texts_compare_however_their_accents_are_stored(write_corpus, prepare, noise, of_audio, of_transcript):
+    name, text = "José-1-0001", "DÉJÀ VU"
+    root = write_corpus({"dev-clean": {unicodedata.normalize(of_audio, name): (noise(1), None)}})
+    chapter = next(path for path in root.glob("dev-clean/*/1"))
+    line = unicodedata.normalize(of_transcript, f"{name} {text}\n")
+    (chapter / "any.trans.txt").write_text(line, encoding="utf-8")
+    _, index = prepare(root)
+    assert index["splits"]["val"]["utterances"] == ["José-1-0001"]
+    assert index["splits"]["val"]["texts"] == ["D J VU"]
