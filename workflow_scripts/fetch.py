@@ -1,6 +1,6 @@
 """Downloads and unpacks a pack, or generates an embedded one, checks it, and writes its manifest."""
 
-from common import JSON, arguments, run, to_json
+from common import JSON, arguments, run, says_how_to_look_again, to_json
 
 from bbnet.data.store import alone, whole_file, whole_folder
 from bbnet.tasks import task as tasks
@@ -12,13 +12,12 @@ def main(options) -> None:
     with alone(options.partial / f".{folder.name}.lock"):
         if options.manifest.exists():  # another process made it while this one waited
             return
-        with whole_folder(folder, options.partial) as target:
+        data = options.config["data"]
+        with says_how_to_look_again(data), whole_folder(folder, options.partial) as target:
             try:
-                manifest = task.fetch(options.config["data"], target, options.downloads)
+                manifest = task.fetch(data, target, options.downloads)
             except ValueError as error:
-                raise ValueError(
-                    str(error).replace(f"{target}", f"{options.config['data']['pack']}, unpacked")
-                ) from None
+                raise ValueError(str(error).replace(f"{target}", f"{data['pack']}, unpacked")) from None
         with whole_file(options.manifest) as partial:
             partial.write_text(to_json(manifest))
 

@@ -1,6 +1,6 @@
 """Decodes a pack into arrays and writes their index."""
 
-from common import JSON, arguments, read_manifest, run, to_json
+from common import JSON, arguments, read_manifest, run, says_how_to_look_again, to_json
 
 from bbnet.data.store import alone, whole_file, whole_folder
 from bbnet.tasks import task as tasks
@@ -13,8 +13,10 @@ def main(options) -> None:
     with alone(options.partial / f".{folder.name}.lock"):
         if options.index.exists():  # another process made it while this one waited
             return
-        with whole_folder(folder, options.partial, resume=True) as target:
-            index = task.prepare(manifest, options.config["settings"], target)
+        settings = options.config["settings"]
+        resumed = whole_folder(folder, options.partial, resume=True)
+        with says_how_to_look_again(settings["data"]), resumed as target:
+            index = task.prepare(manifest, settings, target)
         with whole_file(options.index) as partial:
             partial.write_text(to_json(index))
 

@@ -1,5 +1,7 @@
 """Lists the files of a pack. Hidden files and the litter of systems and file servers count as not there."""
 
+import hashlib
+import json
 import logging
 import os
 import unicodedata
@@ -8,6 +10,7 @@ from pathlib import Path
 
 logger = logging.getLogger(__name__)
 NAMED = 3
+MOST_FILES = 100_000  # in a folder whose files are looked at one by one, which takes less than a second
 ICON_OF_MACOS = "Icon\r"
 LITTER = {
     name.casefold()
@@ -46,6 +49,49 @@ def files_below(folders: Iterable[Path]) -> list[Path]:
             inner[:] = sorted(name for name in inner if not is_litter(name))
             found += [Path(home, name) for name in sorted(names) if not is_litter(name)]
     return found
+
+
+def state_of(path: Path) -> str | None:
+    """Returns a hash by which a change of a file or folder is seen without reading it; None if it does not exist.
+
+    It is made of the names, sizes and times of all files but litter or, beyond `MOST_FILES`, of the names and times of
+    the folders, which change when files are added, removed or renamed.
+
+    Raises: OSError if a folder cannot be read.
+    """
+    if not path.is_dir():
+        return _hash([["", *_size_and_time(path.stat())]]) if path.exists() else None
+    files, folders, seen = [], [], set()
+    to_visit = [("", path)]
+    while to_visit:
+        name, folder = to_visit.pop()
+        stat = folder.stat()
+        if (stat.st_dev, stat.st_ino) in seen:  # a link to a folder above or beside it
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders.append([name, stat.st_mtime_ns])
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if is_litter(entry.name):
+                    continue
+                inner = f"{name}/{entry.name}"
+                if entry.is_dir():
+                    to_visit.append((inner, folder / entry.name))
+                elif len(files) <= MOST_FILES:
+                    files.append([inner, *_size_and_time(entry.stat(follow_symlinks=_leads_somewhere(entry)))])
+    return _hash(files if len(files) <= MOST_FILES else folders)
+
+
+def _leads_somewhere(entry: os.DirEntry) -> bool:
+    return not entry.is_symlink() or os.path.exists(entry)
+
+
+def _size_and_time(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _hash(rows: list) -> str:
+    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()[:16]
 
 
 def by_stem(files: Sequence[Path]) -> dict[str, Path]:

@@ -109,6 +109,7 @@ def bring(
     target: Path,
     downloads: Path,
     *,
+    complete: bool = True,
     holding: Collection[str] = (),
     parts: Collection[str] | None = None,
 ) -> tuple[Path, dict[str, Any]]:
@@ -116,6 +117,8 @@ def bring(
 
     Args:
         downloads: folder in which downloaded files are kept.
+        complete: whether the files at `path` must be those of the published pack; otherwise they may be the user's own,
+            which are not announced with its licence.
         holding: names or glob patterns, at least one of which exists in the root folder of the pack; if none does, the
             only subfolder is taken as the root.
         parts: the files of the pack that are needed (default: all).
@@ -126,9 +129,12 @@ def bring(
     """
     pack = read_pack(name)
     files = {file: pack.files[file] for file in parts or pack.files}
-    logger.info("%s (%s). Licence: %s. To cite: %s", pack.title, pack.home, pack.licence, pack.cite)
-    if pack.notice:
-        logger.warning("%s: %s", name, pack.notice)
+    if path is None or complete:
+        logger.info("%s (%s). Licence: %s. To cite: %s", pack.title, pack.home, pack.licence, pack.cite)
+        if pack.notice:
+            logger.warning("%s: %s", name, pack.notice)
+    else:
+        logger.info("%s: your own data, in the layout of %s", path, pack.title)
     if path is None:
         from bbnet.data.fetch import fetch_files  # imported here so that reading packs does not import requests
 

@@ -16,19 +16,31 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 30
 
 
-def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:
-    """Yields `items` and reports progress. `total` is the number of items, needed only if `items` has no length."""
+def track(
+    items: Iterable[Item], what: str, total: int | None = None, size: Callable[[Item], int] = lambda _: 1
+) -> Iterator[Item]:
+    """Yields `items` and reports progress.
+
+    Args:
+        total: the sum of all sizes, needed only if `items` has no length.
+        size: how many an item counts as, if it is a group of those that are to be counted.
+    """
     if total is None and isinstance(items, Sized):
-        total = len(items)
-    if sys.stderr.isatty():
-        yield from tqdm(items, desc=what, leave=False, total=total)
-        return
-    last = time.monotonic()
-    for done, item in enumerate(items, start=1):
-        yield item
-        if done == total or time.monotonic() - last > SECONDS_BETWEEN_LINES:
-            logger.info("%s: %d%s", what, done, "" if total is None else f" of {total}")
-            last = time.monotonic()
+        total = sum(map(size, items))
+    bar = tqdm(desc=what, total=total, leave=False) if sys.stderr.isatty() else None
+    done, last = 0, time.monotonic()
+    try:
+        for item in items:
+            yield item
+            done += size(item)
+            if bar is not None:
+                bar.update(size(item))
+            elif done == total or time.monotonic() - last > SECONDS_BETWEEN_LINES:
+                logger.info("%s: %d%s", what, done, "" if total is None else f" of {total}")
+                last = time.monotonic()
+    finally:
+        if bar is not None:
+            bar.close()
 
 
 @contextmanager

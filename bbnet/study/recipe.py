@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel
 
+from bbnet.data.files import state_of
 from bbnet.study.config import ConfigError, Knobs, Study
 from bbnet.study.discover import PACKAGE
 from bbnet.study.grid import Run
@@ -36,10 +37,11 @@ class Recipes:
         self.prepared_key = cache(self.prepared_key)
         self.run_fingerprint = cache(self.run_fingerprint)
         self._warm_start = cache(self._warm_start)
+        self._state_of = cache(state_of)
         self._training_code = cache(_training_code)
         for task in self.tasks:
             for pack in self.packs(task):
-                _published(pack)
+                self._published(pack)
 
     def packs(self, task: str) -> list[BaseModel]:
         """Returns the packs of the task's data and of the weights that its models start from."""
@@ -49,7 +51,24 @@ class Recipes:
     def fetch(self, task: str, data: BaseModel) -> dict[str, Any]:
         generator = PACKAGE / "data" / "synthetic" / f"{data.pack}.py"
         files = [SCRIPTS / "fetch.py", *_data_code(task), *([generator] if generator.exists() else [])]
-        return {"task": task, "data": data.model_dump(), "code": _code(files)} | _published(data)
+        return {"task": task, "data": data.model_dump(), "code": _code(files)} | self._published(data)
+
+    def _published(self, data: BaseModel) -> dict[str, Any]:
+        """Returns checksums and counts of a published pack, and the state of the file or folder at `path`, if any."""
+        if not hasattr(data, "path"):
+            return {}
+        pack = _packs().get(data.pack)
+        if not isinstance(pack, dict) or not isinstance(pack.get("files"), dict):
+            raise ConfigError(f"{PACKS}: {data.pack}: must be a map with a map of files")
+        try:
+            state = None if data.path is None else self._state_of(Path(data.path).expanduser())
+        except OSError as error:
+            raise ConfigError(f"{error.filename or data.path}: cannot be read ({error.strerror})") from None
+        return {
+            "files": {name: _identity(file) for name, file in pack["files"].items()},
+            "counts": pack.get("counts"),
+            "state": state,
+        }
 
     def prepare(self, task: str) -> dict[str, Any]:
         later = {"models", "training", "slabs", *self.tasks[task].scoring()}
@@ -115,21 +134,6 @@ class Recipes:
     def run_fingerprint(self, run: Run) -> str:
         """Returns the fingerprint that the `record.json` of the finished run contains."""
         return fingerprint(self.train(run))
-
-
-def _published(data: BaseModel) -> dict[str, Any]:
-    """Returns checksums and counts of a published pack, and size and time of the archive given by `path`, if any."""
-    if not hasattr(data, "path"):
-        return {}
-    pack = _packs().get(data.pack)
-    if not isinstance(pack, dict) or not isinstance(pack.get("files"), dict):
-        raise ConfigError(f"{PACKS}: {data.pack}: must be a map with a map of files")
-    archive = Path(data.path or "").expanduser()
-    return {
-        "files": {name: _identity(file) for name, file in pack["files"].items()},
-        "counts": pack.get("counts"),
-        "archive": [archive.stat().st_size, archive.stat().st_mtime_ns] if archive.is_file() else None,
-    }
 
 
 def _identity(file: Any) -> Any:

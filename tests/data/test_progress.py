@@ -43,6 +43,13 @@ def test_items_of_unknown_number_are_counted_without_a_total(log, monkeypatch):
     assert log() == ["read: 1", "read: 2", "read: 3"]
 
 
+@pytest.mark.parametrize("groups", [["ab", "c", "defg"], iter(["ab", "c", "defg"])])
+def test_items_of_groups_are_counted_and_not_the_groups(log, monkeypatch, groups):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)
+    list(progress.track(groups, "prepare", 7, len))
+    assert log() == ["prepare: 2 of 7", "prepare: 3 of 7", "prepare: 7 of 7"]
+
+
 def test_nothing_is_written_to_a_log_on_a_terminal(caplog, monkeypatch, capsys):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
+from bbnet.data import files
 from bbnet.study import grid, recipe
 from bbnet.study.config import Knobs, Study
 from bbnet.study.record import fingerprint
@@ -318,3 +320,103 @@ def test_an_edit_reruns_what_it_shapes_of_speech(study, clone, file, expected):
     before = speech_fingerprints(speech)
     clone(append(file))
     assert changed(before, speech_fingerprints(speech)) == expected
+
+
+# Data at a path of this machine.
+
+
+def replace_with_equal_size(path: Path) -> None:
+    time = path.stat().st_mtime_ns
+    path.write_text(path.read_text()[::-1])
+    os.utime(path, ns=(time + 10**6, time + 10**6))
+
+
+EDITS = {
+    "a file is replaced": replace_with_equal_size,
+    "a file grows and keeps its time": lambda path: (path.write_text("longer than before"), os.utime(path, (9, 9))),
+    "a file is removed": Path.unlink,
+    "a file is renamed": lambda path: path.rename(path.with_name("other")),
+    "a file is added": lambda path: path.with_name("more").write_text(""),
+}
+NO_EDITS = {
+    "nothing": lambda path: None,
+    "a file is read": Path.read_text,
+    "Finder looks at a folder": lambda path: path.with_name(".DS_Store").write_text("litter"),
+    "a file server makes previews": lambda path: (path.parent / "@eaDir" / "preview").mkdir(parents=True),
+}
+OWN_PACKS = {
+    "change": ("levir_cd", "train/label"),
+    "asr": ("librispeech", "dev-clean/84/121"),
+    "face": ("faces", "a/train"),
+}
+
+
+@pytest.fixture
+def own_pack(tmp_path):
+    """Returns a folder and one of its files, deep inside; the files have the time 9 s."""
+
+    def make(inner: str) -> tuple[Path, Path]:
+        root = tmp_path / "pack"
+        file = root / inner / "b"
+        file.parent.mkdir(parents=True)
+        for path in (file, file.with_name("a"), root / "notes"):
+            path.write_text("some text")
+            os.utime(path, (9, 9))
+        return root, file
+
+    return make
+
+
+@pytest.mark.parametrize("task", OWN_PACKS)
+@pytest.mark.parametrize("edit", EDITS | NO_EDITS)
+def test_an_edit_below_the_path_of_a_pack_is_seen_and_a_look_is_none(study, own_pack, task, edit):
+    pack, inner = OWN_PACKS[task]
+    root, file = own_pack(inner)
+
+    def raw_key() -> str:
+        recipes = recipe.Recipes(study("tasks.change.data", {"pack": "levir_cd", "path": str(root)}), Knobs())
+        data = recipes.tasks["change"].data.model_copy(update={"pack": pack})
+        return recipes.raw_key(task, data)
+
+    before = raw_key()
+    (EDITS | NO_EDITS)[edit](file)
+    assert (raw_key() != before) == (edit in EDITS)
+
+
+def test_edited_data_are_fetched_prepared_and_trained_on_again(study, own_pack):
+    root, file = own_pack("train/label")
+    data = {"pack": "levir_cd", "path": str(root), "complete": False}
+    before = fingerprints(study("tasks.change.data", data))
+    file.unlink()
+    assert changed(before, fingerprints(study("tasks.change.data", data))) == EVERYTHING
+
+
+def test_of_very_many_files_the_folders_are_looked_at(own_pack, monkeypatch):
+    monkeypatch.setattr(files, "MOST_FILES", 2)
+    root, file = own_pack("train/label")
+    before = files.state_of(root)
+    replace_with_equal_size(file)
+    assert files.state_of(root) == before
+    file.unlink()
+    assert files.state_of(root) != before
+
+
+def test_linked_folders_are_followed_once_and_dead_links_are_no_error(own_pack, tmp_path):
+    root, file = own_pack("train/label")
+    (root / "train").rename(tmp_path / "elsewhere")
+    (root / "train").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "loop").symlink_to(root)
+    (root / "dead").symlink_to(tmp_path / "nothing")
+    before = files.state_of(root)
+    replace_with_equal_size(file)
+    assert files.state_of(root) != before
+
+
+def test_a_hundred_thousand_files_are_looked_at_in_about_a_second(tmp_path):
+    for folder in range(100):
+        (tmp_path / str(folder)).mkdir()
+        for number in range(100):
+            (tmp_path / str(folder) / f"{number}.png").touch()
+    began = time.process_time()  # which other jobs of the machine do not lengthen
+    files.state_of(tmp_path)
+    assert time.process_time() - began < 0.2  # of a tenth of the files, with room for a slow machine

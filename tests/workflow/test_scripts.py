@@ -1,5 +1,6 @@
 """What every script of the workflow shares, and what a job does not import."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -52,3 +53,28 @@ def test_truth_values_survive_a_table(tmp_path):
 
 def test_a_job_that_fetches_nothing_imports_nothing_to_fetch_with():
     assert {"requests", "pandas", "torchvision", "torch._dynamo"}.isdisjoint(imported_by(JOB))
+
+
+@pytest.mark.parametrize("job", ["fetch", "prepare"])
+def test_whatever_refuses_a_local_pack_says_in_one_line_how_it_is_looked_at_again(tmp_path, job):
+    pack = tmp_path / "pack"
+    for folder in ("classification/train", "classification/dev", "verification/known", "verification/unknown_dev"):
+        (pack / folder).mkdir(parents=True)
+    data = {"pack": "faces", "path": str(pack), "complete": job == "fetch"}
+    config = {"task": "face", "data": data, "settings": {"data": data, "size": 16, "resize": "crop", "faults": {}}}
+    manifest = tmp_path / "raw.json"
+    manifest.write_text(
+        json.dumps({"root": str(pack), "classification": "classification", "verification": "verification"})
+    )
+    places = {
+        "fetch": ["--manifest", tmp_path / "new.json", "--downloads", tmp_path],
+        "prepare": ["--raw", manifest, "--index", tmp_path / "index.json"],
+    }
+    command = [sys.executable, SCRIPTS / f"{job}.py", "--config", json.dumps(config), *places[job]]
+    done = subprocess.run(
+        [*command, "--partial", tmp_path, "--log", tmp_path / "a.log"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert f"{pack / 'classification' / 'train'}: " in last
+    assert last.endswith("the same command with --forcerun fetch prepare looks at all of it again")

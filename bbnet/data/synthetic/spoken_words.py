@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import espeakng_loader
@@ -110,7 +111,7 @@ def write_spoken_words(
             for first in range(0, len(share), UTTERANCES_PER_CHAPTER):
                 chapters.append((speaker, str(chapter), len(share[first : first + UTTERANCES_PER_CHAPTER])))
                 chapter += 1
-        for speaker, name, utterances in track(chapters, f"speak {split}"):
+        for speaker, name, utterances in track(chapters, f"speak {split}", size=itemgetter(2)):
             folder = target / split / speaker.name / name
             folder.mkdir(parents=True)
             lines = []

@@ -40,7 +40,7 @@ def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) ->
         _render(pack, target)
         root, origin = target, {}
     else:
-        root, origin = bring(pack.pack, pack.path, target, downloads, holding=SPLITS)
+        root, origin = bring(pack.pack, pack.path, target, downloads, complete=pack.complete, holding=SPLITS)
     pairs, unread = {}, {}
     for split in SPLITS:
         pairs[split], unread[split] = _read_names(root, split)

@@ -45,7 +45,8 @@ def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) ->
         return {"pack": pack.pack, "splits": SPLITS, "audio_files": _count_audio(target, folders_of(SPLITS))}
     splits = SPLITS | {"train": tuple(pack.train)}
     folders = folders_of(splits)
-    root, origin = bring(pack.pack, pack.path, target, downloads, holding=folders, parts=pack.files())
+    asked = {"complete": pack.complete, "holding": folders, "parts": pack.files()}
+    root, origin = bring(pack.pack, pack.path, target, downloads, **asked)
     counts = _count_audio(root, folders)
     if pack.complete:
         for folder in folders:

@@ -88,6 +88,9 @@ class Shard:
     path: Path
     low_rate: str
 
+    def size(self) -> int:
+        return len(self.utterances)
+
 
 def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
     """Computes features and tokens of every utterance, in the order train, val, test-clean, test-other.
@@ -156,15 +159,17 @@ def _compute(shards: Sequence[Shard]) -> None:
     """Computes the shards that do not exist yet, with one worker process per core of this job."""
     missing = [shard for shard in shards if not _is_current(shard)]
     if len(missing) < len(shards):
-        logger.info("prepare: %d of %d shards exist already", len(shards) - len(missing), len(shards))
+        there, total = (sum(map(Shard.size, some)) for some in (missing, shards))
+        logger.info("prepare: %d of %d utterances exist already", total - there, total)
     workers = min(len(missing), cores())
     if workers <= 1:
-        for shard in track(missing, "prepare: shards"):
+        for shard in track(missing, "prepare: utterances", size=Shard.size):
             compute_shard(shard)
         return
     with worker_pool(workers) as pool:
-        jobs = [pool.submit(compute_shard, shard) for shard in missing]
-        for job in track(as_completed(jobs), "prepare: shards", total=len(jobs)):
+        shard_of = {pool.submit(compute_shard, shard): shard for shard in missing}
+        total = sum(map(Shard.size, missing))
+        for job in track(as_completed(shard_of), "prepare: utterances", total, lambda job: shard_of[job].size()):
             job.result()
 
 
@@ -270,7 +275,7 @@ def _write_features(
     starts = np.cumsum([0, *(row.frames for rows in kept.values() for row in rows)], dtype=np.int64)
     np.save(target / "starts.npy", starts)
     with appended_array(target / "features.npy", (int(starts[-1]), BINS), np.float32) as append:
-        for shard in track(shards, "prepare: normalise"):
+        for shard in track(shards, "prepare: normalise", size=Shard.size):
             append((_kept_features(shard, keys[shard.folder]) - mean) / sd)
     return mean.tolist(), sd.tolist()
 

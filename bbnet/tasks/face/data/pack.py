@@ -43,7 +43,8 @@ def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) ->
         return {"pack": pack.pack} | _halves(target)
     if isinstance(pack, Weights):
         return {"pack": pack.pack} | _fetch_weights(pack, target, downloads)
-    root, origin = bring(pack.pack, pack.path, target, downloads, holding=[f"*{half}" for half in HALVES])
+    names = [f"*{half}" for half in HALVES]
+    root, origin = bring(pack.pack, pack.path, target, downloads, complete=pack.complete, holding=names)
     halves = _halves(root)
     if pack.complete:
         _check_complete(root, halves, read_pack(pack.pack).counts)

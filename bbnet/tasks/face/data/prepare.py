@@ -77,7 +77,7 @@ def _write(
     usable, faults, conversions = [], [], []
     groups = [images.files[first : first + IMAGES_AT_ONCE] for first in range(0, len(images.files), IMAGES_AT_ONCE)]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for group in track(groups, f"prepare {part}"):
+        for group in track(groups, f"prepare {part}", size=len):
             decoded = list(pool.map(read, group))
             faults += [str(one) for one in decoded if isinstance(one, ValueError)]
             pictures = [one[0] for one in decoded if not isinstance(one, ValueError)]
