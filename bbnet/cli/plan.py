@@ -58,9 +58,15 @@ def print_plan(options: argparse.Namespace) -> None:
     packs = [pack for task in tasks for data in recipes.packs(task) if (pack := pack_of(data)) and data.path is None]
     device = machine.name_of(knobs.device)
     print(f"Study {knobs.study}, on {device}\n")
-    costs = [_cost(study, knobs, recipes, device, task, label) for task in tasks for label in tasks[task].models]
+    prepared = {task: Path(knobs.data_dir, "prepared", recipes.prepared_key(task)) for task in tasks}
+    estimates = {task: _estimate(tasks[task], prepared[task]) for task in tasks}
+    costs = [
+        _cost(study, knobs, recipes, device, task, label, estimates[task])
+        for task in tasks
+        for label in tasks[task].models
+    ]
     print(_hours_table(costs))
-    print(_disk_table(study, recipes, costs))
+    print(_disk_table(recipes, estimates, costs))
     like = options.like or (EARLIER_STUDY if EARLIER_STUDY.is_dir() else None)
     if like is not None:
         print(f"\n{_detectable_table(study, summary_folder(like) / 'contrasts.csv')}")
@@ -86,11 +92,11 @@ class Cost:
         return None if None in (self.step_seconds, self.steps) else self.steps * self.step_seconds / 3600
 
 
-def _cost(study: Study, knobs: Knobs, recipes: Recipes, device: str, task: str, label: str) -> Cost:
-    settings = study.task_settings()[task]
+def _cost(
+    study: Study, knobs: Knobs, recipes: Recipes, device: str, task: str, label: str, estimate: Estimate | None
+) -> Cost:
     runs = [run for run in grid.runs(study) if (run.task, run.model) == (task, label)]
-    training = settings.training
-    estimate = _estimate(settings)
+    training = recipes.tasks[task].training
     epochs = len(runs) * training.sparse_epochs + len(study.seeds) * training.warm_up_epochs
     measured, source = _recorded(device, recipes.step_key(task, label))
     if measured is None:
@@ -107,8 +113,18 @@ def _cost(study: Study, knobs: Knobs, recipes: Recipes, device: str, task: str, 
     )
 
 
-def _estimate(settings: Any) -> Estimate | None:
-    """Returns None for the user's own data, whose size is unknown before they are prepared."""
+def _estimate(settings: Any, prepared: Path) -> Estimate | None:
+    """Returns the size of the data in the folder `prepared` or, if they are not there yet, an estimate.
+
+    It is None for the user's own data, whose size is unknown before they are prepared.
+    """
+    index = prepared.with_name(f"{prepared.name}.json")
+    if index.is_file():
+        try:
+            steps = settings.prepared_steps(prepared, json.loads(index.read_text(encoding="utf-8")))
+            return Estimate(steps, sum(path.stat().st_size for path in prepared.iterdir()))
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ConfigError(f"{index}: cannot be read: {error!r}") from None
     own = not getattr(settings.data, "complete", True)
     return None if own else settings.estimate(pack_of(settings.data))
 
@@ -221,12 +237,11 @@ def _contrast_counts(study: Study) -> list[tuple[str, str, int]]:
     return [(task, metric, tasks.count(task) * len(primary[task])) for task in primary for metric in primary[task]]
 
 
-def _disk_table(study: Study, recipes: Recipes, costs: list[Cost]) -> str:
+def _disk_table(recipes: Recipes, estimates: Mapping[str, Estimate | None], costs: list[Cost]) -> str:
     rows = []
-    for task, settings in study.task_settings().items():
+    for task, estimate in estimates.items():
         for data in recipes.packs(task):
             rows += _download_rows(task, data)
-        estimate = _estimate(settings)
         prepared = "unknown" if estimate is None else f"about {_shown(estimate.prepared_bytes)}"
         rows.append((task, "prepared arrays", prepared))
     for cost in costs:

@@ -20,7 +20,7 @@ class Estimate(NamedTuple):
 
 
 class TaskSettings(Section):
-    """Base class of the complete settings of a task, which also have `estimate` and `fans`."""
+    """Base class of the complete settings of a task, which also have `estimate`, `prepared_steps` and `fans`."""
 
     def steps_per_epoch(self) -> int | None:
         """Returns the optimiser steps per epoch, or None if they are unknown until the data are prepared."""

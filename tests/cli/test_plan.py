@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -128,6 +129,62 @@ def test_the_paper_study_is_planned_with_its_downloads(project, capsys, monkeypa
     epochs = {"change": runs * 20 + 3 * 10, "face": runs * 15 + 3 * 5}
     for task in steps:
         assert row(text, task)[3] == f"{steps[task] * epochs[task]:,}"
+
+
+OWN_TASKS = {
+    "change": {
+        "data": {"pack": "levir_cd"},
+        "tile": 32,
+        "models": {"tiny": {"widths": [8, 8]}},
+        "training": {"epochs": 7, "warm_up_epochs": 2, "batch_size": 4, "learning_rate": 0.003},
+    },
+    "face": {
+        "data": {"pack": "faces"},
+        "size": 32,
+        "models": {"tiny": {"architecture": "small", "widths": [8], "blocks": [1]}},
+        "training": {"epochs": 7, "warm_up_epochs": 2, "batch_size": 4, "learning_rate": 0.003},
+    },
+    "asr": {
+        "data": {"pack": "librispeech"},
+        "models": {
+            "tiny": {
+                "width": 16,
+                "hidden": 32,
+                "encoder_layers": 1,
+                "decoder_layers": 1,
+                "heads": 2,
+                "stem_channels": 8,
+            }
+        },
+        "training": {"epochs": 7, "warm_up_epochs": 2, "batch_seconds": 10, "learning_rate": 0.003},
+    },
+}
+TRAIN = {"change": {"starts": [0, 9, 23]}, "face": {"labels": [0] * 22}, "asr": {"utterances": ["u"] * 22}}
+
+
+@pytest.mark.parametrize("task", OWN_TASKS)
+def test_the_steps_and_size_of_own_data_are_known_once_they_are_prepared(project, capsys, monkeypatch, task):
+    monkeypatch.setattr("bbnet.cli.plan._measured_here", lambda *_: (None, "unknown"))
+    (project / "mine").mkdir()
+    settings = json.loads(json.dumps(OWN_TASKS[task]))
+    settings["data"] |= {"path": "mine", "complete": False}
+    (project / "studies" / "micro.yaml").write_text(yaml.safe_dump(STUDY | {"tasks": {task: settings}}))
+    assert row(plan(capsys), task)[3] == "unknown"
+    knobs = Knobs(study="micro")
+    prepared = project / "data/prepared" / Recipes(read_study("micro", project / "studies"), knobs).prepared_key(task)
+    prepared.mkdir(parents=True)
+    (prepared / "array.npy").write_bytes(bytes(3_000_000))
+    # 22 utterances of 2 s and others, of which training has batches of 10 s.
+    np.save(prepared / "starts.npy", np.cumsum([0, *[200] * 22, *[900] * 5]))
+    prepared.with_suffix(".json").write_text(json.dumps({"splits": {"train": TRAIN[task]}}))
+    text = plan(capsys)
+    steps = 22 // 4 if task != "asr" else 5
+    steps = 23 // 4 if task == "change" else steps
+    assert row(text, task)[3] == f"{(RUNS * 5 + 3 * 2) * steps:,}"
+    assert "prepared arrays" in text and "about 3.0 MB" in text
+    prepared.with_suffix(".json").write_text("{}")
+    with pytest.raises(SystemExit, match=r"\.json: cannot be read"):
+        plan(capsys)
 
 
 @pytest.mark.parametrize(

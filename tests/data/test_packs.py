@@ -458,6 +458,19 @@ def test_a_disk_without_the_space_to_unpack_is_an_error(bring_from, tmp_path, ho
     assert list((tmp_path / "target").iterdir()) == []
 
 
+@pytest.mark.parametrize("form", ["folder", "archive"])
+@pytest.mark.parametrize("complete", [True, False])
+def test_own_data_are_not_announced_as_the_published_ones(publish, bring_from, home, caplog, complete, form):
+    caplog.set_level(logging.INFO)
+    publish(files={"a.zip": {"urls": ["http://127.0.0.1:1/"]}}, notice="Not for sale.")
+    (home / "A").mkdir()
+    path = home if form == "folder" else zip_of(home / "any.zip", A__1="one")
+    bring_from(path, complete=complete)
+    announced = [message for message in caplog.messages if "CC0" in message or "Not for sale." in message]
+    assert len(announced) == (2 if complete else 0)
+    assert any(message.startswith(f"{path}: your own data") for message in caplog.messages) != complete
+
+
 def test_what_is_downloaded_already_is_checked_and_unpacked(publish, tmp_path, caplog):
     caplog.set_level(logging.INFO)
     downloads, target = tmp_path / "downloads", tmp_path / "target"

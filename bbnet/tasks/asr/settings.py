@@ -1,5 +1,8 @@
 """Settings of the speech-recognition task."""
 
+import math
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,7 +15,9 @@ if TYPE_CHECKING:
 LEXICON_SIZE = 273  # words of bbnet/data/synthetic/spoken_words.py, which this module must not import
 SECONDS_PER_SPOKEN_WORD = 0.27  # measured on the embedded pack
 FILLED_SHARE = 0.93  # typical share of a batch that is not padding
-BYTES_PER_SECOND = 100 * 80 * 4  # 100 frames of 80 float32 features
+FRAMES_PER_SECOND = 100
+CLASS_RATIO = 1.15  # largest ratio of lengths within a class of utterances of a batch, which limits the padding
+BYTES_PER_SECOND = FRAMES_PER_SECOND * 80 * 4  # each frame has 80 float32 features
 
 
 class SpokenWords(Section):
@@ -179,6 +184,22 @@ class Settings(TaskSettings):
             others = 3600 * sum(pack.hours[part] for part in ("dev-clean", "test-clean", "test-other"))
         steps = round(seconds / (FILLED_SHARE * self.training.batch_seconds))
         return Estimate(max(1, steps), round(BYTES_PER_SECOND * (seconds + others)))
+
+    def prepared_steps(self, prepared: Path, index: Mapping[str, Any]) -> int:
+        """Returns the steps per epoch with the data in the folder `prepared`, of which training comes first.
+
+        These are the batches that `Utterances` makes, whose module imports torch.
+        """
+        import numpy as np  # imported here because each call of Snakemake reads this module
+
+        utterances = len(index["splits"]["train"]["utterances"])
+        frames = np.diff(np.load(prepared / "starts.npy")[: utterances + 1])
+        classes = np.floor(np.log(frames) / np.log(CLASS_RATIO))
+        budget, steps = self.training.batch_seconds * FRAMES_PER_SECOND, 0
+        for value in np.unique(classes):
+            members = frames[classes == value]
+            steps += math.ceil(len(members) / max(1, budget // members.max()))
+        return steps
 
     def scoring(self) -> dict[str, Any]:
         """Returns the settings that only scoring on test uses."""

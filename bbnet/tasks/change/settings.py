@@ -1,6 +1,8 @@
 """Settings of the change-detection task."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -56,6 +58,10 @@ class Settings(TaskSettings):
             size, pairs = pack.image_size, pack.counts
         tiles = pairs["train"] * (size // self.tile) ** 2
         return Estimate(tiles // self.training.batch_size, 7 * size**2 * sum(pairs.values()))
+
+    def prepared_steps(self, _: Path, index: Mapping[str, Any]) -> int:
+        """Returns the steps per epoch with the prepared data that `index` describes."""
+        return index["splits"]["train"]["starts"][-1] // self.training.batch_size
 
     def fans(self) -> dict[str, set[int]]:
         """Returns the fans that occur among the slabs of each model, on any side."""

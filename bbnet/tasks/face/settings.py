@@ -1,6 +1,8 @@
 """Settings of the face task."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -145,6 +147,10 @@ class Settings(TaskSettings):
             train = pack.counts["train"]
             others = sum(pack.counts.values()) - train - pack.counts["identities"]
         return Estimate(train // self.training.batch_size, 3 * self.size**2 * (train + others))
+
+    def prepared_steps(self, _: Path, index: Mapping[str, Any]) -> int:
+        """Returns the steps per epoch with the prepared data that `index` describes."""
+        return len(index["splits"]["train"]["labels"]) // self.training.batch_size
 
     def fans(self) -> dict[str, set[int]]:
         """Returns the fans that occur among the slabs of each model, on any side."""

@@ -2,13 +2,14 @@
 
 import collections
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from bbnet.tasks.asr.data.batches import CLASS_RATIO, spec_augment
-from bbnet.tasks.asr.settings import SpecAugment, SpeechTraining
+from bbnet.tasks.asr.settings import Settings, SpecAugment, SpeechTraining
 
 CPU = torch.device("cpu")
 LENGTHS = {
@@ -24,6 +25,14 @@ def training(batch_seconds: float = 20.0, **masks) -> SpeechTraining:
     return SpeechTraining(
         epochs=2, warm_up_epochs=1, learning_rate=0.1, batch_seconds=batch_seconds, spec_augment=SpecAugment(**masks)
     )
+
+
+def planned_steps(training: SpeechTraining, prepared: Path, utterances: int) -> int:
+    """The steps that are known from the settings and the prepared data alone."""
+    model = {"width": 16, "hidden": 32, "encoder_layers": 1, "decoder_layers": 1, "heads": 2, "stem_channels": 2}
+    data = {"pack": "librispeech"}
+    settings = Settings(data=data, models={"tiny": model}, training=training.model_dump())
+    return settings.prepared_steps(prepared, {"splits": {"train": {"utterances": [""] * utterances}}})
 
 
 def generator(seed: int) -> torch.Generator:
@@ -110,13 +119,13 @@ def test_a_change_of_a_batch_does_not_reach_the_data(split_of):
 
 @pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
 @pytest.mark.parametrize("seconds", [1, 15, 300])
-def test_an_epoch_has_every_utterance_once_within_the_seconds(split_of, lengths, seconds):
+def test_an_epoch_has_every_utterance_once_within_the_seconds(split_of, lengths, seconds, tmp_path):
     opened = split_of(lengths)
     settings = training(seconds)
     for seed in range(4):
         batches = lists(opened.batches(settings, generator(seed)))
         assert sorted(number for batch in batches for number in batch) == list(range(len(lengths)))
-        assert len(batches) == opened.steps_per_epoch(settings)
+        assert len(batches) == opened.steps_per_epoch(settings) == planned_steps(settings, tmp_path, len(opened))
         for batch in batches:
             assert len(batch) == 1 or len(batch) * max(lengths[number] for number in batch) <= 100 * seconds
 

@@ -14,9 +14,8 @@ from bbnet.tasks import batches
 from bbnet.tasks.asr.data.corpus import SPLITS
 from bbnet.tasks.asr.data.features import FRAMES_PER_SECOND, positions
 from bbnet.tasks.asr.data.tokens import EOS, PAD, load_tokeniser
-from bbnet.tasks.asr.settings import Decoding, SpecAugment, SpeechTraining
+from bbnet.tasks.asr.settings import CLASS_RATIO, Decoding, SpecAugment, SpeechTraining
 
-CLASS_RATIO = 1.15  # largest ratio of lengths within a class, which limits the padding
 EVALUATION_FRAMES = 20_000
 
 
