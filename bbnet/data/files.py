@@ -57,4 +57,6 @@ def warn_of_unread(folder: Path, unread: Sequence[Path], read: str) -> None:
     if unread:
         named = ", ".join(str(path.relative_to(folder)) for path in unread[:NAMED])
         others = f" and {len(unread) - NAMED} more" if len(unread) > NAMED else ""
-        logger.warning("%s: files that are not read: %d: %s%s; what is read: %s", folder, len(unread), named, others, read)
+        logger.warning(
+            "%s: files that are not read: %d: %s%s; what is read: %s", folder, len(unread), named, others, read
+        )
