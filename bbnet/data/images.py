@@ -62,11 +62,18 @@ def decode(path: Path, mode: str) -> Image.Image:
         with open_image(path) as image:
             if image.mode not in EIGHT_BIT_MODES:
                 raise ValueError(f"{path}: image mode {image.mode}; allowed are {', '.join(EIGHT_BIT_MODES)}")
-            if any(";16" in str(tile.args) for tile in image.tile):
+            if any(map(_is_of_16_bits, image.tile)):
                 raise ValueError(f"{path}: 16 bits per channel; allowed are 8")
             return image.convert(mode)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path}: cannot be decoded ({error})") from None
+
+
+def _is_of_16_bits(tile: tuple) -> bool:
+    """Returns whether the decoder of a part of an image reads more than 8 bits per channel, which it would cut off."""
+    codec, _, _, arguments = tile
+    largest = arguments[1] if codec in ("ppm", "ppm_plain") else 0  # PGM and PPM tell the largest value
+    return ";16" in str(arguments) or largest > 255
 
 
 class PixelMoments:

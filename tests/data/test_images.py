@@ -67,6 +67,28 @@ def test_what_only_begins_like_an_image_is_no_image_and_refused_by_name(tmp_path
     assert str(refused.value).startswith(f"{tmp_path / 'a.pgm'}: ")
 
 
+def test_a_photograph_of_a_telephone_with_a_second_picture_within_is_read(tmp_path):
+    first, second = (Image.fromarray(np.full((16, 16, 3), value, np.uint8)) for value in (200, 10))
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
+    assert Image.open(tmp_path / "a.jpg").format == "MPO"
+    assert (np.asarray(decode(tmp_path / "a.jpg", "RGB")) == 200).all()
+
+
+@pytest.mark.parametrize("header", [b"P6 1 1 65535 ", b"P5 1 1 256 ", b"P5 1 1 65535 ", b"P6 1 1 1000\n"])
+def test_a_pgm_or_ppm_of_more_than_8_bits_is_refused_by_name(tmp_path, header):
+    (tmp_path / "a.pnm").write_bytes(header + bytes(6))
+    with pytest.raises(ValueError, match="16 bits per channel|image mode I") as refused:
+        decode(tmp_path / "a.pnm", "RGB")
+    assert str(refused.value).startswith(f"{tmp_path / 'a.pnm'}: ")
+
+
+def test_a_pgm_of_a_smaller_largest_value_is_scaled(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 1 \0\1\1")
+    assert np.asarray(decode(tmp_path / "a.pgm", "L")).tolist() == [[0, 255, 255]]
+    (tmp_path / "a.pgm").write_bytes(b"P2 3 1 1 0 1 1 ")
+    assert np.asarray(decode(tmp_path / "a.pgm", "L")).tolist() == [[0, 255, 255]]
+
+
 def test_files_of_other_formats_and_in_subfolders_are_returned_and_litter_is_not(save, tmp_path):
     for name in ("in/deep/b.png", "in/a.png", "in/.hidden.png", "@eaDir/c.png", "._b.png", "b.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
