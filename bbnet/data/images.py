@@ -1,6 +1,6 @@
 """Reads image files and computes the mean and standard deviation of their pixels."""
 
-from itertools import compress
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +27,19 @@ FORMATS_UNDER_ANY_SUFFIX = [name for name in FORMATS if name != "TIFF"]
 def images_in(folder: Path) -> tuple[list[Path], list[Path]]:
     """Returns the images in a folder, and all other files in it at any depth, which are not read; without litter."""
     files, folders = contents(folder)
-    readable = [is_image(file) for file in files]
-    others = [file for file, is_readable in zip(files, readable, strict=True) if not is_readable]
-    return list(compress(files, readable)), others + files_below(folders)
+    images, others = told_apart(files)
+    return images, others + files_below(folders)
 
 
-def is_image(path: Path) -> bool:
+def told_apart(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Returns the images that are read among files, and the other files."""
+    images, others = [], []
+    for file in files:
+        (images if _is_image(file) else others).append(file)
+    return images, others
+
+
+def _is_image(path: Path) -> bool:
     """Returns whether the file is an image that is read: by its suffix or, if that is unknown, by its first bytes."""
     if path.suffix.lower() in SUFFIXES:
         return True
