@@ -4,7 +4,6 @@ import logging
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import compress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,12 +47,19 @@ class Decoded(NamedTuple):
 def images_in(folder: Path) -> tuple[list[Path], list[Path]]:
     """Returns the images in a folder, and all other files in it at any depth, which are not read; without litter."""
     files, folders = contents(folder)
-    readable = [is_image(file) for file in files]
-    others = [file for file, is_readable in zip(files, readable, strict=True) if not is_readable]
-    return list(compress(files, readable)), others + files_below(folders)
+    images, others = told_apart(files)
+    return images, others + files_below(folders)
 
 
-def is_image(path: Path) -> bool:
+def told_apart(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Returns the images that are read among files, and the other files."""
+    images, others = [], []
+    for file in files:
+        (images if _is_image(file) else others).append(file)
+    return images, others
+
+
+def _is_image(path: Path) -> bool:
     """Returns whether the file is an image that is read: by its suffix or, if that is unknown, by its first bytes."""
     if path.suffix.lower() in SUFFIXES:
         return True
@@ -85,7 +91,7 @@ def decode(path: Path, mode: str | None) -> Decoded:
         with open_image(path) as image:
             if image.mode not in EIGHT_BIT_MODES:
                 raise ValueError(f"{path}: image mode {image.mode}; allowed are {', '.join(EIGHT_BIT_MODES)}")
-            if any(";16" in str(tile.args) for tile in image.tile):
+            if any(map(_is_of_16_bits, image.tile)):
                 raise ValueError(f"{path}: 16 bits per channel; allowed are 8")
             if _is_misread(image):
                 raise ValueError(f"{path}: a BMP of two colours with several bits per pixel; allowed is 1 bit, or PNG")
@@ -99,6 +105,13 @@ def decode(path: Path, mode: str | None) -> Decoded:
             return Decoded(image.convert(mode or image.mode), [kind for kind, needed in found.items() if needed])
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path}: cannot be decoded ({error})") from None
+
+
+def _is_of_16_bits(tile: tuple) -> bool:
+    """Returns whether the decoder of a part of an image reads more than 8 bits per channel, which it would cut off."""
+    codec, _, _, arguments = tile
+    largest = arguments[1] if codec in ("ppm", "ppm_plain") else 0  # PGM and PPM tell the largest value
+    return ";16" in str(arguments) or largest > 255
 
 
 def _is_misread(image: Image.Image) -> bool:

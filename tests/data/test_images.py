@@ -1,81 +1,99 @@
-"""Photographs of every orientation and colour space are read alike, and what was converted is told."""
+"""Images are told by their content and of a stated list of formats; what else lies in a folder is named."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from bbnet.data.images import Converted, decode
+from bbnet.data.images import ALLOWED, FORMATS, decode, images_in
 
-LOSSLESS = {"png": {}, "tif": {}, "webp": {"lossless": True, "exact": True}}
-UPRIGHT = {  # how an image of each EXIF orientation is turned upright
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
-    6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
-    8: lambda a: np.rot90(a),
-}
+LOSSLESS = ("PNG", "TIFF", "WEBP", "BMP", "PPM")
 
 
 @pytest.fixture
-def picture():
-    return np.random.default_rng(3).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+def save(tmp_path):
+    """Writes random pixels, uint8 [9, 8, 3], in a format of Pillow, and returns them."""
+
+    def write(name: str, kind: str) -> np.ndarray:
+        values = np.random.default_rng(1).integers(0, 256, (9, 8, 3), dtype=np.uint8)
+        Image.fromarray(values).save(tmp_path / name, kind, **({"lossless": True} if kind == "WEBP" else {}))
+        return values
+
+    return write
 
 
-def with_orientation(value: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = value
-    return exif
+@pytest.mark.parametrize("kind", LOSSLESS)
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".jpg", ".WebP", ".TIF", ".pgm", ".bmp"])
+def test_an_image_is_read_by_its_content_whatever_its_suffix(save, tmp_path, kind, suffix):
+    values = save(f"a{suffix}", kind)
+    assert images_in(tmp_path) == ([tmp_path / f"a{suffix}"], [])
+    assert (np.asarray(decode(tmp_path / f"a{suffix}", "RGB").image) == values).all()
 
 
-@pytest.mark.parametrize("suffix", LOSSLESS)
-@pytest.mark.parametrize("orientation", [*UPRIGHT, 0, 9])
-def test_an_image_is_turned_upright_and_told(tmp_path, picture, orientation, suffix):
-    path = tmp_path / f"a.{suffix}"
-    Image.fromarray(picture).save(path, exif=with_orientation(orientation), **LOSSLESS[suffix])
-    image, conversions = decode(path, "RGB")
-    assert (np.asarray(image) == UPRIGHT.get(orientation, UPRIGHT[1])(picture)).all()
-    assert conversions == (["exif_orientation"] if 2 <= orientation <= 8 else [])
+@pytest.mark.parametrize("name", ["a", "a.image", "a.jpg_large", "a.gif"])
+def test_an_image_of_an_unknown_suffix_is_found_by_its_content(save, tmp_path, name):
+    for kind in ("PNG", "JPEG", "WEBP", "BMP", "PPM"):
+        save(name, kind)
+        assert images_in(tmp_path) == ([tmp_path / name], [])
 
 
-def test_a_jpeg_photograph_is_turned_upright_pixel_for_pixel(tmp_path, picture):
-    Image.fromarray(picture).save(tmp_path / "upright.jpg")
-    Image.fromarray(picture).save(tmp_path / "turned.jpg", exif=with_orientation(6))
-    upright, turned = (np.asarray(decode(tmp_path / f"{name}.jpg", "RGB").image) for name in ("upright", "turned"))
-    assert (turned == np.rot90(upright, -1)).all()
+@pytest.mark.parametrize("name", ["a.dng", "a.NEF", "a"])
+def test_a_tiff_of_another_suffix_is_not_read_since_it_may_be_a_raw_photograph(save, tmp_path, name):
+    save(name, "TIFF")
+    assert images_in(tmp_path) == ([], [tmp_path / name])
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
-def test_a_damaged_exif_block_does_not_spoil_a_photograph(tmp_path, picture):
-    for content in (b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0no TIFF header at all"):
-        Image.fromarray(picture).save(tmp_path / "a.jpg", exif=content)
-        image, conversions = decode(tmp_path / "a.jpg", "RGB")
-        assert (image.size, conversions) == ((40, 24), [])
+def test_every_suffix_of_the_list_is_one_that_pillow_gives_to_the_format():
+    known = Image.registered_extensions()
+    for kind, suffixes in FORMATS.items():
+        assert {known[suffix] for suffix in suffixes} == {kind}
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "tif"])
-def test_cmyk_is_converted_and_told(tmp_path, suffix):
-    red = Image.new("RGB", (8, 8), (250, 10, 20))
-    red.convert("CMYK").save(tmp_path / f"a.{suffix}")
-    image, conversions = decode(tmp_path / f"a.{suffix}", "RGB")
-    np.testing.assert_allclose(np.asarray(image)[4, 4], (250, 10, 20), atol=6)
-    assert conversions == ["cmyk"]
+@pytest.mark.parametrize("kind", ["GIF", "ICO", "TGA", "JPEG2000", "PCX"])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".webp"])
+def test_other_formats_are_refused_with_the_list_even_under_a_suffix_of_it(save, tmp_path, kind, suffix):
+    save(f"a{suffix}", kind)
+    with pytest.raises(ValueError, match=f"cannot be read as an image; allowed are {ALLOWED}") as refused:
+        decode(tmp_path / f"a{suffix}", "RGB")
+    assert str(refused.value).startswith(f"{tmp_path / f'a{suffix}'}: ")
 
 
-@pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_dropped_transparency_is_told(tmp_path, mode):
-    Image.new(mode, (8, 8)).save(tmp_path / "a.png")
-    assert decode(tmp_path / "a.png", "RGB").conversions == ["alpha"]
+@pytest.mark.parametrize("content", [b"", b"P5", b"P5 x y", b"P2 9" + b"9" * 100, b"P6 9999999 9", b"\x89PNG", b"RIFF"])
+def test_what_only_begins_like_an_image_is_no_image_and_refused_by_name(tmp_path, content):
+    (tmp_path / "a.txt").write_bytes(content)
+    assert images_in(tmp_path) == ([], [tmp_path / "a.txt"])
+    (tmp_path / "a.pgm").write_bytes(content)
+    with pytest.raises(ValueError, match="cannot be") as refused:
+        decode(tmp_path / "a.pgm", "RGB")
+    assert str(refused.value).startswith(f"{tmp_path / 'a.pgm'}: ")
 
 
-def test_conversions_are_counted_and_the_first_files_named_in_the_log(caplog):
-    caplog.set_level("INFO")
-    converted = Converted()
-    for number in range(5):
-        converted.add(f"{number}.jpg", ["exif_orientation", "cmyk"] if number else ["cmyk"])
-    converted.report()
-    assert converted.files["exif_orientation"] == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
-    assert "4 images were turned as their EXIF orientation says: 1.jpg; 2.jpg; 3.jpg; and 1 more" in caplog.text
-    assert "5 images were converted from CMYK" in caplog.text
+def test_a_photograph_of_a_telephone_with_a_second_picture_within_is_read(tmp_path):
+    first, second = (Image.fromarray(np.full((16, 16, 3), value, np.uint8)) for value in (200, 10))
+    first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])
+    assert Image.open(tmp_path / "a.jpg").format == "MPO"
+    assert (np.asarray(decode(tmp_path / "a.jpg", "RGB").image) == 200).all()
+
+
+@pytest.mark.parametrize("header", [b"P6 1 1 65535 ", b"P5 1 1 256 ", b"P5 1 1 65535 ", b"P6 1 1 1000\n"])
+def test_a_pgm_or_ppm_of_more_than_8_bits_is_refused_by_name(tmp_path, header):
+    (tmp_path / "a.pnm").write_bytes(header + bytes(6))
+    with pytest.raises(ValueError, match="16 bits per channel|image mode I") as refused:
+        decode(tmp_path / "a.pnm", "RGB")
+    assert str(refused.value).startswith(f"{tmp_path / 'a.pnm'}: ")
+
+
+def test_a_pgm_of_a_smaller_largest_value_is_scaled(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 3 1 1 \0\1\1")
+    assert np.asarray(decode(tmp_path / "a.pgm", "L").image).tolist() == [[0, 255, 255]]
+    (tmp_path / "a.pgm").write_bytes(b"P2 3 1 1 0 1 1 ")
+    assert np.asarray(decode(tmp_path / "a.pgm", "L").image).tolist() == [[0, 255, 255]]
+
+
+def test_files_of_other_formats_and_in_subfolders_are_returned_and_litter_is_not(save, tmp_path):
+    for name in ("in/deep/b.png", "in/a.png", "in/.hidden.png", "@eaDir/c.png", "._b.png", "b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        save(name, "PNG")
+    save("c.gif", "GIF")
+    (tmp_path / "note.txt").write_text("no image")
+    others = ["c.gif", "note.txt", "in/a.png", "in/deep/b.png"]
+    assert images_in(tmp_path) == ([tmp_path / "b.png"], [tmp_path / name for name in others])

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from bbnet.data.files import contents, normal_form, warn_of_unread
-from bbnet.data.images import ALLOWED, SUFFIXES, decode, images_in, is_image
+from bbnet.data.images import ALLOWED, SUFFIXES, decode, images_in, told_apart
 from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
 from bbnet.tasks.face.settings import Data, Faults, RenderedFaces, Weights
 
@@ -165,7 +165,7 @@ def read_classification(home: Path, faulty: Faulty) -> tuple[dict[str, Images], 
     found = {split: _by_identity(home / folder, faulty) for split, folder in CLASSIFICATION_FOLDERS.items()}
     identities = sorted(found["train"])
     if not identities:
-        raise ValueError(f"{home / 'train'}: has no identities; allowed are {{identity}}/*.jpg and other image formats")
+        raise ValueError(f"{home / 'train'}: has no identities; allowed are {{identity}}/* of {ALLOWED}")
     parts = {}
     for split, folder in CLASSIFICATION_FOLDERS.items():
         unknown = sorted(set(found[split]) - set(identities))
@@ -186,12 +186,11 @@ def _by_identity(folder: Path, faulty: Faulty) -> dict[str, list[Path]]:
     if not folder.is_dir():
         return {}
     files, folders = contents(folder)
-    beside = [file for file in files if is_image(file)]
+    beside, unread = told_apart(files)
     if folders and beside:
         raise ValueError(f"{beside[0]}: is not in the folder of an identity")
     if beside and folder.name != CLASSIFICATION_FOLDERS["test"]:
         raise ValueError(f"{folder}: has images but no folders of identities")
-    unread = [file for file in files if file not in beside]
     found, empty, unreadable = {}, [], []
     names: set[str] = set()
     for identity in folders:
