@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from PIL import Image
+from PIL import ExifTags, Image
 
 from bbnet.tasks import task as tasks
 from tests.workflow.conftest import build_project
@@ -46,6 +46,7 @@ PICTURES = (
 )
 LABELS = (*PICTURES, (".pgm", "PPM", {}))
 MODES = {"RGB": ("RGB", "RGBA"), "L": ("L", "1", "P", "RGB", "RGBA")}
+WITH_EXIF = ("PNG", "TIFF", "WEBP")
 PLAIN = {"WEBP": ("RGB", "RGBA"), "PPM": ("RGB", "L", "1"), "BMP": ("RGB", "L", "1", "P")}  # modes without loss
 
 SOUNDS = (
@@ -70,8 +71,15 @@ def mess_up_images(root: Path, folder: str, varieties: tuple, number: Iterator[i
         turn = next(number)
         suffix, kind, options = varieties[turn % len(varieties)]
         modes = [mode for mode in MODES[image.mode] if mode in PLAIN.get(kind, MODES[image.mode])]
-        mode = modes[turn // len(varieties) % len(modes)]
-        image.convert(mode).save(path.with_suffix(suffix), kind, **options)
+        image = image.convert(modes[turn // len(varieties) % len(modes)])
+        if image.mode == "P" and turn % 2:  # a label of coloured indices instead of black and white
+            image = image.convert("L").point(bool).convert("P")
+            image.putpalette([0, 0, 0, 128, 0, 0])
+        if kind in WITH_EXIF and turn % 3:
+            exif = Image.Exif()
+            exif[ExifTags.Base.Orientation] = 6
+            image, options = image.transpose(Image.Transpose.ROTATE_90), options | {"exif": exif}
+        image.save(path.with_suffix(suffix), kind, **options)
 
 
 def mess_up_scenes(root: Path) -> None:
@@ -85,6 +93,8 @@ def mess_up_faces(root: Path) -> None:
     mess_up_images(root, "classification/*/*/*.jpg", PICTURES, number)
     mess_up_images(root, "verification/known/*/*.jpg", PICTURES, number)
     mess_up_images(root, "verification/unknown_*/*.jpg", PICTURES[:-1], number)
+    for path, separator in zip(sorted((root / "verification").glob("*.csv")), ";\t", strict=True):
+        path.write_text(path.read_text().replace(",", separator))
 
 
 def mess_up_speech(root: Path) -> None:
@@ -169,6 +179,7 @@ def test_a_messy_pack_gives_the_bytes_of_the_clean_one(packs, prepare, tmp_path,
     assert found == expected
     assert (index["mean"], index["sd"]) == (clean["mean"], clean["sd"])
     assert index.get("skipped", {}) == clean.get("skipped", {})
+    assert bool(index.get("converted")) == (task != "asr")
     assert "not read" not in caplog.text
 
 
