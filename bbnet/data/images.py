@@ -143,7 +143,7 @@ class Converted:
         for kind, found in self.files.items():
             others = f"; and {len(found) - NAMED_IN_LOG} more" if len(found) > NAMED_IN_LOG else ""
             named = "; ".join(found[:NAMED_IN_LOG])
-            logger.info("%d images were %s: %s%s", len(found), CONVERSIONS[kind], named, others)
+            logger.info("images %s: %d: %s%s", CONVERSIONS[kind], len(found), named, others)
 
 
 class PixelMoments:

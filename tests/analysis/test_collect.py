@@ -345,3 +345,9 @@ def test_a_summary_takes_what_is_done_and_a_stale_run_only_if_all_are_wanted(sum
         "timing.csv",
         "units.parquet",
     ]
+
+
+def test_converted_images_are_counted_where_there_are_any():
+    found = {"skipped": {}, "converted": {"cmyk": ["a.jpg", "b.jpg"]}}
+    assert collect.data_summary(found, {}) == {"skipped": {}, "converted": {"cmyk": 2}}
+    assert collect.data_summary(found | {"converted": {}}, {}) == {"skipped": {}}

@@ -313,11 +313,13 @@ def test_what_became_of_the_data_is_told(page, results):
     told = {
         "skipped": {"undecodable": 3, "too_short": 1},
         "resampled": {"low_rate": 2},
+        "converted": {"exif_orientation": 4, "cmyk": 1},
         "divided": ["verification"],
         "buckets": {"rule": "up to the median", "sizes": sizes},
     }
     text = page(results(data_of={"change": told})).text
     assert "Left out: 3 (undecodable), 1 (too short). Resampled: 2 (low rate)." in text
+    assert "Converted: 4 (exif orientation), 1 (cmyk)." in text
     assert "Divided into dev and test here, because the pack has no test: verification." in text
     assert "by the rule 'up to the median': head 2,000, mid 2,001, tail 2,002." in text
     assert prepared_remarks({"skipped": {}, "buckets": told["buckets"] | {"rule": "published"}}) == [

@@ -77,5 +77,5 @@ def test_conversions_are_counted_and_the_first_files_named_in_the_log(caplog):
         converted.add(f"{number}.jpg", ["exif_orientation", "cmyk"] if number else ["cmyk"])
     converted.report()
     assert converted.files["exif_orientation"] == ["1.jpg", "2.jpg", "3.jpg", "4.jpg"]
-    assert "4 images were turned as their EXIF orientation says: 1.jpg; 2.jpg; 3.jpg; and 1 more" in caplog.text
-    assert "5 images were converted from CMYK" in caplog.text
+    assert "images turned as their EXIF orientation says: 4: 1.jpg; 2.jpg; 3.jpg; and 1 more" in caplog.text
+    assert "images converted from CMYK: 5: 0.jpg" in caplog.text

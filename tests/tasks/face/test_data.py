@@ -515,7 +515,7 @@ def test_photographs_that_lie_on_their_side_or_are_for_print_are_converted_count
         "exif_orientation": ["classification/train/n000020/a.png"],
         "cmyk": ["verification/unknown_dev/000003.tif"],
     }
-    assert "1 images were turned as their EXIF orientation says: classification/train/n000020/a.png" in caplog.text
+    assert "images turned as their EXIF orientation says: 1: classification/train/n000020/a.png" in caplog.text
 
 
 # Images that cannot be used.
