@@ -90,13 +90,11 @@ def check_time_stamps(inputs: Iterable[Path]) -> None:
 
 
 @contextmanager
-def says_how_to_look_again(data: Mapping[str, Any]) -> Iterator[None]:
-    """Adds to the message of a ValueError in the block how a local pack, `data`, is looked at again after an edit."""
+def says_how_to_look_again() -> Iterator[None]:
+    """Adds to the message of a ValueError in the block how a pack is looked at again after its files were edited."""
     try:
         yield
     except ValueError as error:
-        if data.get("path") is None:
-            raise
         again = "once it is corrected, the same command with --forcerun fetch prepare looks at all of it again"
         raise ValueError(f"{error}; {again}") from None
 

@@ -1,5 +1,7 @@
 """Downloads and unpacks a pack, or generates an embedded one, checks it, and writes its manifest."""
 
+from contextlib import nullcontext
+
 from common import JSON, arguments, run, says_how_to_look_again, to_json
 
 from bbnet.data.store import alone, whole_file, whole_folder
@@ -13,7 +15,9 @@ def main(options) -> None:
         if options.manifest.exists():  # another process made it while this one waited
             return
         data = options.config["data"]
-        with says_how_to_look_again(data), whole_folder(folder, options.partial) as target:
+        local = data.get("path") is not None  # otherwise the next call downloads anew without being told
+        says = says_how_to_look_again() if local else nullcontext()
+        with says, whole_folder(folder, options.partial) as target:
             try:
                 manifest = task.fetch(data, target, options.downloads)
             except ValueError as error:

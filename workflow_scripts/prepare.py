@@ -13,10 +13,8 @@ def main(options) -> None:
     with alone(options.partial / f".{folder.name}.lock"):
         if options.index.exists():  # another process made it while this one waited
             return
-        settings = options.config["settings"]
-        resumed = whole_folder(folder, options.partial, resume=True)
-        with says_how_to_look_again(settings["data"]), resumed as target:
-            index = task.prepare(manifest, settings, target)
+        with says_how_to_look_again(), whole_folder(folder, options.partial, resume=True) as target:
+            index = task.prepare(manifest, options.config["settings"], target)
         with whole_file(options.index) as partial:
             partial.write_text(to_json(index))
 

@@ -135,7 +135,7 @@ class Workshop:
         return self.start("fetch", log, config=json.dumps(config), manifest=manifest or self.manifest, **folders)
 
     def prepare(self, log="prepare"):
-        config = json.dumps({"task": "change", "settings": {"tile": 32, "data": {"pack": "levir_cd"}}})
+        config = json.dumps({"task": "change", "settings": {"tile": 32}})
         paths = {"raw": self.manifest, "index": self.index, "partial": self.data / "partial"}
         return self.start("prepare", log, config=config, **paths)
 

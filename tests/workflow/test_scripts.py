@@ -61,7 +61,7 @@ def test_whatever_refuses_a_local_pack_says_in_one_line_how_it_is_looked_at_agai
     for folder in ("classification/train", "classification/dev", "verification/known", "verification/unknown_dev"):
         (pack / folder).mkdir(parents=True)
     data = {"pack": "faces", "path": str(pack), "complete": job == "fetch"}
-    config = {"task": "face", "data": data, "settings": {"data": data, "size": 16, "resize": "crop", "faults": {}}}
+    config = {"task": "face", "data": data, "settings": {"size": 16, "resize": "crop", "faults": {}}}
     manifest = tmp_path / "raw.json"
     manifest.write_text(
         json.dumps({"root": str(pack), "classification": "classification", "verification": "verification"})
