@@ -213,8 +213,6 @@ class Sparsifier:
         # The hooks hold another object with the same state, so that it can be noticed when the caller drops this one.
         shared = object.__new__(type(self))
         shared.__dict__ = self.__dict__
-        for weight in weights.values():
-            _owners[weight] = (weakref.ref(self), weakref.ref(shared))
         if algorithm.gates_activations:
             self.gates = self._attached_part(Gates(model, weights, algorithm))
         elif algorithm.masks_weights:
@@ -236,6 +234,7 @@ class Sparsifier:
         self._attached_part(self.optimizer.register_step_post_hook(shared._after_step))
         self._attached_part(self.optimizer.register_load_state_dict_post_hook(shared._after_load))
         self._step_watch = self._attached_part(StepWatch(next(iter(weights.values())), self.optimizer))
+        self._attached_part(_Claim(weights.values(), self, shared))
         self._prepare_step()
 
     def _sample_every(self) -> int:
@@ -267,8 +266,6 @@ class Sparsifier:
         for part in self._attached:
             part.remove()
         self._attached = []
-        for masked in self.weights:
-            _owners.pop(masked.weight, None)
 
     @contextmanager
     def valid(self, positions: Tensor | Mapping[str, Tensor]) -> Iterator[None]:
@@ -493,15 +490,32 @@ class Sparsifier:
         )
 
 
-# For each slab weight the object that the caller of `sparsify` holds, and the one that the hooks hold.
-_owners: MutableMapping[Tensor, tuple[weakref.ref, weakref.ref]] = WeakIdKeyDictionary()
+class _Claim:
+    """Records which sparsifier the weights of slabs belong to, until it is removed.
+
+    Args:
+        held: the object that the caller of `sparsify` holds.
+        attached: the one that the hooks hold.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], held: Sparsifier, attached: Sparsifier) -> None:
+        self.held, self.attached = weakref.ref(held), weakref.ref(attached)
+        for weight in weights:
+            _claims[weight] = self
+
+    def remove(self) -> None:
+        for weight in [weight for weight, claim in _claims.items() if claim is self]:
+            del _claims[weight]
+
+
+_claims: MutableMapping[Tensor, _Claim] = WeakIdKeyDictionary()
 
 
 def _release_dropped(weights: Iterable[Tensor]) -> None:
     """Removes the sparsifiers of weights whose callers have dropped them, as a notebook's cell that runs again does."""
-    for weight in weights:
-        held, attached = (reference() for reference in _owners.get(weight, (lambda: None, lambda: None)))
-        if held is None and attached is not None:
+    for claim in [_claims[weight] for weight in weights if weight in _claims]:
+        attached = claim.attached()
+        if claim.held() is None and attached is not None and attached._attached:
             warnings.warn(
                 f"a sparsifier of this model, at step {attached.step}, is removed, because nothing holds it any more",
                 stacklevel=5,
@@ -511,8 +525,8 @@ def _release_dropped(weights: Iterable[Tensor]) -> None:
 
 def sparsifiers_of(model: nn.Module) -> list[Sparsifier]:
     """Returns the sparsifiers of the weights of a model."""
-    attached = (_owners[weight][1]() for weight in model.parameters() if weight in _owners)
-    return list({id(each.__dict__): each for each in attached if each is not None}.values())
+    claims = {_claims[weight]: None for weight in model.parameters() if weight in _claims}
+    return [sparsifier for claim in claims if (sparsifier := claim.attached()) is not None]
 
 
 class _Unmasked:
