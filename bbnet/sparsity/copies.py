@@ -2,6 +2,7 @@
 
 import warnings
 import weakref
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,24 +28,25 @@ class OfSparsified(WatchingHook):
 
 
 class OfCopy(WatchingHook):
-    """Warns at the first forward pass of a copy if it has weights where the original has none now."""
+    """Warns once, at the first forward pass after a refresh, if a copy has weights where the original has none."""
 
-    def __init__(self, sparsifier: weakref.ref) -> None:
+    def __init__(self, sparsifier: Callable[[], "Sparsifier | None"]) -> None:
         self.sparsifier = sparsifier
-        self.is_checked = False
+        self.checked_refreshes = 0
 
     def __call__(self, copied: nn.Module, *args: Any) -> None:
-        if self.is_checked or torch.compiler.is_compiling():
+        sparsifier = None if torch.compiler.is_compiling() else self.sparsifier()
+        if sparsifier is None or len(sparsifier.refreshes) == self.checked_refreshes:
             return
-        self.is_checked = True
-        sparsifier = self.sparsifier()
-        for masked in [] if sparsifier is None else sparsifier.weights:
+        self.checked_refreshes = len(sparsifier.refreshes)
+        for masked in sparsifier.weights:
             if bool((copied.get_submodule(masked.slab.name).weight * masked.dead()).any()):
                 warnings.warn(
                     f"this copy of a sparsified model has non-zero weights at {masked.slab.name} where connections are "
                     "pruned; if it is an average of weights, mask it with sparsifier.apply_to(copy)",
                     stacklevel=3,
                 )
+                self.sparsifier = lambda: None
                 return
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OfCopy":

@@ -136,7 +136,7 @@ class MaskedWeight:
         if self.dormant is None:
             self.weight.copy_(self.apply(full.clone() if full is self.weight else full).add_(0.0))  # turns -0 into 0
         else:
-            torch.mul(full, self.dead(), out=self.dormant)
+            self.dormant = full * self.dead()
             self.weight.copy_(full.sub_(self.dormant))
         if self.weight.grad is not None:
             self.apply(self.weight.grad)

@@ -25,7 +25,7 @@ from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, weight_state
 from bbnet.sparsity.masks import pack_masks, unpack_masks
 from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.schedule import Schedule
-from bbnet.sparsity.slab import Slab, check_slabs, layer_shape, stored_side, unwrap
+from bbnet.sparsity.slab import Slab, check_slabs, layer_shape, stored_side, unit_modules, unwrap
 from bbnet.sparsity.step_watch import StepWatch
 
 # Method labels of the default study.
@@ -200,6 +200,7 @@ class Sparsifier:
         self._stepping = False
         self._unmasked: list[_Unmasked] = []
         self._model = weakref.ref(model)
+        self._hooked = {name: weakref.ref(module) for name, module in unit_modules(model, weights).items()}
         self._state_loaded = self._own_state_loaded = False
         try:
             self._attach(model, weights)
@@ -413,7 +414,7 @@ class Sparsifier:
             self._hold_squares()
         if self.step > self.schedule.freeze_step:
             if self.step % self.schedule.interval == 0:
-                self._check_pruned()
+                self.check_masks()
                 self._hold_squares()
             return
         for averages in self._averages():
@@ -434,12 +435,13 @@ class Sparsifier:
     def _refresh(self) -> None:
         algorithm, schedule = self.algorithm, self.schedule
         if self.gates is not None:
+            self.check_masks()
             self.gates.set_share(schedule.budget_at(self.step))
             return
         budget = schedule.budget if algorithm.starts_sparse else schedule.budget_at(self.step)
         for averages in self._averages():
             averages.join_ranks()
-        self._check_pruned()
+        self.check_masks()
         for masked in self.weights:
             masked.join_ranks()
         views = [self._view(masked) for masked in self.weights]
@@ -456,10 +458,23 @@ class Sparsifier:
         for masked in self.weights:
             masked.hold_squares(self.optimizer)
 
-    def _check_pruned(self) -> None:
+    def check_masks(self) -> None:
+        """Raises ValueError if a pruned weight is not 0, or a layer, its weight or a unit's module was replaced."""
         model = self._model()
-        for masked in self.weights if model is not None else []:
+        if model is None:
+            return
+        for masked in self.weights:
             masked.check_pruned(model)
+        for name, hooked in self._hooked.items():
+            try:
+                current = model.get_submodule(name)
+            except AttributeError:
+                current = None
+            if current is not hooked():
+                raise ValueError(
+                    f"module {name} was replaced since bbnet.sparsify was called, so that its outputs are not seen any "
+                    "more; call remove() and bbnet.sparsify again"
+                )
 
     def _view(self, masked: MaskedWeight) -> SlabView:
         slab = masked.slab

@@ -41,7 +41,7 @@ def export(model: nn.Module, *, remove_units: bool = False, semi_structured: boo
             inputs in torch's 2:4 format, for inference on CUDA devices. If device, dtype or shape do not allow this,
             weights stay dense with a warning. Removing units shifts the inputs, so few such weights remain after it.
     Returns: the copy; its parameters are leaves without gradients.
-    Raises: ValueError if activations are gated.
+    Raises: ValueError if activations are gated, or a pruned weight of a model in training is not 0.
     """
     gated = [name for name, module in unwrap(model).named_modules() if is_gated(module)]
     if gated:
@@ -49,6 +49,7 @@ def export(model: nn.Module, *, remove_units: bool = False, semi_structured: boo
             f"cannot export a model with gates: the units at {', '.join(gated)} are gated, and their weights are dense"
         )
     for sparsifier in sparsifiers_of(unwrap(model)):
+        sparsifier.check_masks()
         schedule = sparsifier.schedule
         if sparsifier.step < schedule.freeze_step:
             warnings.warn(

@@ -255,6 +255,8 @@ class Flow:
                     if node.target in MULTIPLICATIONS and len(node.all_input_nodes) == 2:
                         pending.append(node)
                         found.factors |= self._factors(node, value, producer)
+                    if _writes_to(node, value):
+                        break  # later readers see other values
         return found
 
     def _factors(self, product: fx.Node, value: fx.Node, producer: nn.Module) -> set[fx.Node]:
@@ -313,6 +315,15 @@ class Flow:
         if node.op != "call_module":
             return node.target in PRODUCTS and not self._stored.isdisjoint(node.all_input_nodes)
         return _has_weights(self.module(node))
+
+
+def _writes_to(node: fx.Node, value: fx.Node) -> bool:
+    """Returns whether a node changes a value in place, as `add_` and `+=` do."""
+    if not node.args or node.args[0] is not value:
+        return False
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    in_place = name.endswith("_") and not name.endswith("__")
+    return node.op != "call_module" and (in_place or (name.startswith("i") and hasattr(operator, f"__{name}__")))
 
 
 def _without_activation(following: list[fx.Node]) -> str:

@@ -31,7 +31,7 @@ def trace(module: nn.Module, opaque: set[type]) -> fx.Graph | None:
     Args:
         opaque: classes of modules that are known to be untraceable. Those that are found here are added.
     """
-    if _is_leaf(module) and not isinstance(module, TRANSFORMER_LAYERS):
+    if _acts_as_linear(module) or (_is_leaf(module) and not isinstance(module, TRANSFORMER_LAYERS)):
         return None
     copied = _meta_copy(module)
     # Arguments with defaults are left at them, as in most calls; if this fails, they are inputs as well.
@@ -76,6 +76,7 @@ class _Tracer(fx.Tracer):
         super().__init__(param_shapes_constant=True)
         self.traced_func_name = "_ff_block" if _is_leaf(module) else "forward"
         self.opaque = opaque
+        self.linear = {name for name, each in module.named_modules() if _acts_as_linear(each)}
         self.all_arguments = all_arguments
         floating = (each.dtype for each in module.parameters() if each.is_floating_point())
         self.dtype = next(floating, torch.get_default_dtype())
@@ -98,7 +99,7 @@ class _Tracer(fx.Tracer):
         return partial(root_fn, self.root, *given, **named), []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _is_leaf(m) or type(m) in self.opaque
+        return _is_leaf(m) or type(m) in self.opaque or module_qualified_name in self.linear
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         self.entered.append(m)
@@ -129,6 +130,24 @@ def _is_leaf(module: nn.Module) -> bool:
     forward = vars(module).get("forward", getattr(type(module), "forward", None))
     namespace = str(getattr(forward, "__module__", None))
     return namespace.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, nn.Sequential)
+
+
+def _acts_as_linear(module: nn.Module) -> bool:
+    """Returns whether a class derived from Linear has a forward pass of its own that computes the same."""
+    if not isinstance(module, nn.Linear) or list(module.children()):
+        return False
+    is_derived = type(module).forward is not nn.Linear.forward or "forward" in vars(module)
+    weight = module._parameters.get("weight")
+    if not is_derived or weight is None or is_lazy(weight) or weight.is_meta:
+        return False
+    if not module._parameters.keys() <= {"weight", "bias"}:
+        return False
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        inputs = torch.randn(1, module.in_features).to(weight)
+        try:
+            return torch.allclose(copy.copy(module).eval().forward(inputs), nn.Linear.forward(module, inputs))
+        except Exception:
+            return False
 
 
 def _meta_copy(module: nn.Module) -> nn.Module:
