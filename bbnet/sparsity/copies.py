@@ -15,13 +15,15 @@ if TYPE_CHECKING:
 
 
 class OfSparsified(WatchingHook):
-    """Marks a sparsified model. In a deepcopy, such as a weight average, it becomes an `OfCopy`."""
+    """Marks a sparsified model and notes its forward passes. In a deepcopy, such as an average, it is an `OfCopy`."""
 
     def __init__(self, sparsifier: "Sparsifier") -> None:
         self.sparsifier = weakref.ref(sparsifier)
 
-    def __call__(self, *args: Any) -> None:
-        pass
+    def __call__(self, model: nn.Module, *args: Any) -> None:
+        sparsifier = None if torch.compiler.is_compiling() else self.sparsifier()
+        if sparsifier is not None and model.training and torch.is_grad_enabled():
+            sparsifier.step_watch.forward()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OfCopy":
         return OfCopy(self.sparsifier)
@@ -51,3 +53,13 @@ class OfCopy(WatchingHook):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "OfCopy":
         return OfCopy(self.sparsifier)
+
+
+def check_hooks(model: nn.Module) -> "list[Sparsifier]":
+    """Checks a copy as its forward pass would, and returns the sparsifiers of a sparsified model."""
+    hooks = [hook for module in model.modules() for hook in module._forward_pre_hooks.values()]
+    for hook in hooks:
+        if isinstance(hook, OfCopy):
+            hook(model)
+    found = (hook.sparsifier() for hook in hooks if isinstance(hook, OfSparsified))
+    return [sparsifier for sparsifier in found if sparsifier is not None]

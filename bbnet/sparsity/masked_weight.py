@@ -205,7 +205,7 @@ class MaskedWeight:
             raise ValueError(
                 f"slab {name}: a pruned weight is not 0. If the weights were overwritten, for example by a dense "
                 "checkpoint, mask them with sparsifier.apply_to(model); otherwise the optimiser moves weights whose "
-                "gradient and state are 0"
+                "gradient and state are 0, or a hook of its step changes gradients after those of bbnet"
             )
 
     def state_dict(self) -> dict[str, Tensor | None]:

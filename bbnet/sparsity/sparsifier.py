@@ -234,7 +234,7 @@ class Sparsifier:
         self._attached_part(self.optimizer.register_step_pre_hook(shared._before_step))
         self._attached_part(self.optimizer.register_step_post_hook(shared._after_step))
         self._attached_part(self.optimizer.register_load_state_dict_post_hook(shared._after_load))
-        self._step_watch = self._attached_part(StepWatch(next(iter(weights.values())), self.optimizer))
+        self.step_watch = self._attached_part(StepWatch(next(iter(weights.values())), self.optimizer))
         self._attached_part(_Claim(weights.values(), self, shared))
         self._prepare_step()
 
@@ -389,8 +389,8 @@ class Sparsifier:
         self._state_loaded = False
         for masked in self.weights:
             masked.use_loaded_state(optimizer)
-        steps = (state.get("step", 0) for state in optimizer.state.values())
-        if not self._own_state_loaded and self.step == 0 and any(float(step) > 0 for step in steps):
+        values = (value for state in optimizer.state.values() for value in state.values())
+        if not self._own_state_loaded and self.step == 0 and any(torch.is_tensor(value) for value in values):
             warnings.warn(
                 "the optimizer has loaded the state of a training, but the sparsifier starts at step 0; to resume a "
                 "sparse phase, load also the sparsifier's state_dict()",
@@ -403,7 +403,7 @@ class Sparsifier:
         if not self._stepping:
             return
         self._stepping = False
-        self._step_watch.stepped()
+        self.step_watch.stepped()
         # A fused optimiser under a GradScaler also runs its hooks on skipped steps.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
@@ -536,12 +536,6 @@ def _release_dropped(weights: Iterable[Tensor]) -> None:
                 stacklevel=5,
             )
             attached.remove()
-
-
-def sparsifiers_of(model: nn.Module) -> list[Sparsifier]:
-    """Returns the sparsifiers of the weights of a model."""
-    claims = {_claims[weight]: None for weight in model.parameters() if weight in _claims}
-    return [sparsifier for claim in claims if (sparsifier := claim.attached()) is not None]
 
 
 class _Unmasked:

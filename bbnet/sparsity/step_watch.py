@@ -19,6 +19,7 @@ class StepWatch:
     def __init__(self, weight: nn.Parameter, optimizer: Optimizer) -> None:
         self._optimizer = type(optimizer).__name__
         self._gradients = 0
+        self._forwards = 0
         self._has_stepped = False
         self._is_new = False
         self._last_gradient: tuple[weakref.ref, int] | None = None
@@ -35,8 +36,19 @@ class StepWatch:
 
     def stepped(self) -> None:
         """Notes a step of the optimizer."""
-        self._gradients = 0
+        self._gradients = self._forwards = 0
         self._has_stepped = True
+
+    def forward(self) -> None:
+        """Notes a forward pass in training, to notice that no gradient arrives by a backward pass either."""
+        self._forwards += 1
+        if self._forwards == WARN_AFTER and not self._has_stepped and self._gradients == 0:
+            warnings.warn(
+                f"{self._forwards} forward passes came without a step of the {self._optimizer} that bbnet.sparsify was "
+                "given, and without a gradient of its first slab; if another optimizer trains the model, call sparsify "
+                "with it",
+                stacklevel=2,
+            )
 
     def _before(self, gradient: Tensor) -> None:
         """Notes whether the gradient of the last backward pass was removed, or changed as by zeroing it in place."""

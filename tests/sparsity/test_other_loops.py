@@ -635,13 +635,49 @@ def test_a_module_of_units_that_is_replaced_is_found_at_the_next_refresh(method)
         train(model, optimizer, 2)
 
 
-def test_a_dense_checkpoint_loaded_after_the_training_is_not_exported():
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_dense_checkpoint_loaded_after_the_training_is_not_exported(assign):
     model, optimizer, _sparsifier = sparsified()
     dense = copy.deepcopy(model.state_dict())
     train(model, optimizer, 20)
-    model.load_state_dict(dense)
-    with pytest.raises(ValueError, match=r"slab 0: a pruned weight is not 0.*sparsifier.apply_to\(model\)"):
+    model.load_state_dict(dense, assign=assign)
+    remedy = "the model has another weight" if assign else r"a pruned weight is not 0.*sparsifier.apply_to\(model\)"
+    with pytest.raises(ValueError, match=f"slab 0: {remedy}"):
         bbnet.export(model)
+
+
+def test_the_export_of_an_average_over_moving_masks_warns():
+    model, optimizer, _sparsifier = sparsified("magnitude")
+    average = torch.optim.swa_utils.AveragedModel(model)
+    for _ in range(20):
+        train(model, optimizer, 1)
+        average.update_parameters(model)
+    with pytest.warns(UserWarning, match="non-zero weights at 0"):
+        bbnet.export(average)
+
+
+@pytest.mark.parametrize("how", ["autograd.grad", "first slab frozen"])
+def test_a_loop_without_gradients_of_the_first_slab_is_warned(how):
+    model, optimizer, _sparsifier = sparsified()
+    other = torch.optim.SGD(model.parameters(), lr=0.1)
+    if how == "first slab frozen":
+        model[0].weight.requires_grad_(False)
+    with pytest.warns(UserWarning, match="20 forward passes came without a step of the AdamW"):
+        for _ in range(20):
+            weights = [weight for weight in model.parameters() if weight.requires_grad]
+            for weight, gradient in zip(weights, torch.autograd.grad(loss_of(model), weights), strict=True):
+                weight.grad = gradient
+            other.step()
+
+
+def test_momentum_alone_is_a_loaded_training_too():
+    model, optimizer, _sparsifier = sparsified(optimizer=lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9))
+    train(model, optimizer, 5)
+    state = copy.deepcopy(optimizer.state_dict())
+    model, optimizer, _sparsifier = sparsified(optimizer=lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9))
+    optimizer.load_state_dict(state)
+    with pytest.warns(UserWarning, match="load also the sparsifier's state_dict"):
+        train(model, optimizer, 1)
 
 
 def test_a_copy_that_was_in_order_is_checked_again_after_refreshes():

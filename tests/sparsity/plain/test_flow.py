@@ -194,9 +194,7 @@ def test_units_behind_a_joint_norm_are_removed_exactly(act):
     torch.testing.assert_close(export(model, remove_units=True)(inputs), model.eval()(inputs))
 
 
-@pytest.mark.parametrize(
-    "change", [lambda h, y: h.add_(y), lambda h, y: torch.relu_(h.sub_(y)), lambda h, y: h.mul_(y).sub_(y)]
-)
+@pytest.mark.parametrize("change", [lambda h, y: h.add_(y), lambda h, y: torch.relu_(h.sub_(y))])
 def test_units_that_are_changed_in_place_are_not_those_that_a_later_layer_reads(change):
     class InPlace(nn.Module):
         def __init__(self):

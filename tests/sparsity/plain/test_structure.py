@@ -168,6 +168,8 @@ def test_activations_that_are_on_where_their_input_is_positive(activation):
         (lambda x: functional.layer_norm(x, (x.shape[-1],)), "no activation directly after it"),
         (lambda x: torch.relu(x).flip(0), None),
         (lambda x: functional.normalize(torch.relu(x)), None),
+        (lambda x: torch.relu(x) * (x >= x.amax(1, keepdim=True)), "its outputs are also used without an activation"),
+        (nn.LocalResponseNorm(5), "no activation directly after it"),
         (lambda x: functional.normalize(torch.relu(x), dim=-1), None),
         (lambda x: functional.normalize(x).relu(), "no activation directly after it"),
         (lambda x: x.flip(-1).relu(), "no activation directly after it"),
