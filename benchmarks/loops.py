@@ -323,8 +323,9 @@ def _rate(loop: Callable[..., Iterator[Batch]], case: Case, *arguments: Any) -> 
 
 def _pairs(case: Case) -> tuple[Callable, list, Callable]:
     size = case.settings.tile
-    folder = Path(case.manifest["root"], "train")
-    paths = [tuple(folder / part / name for part in ("A", "B", "label")) for name in case.manifest["splits"]["train"]]
+    folders = [Path(case.manifest["root"], "train", part) for part in ("A", "B", "label")]
+    pairs = case.manifest["splits"]["train"]
+    paths = [tuple(folder / name for folder, name in zip(folders, names, strict=True)) for names in pairs]
 
     def read(*paths: Path) -> tuple[Tensor, Tensor]:
         pair = [Image.open(path).convert("RGB").resize((size, size), Image.Resampling.BILINEAR) for path in paths[:2]]

@@ -1,19 +1,62 @@
 """Reads image files and computes the mean and standard deviation of their pixels."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from bbnet.data.files import contents, files_below
+
 EIGHT_BIT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
+# The formats that are read, by Pillow's names. Other decoders of Pillow never see a file of a pack.
+FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "TIFF": (".tif", ".tiff"),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "PPM": (".pgm", ".ppm", ".pbm", ".pnm"),
+}
+ALLOWED = "PNG, JPEG, TIFF, WebP, BMP and PGM/PPM"
+SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}
+# A raw photograph (.dng, .nef, ...) is a TIFF by its content, whose first image is a thumbnail.
+FORMATS_UNDER_ANY_SUFFIX = [name for name in FORMATS if name != "TIFF"]
+
+
+def images_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Returns the images in a folder, and all other files in it at any depth, which are not read; without litter."""
+    files, folders = contents(folder)
+    images, others = told_apart(files)
+    return images, others + files_below(folders)
+
+
+def told_apart(files: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Returns the images that are read among files, and the other files."""
+    images, others = [], []
+    for file in files:
+        (images if _is_image(file) else others).append(file)
+    return images, others
+
+
+def _is_image(path: Path) -> bool:
+    """Returns whether the file is an image that is read: by its suffix or, if that is unknown, by its first bytes."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    try:
+        with Image.open(path, formats=FORMATS_UNDER_ANY_SUFFIX):
+            return True
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return False
 
 
 def open_image(path: Path) -> Image.Image:
-    """Opens an image without decoding it; raises ValueError naming the file if it is not an image."""
+    """Opens an image, whatever its suffix, without decoding it; raises ValueError naming the file if it is not one."""
     try:
-        return Image.open(path)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        return Image.open(path, formats=list(FORMATS))
+    except UnidentifiedImageError:
+        raise ValueError(f"{path}: cannot be read as an image; allowed are {ALLOWED}") from None
+    except (Image.DecompressionBombError, OSError, ValueError) as error:  # the last by damaged headers of PGM/PPM
         raise ValueError(f"{path}: cannot be read as an image ({error})") from None
 
 
@@ -26,11 +69,18 @@ def decode(path: Path, mode: str) -> Image.Image:
         with open_image(path) as image:
             if image.mode not in EIGHT_BIT_MODES:
                 raise ValueError(f"{path}: image mode {image.mode}; allowed are {', '.join(EIGHT_BIT_MODES)}")
-            if any(";16" in str(tile.args) for tile in image.tile):
+            if any(map(_is_of_16_bits, image.tile)):
                 raise ValueError(f"{path}: 16 bits per channel; allowed are 8")
             return image.convert(mode)
     except (OSError, SyntaxError) as error:
         raise ValueError(f"{path}: cannot be decoded ({error})") from None
+
+
+def _is_of_16_bits(tile: tuple) -> bool:
+    """Returns whether the decoder of a part of an image reads more than 8 bits per channel, which it would cut off."""
+    codec, _, _, arguments = tile
+    largest = arguments[1] if codec in ("ppm", "ppm_plain") else 0  # PGM and PPM tell the largest value
+    return ";16" in str(arguments) or largest > 255
 
 
 class PixelMoments:

@@ -5,12 +5,14 @@ import logging
 import os
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
 
+from bbnet.data.files import contents, is_litter
 from bbnet.data.sources import Source, bytes_there, check_space, demand_trusted, holds, is_trusted, trust
 from bbnet.data.unpack import SUFFIXES, ArchiveError, DiskError, unpack
 
@@ -160,20 +162,26 @@ def _space_needed(files: Mapping[str, PublishedFile], downloads: Path) -> int:
 
 
 def _root_of(folder: Path, holding: Collection[str]) -> Path:
-    """Returns `folder`, or its only visible subfolder if nothing in `folder` matches `holding`."""
-    folders = [entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith((".", "__"))]
-    if len(folders) == 1 and not any(any(folder.glob(name)) for name in holding):
-        return folders[0]
-    return folder
+    """Returns `folder`, or its only subfolder if nothing in `folder` matches `holding`."""
+    _, folders = contents(folder)
+    return folders[0] if len(folders) == 1 and not _has_any(folder, holding) else folder
+
+
+def _has_any(folder: Path, holding: Collection[str]) -> bool:
+    """Returns whether a name or glob pattern of `holding` matches something in `folder` that is not litter."""
+    return any(not is_litter(path.name) for name in holding for path in folder.glob(name))
 
 
 def _remove_outer_folder(folder: Path, name: str) -> None:
     """Moves the content of the subfolder `name` up to `folder` if the whole archive was inside this subfolder."""
     outer = folder / name
-    if name and _root_of(folder, ()) == outer and not any((folder / entry.name).exists() for entry in outer.iterdir()):
-        for entry in outer.iterdir():
+    if not name or _root_of(folder, ()) != outer:
+        return
+    entries = list(chain(*contents(outer)))
+    if not any((folder / entry.name).exists() for entry in entries):
+        for entry in entries:
             os.rename(entry, folder / entry.name)
-        outer.rmdir()
+        shutil.rmtree(outer)  # in which only litter is left
 
 
 def _local_archives(
@@ -186,7 +194,7 @@ def _local_archives(
         return {home: files.get(home.name, PublishedFile(urls=[home.as_uri()]))}
     if not home.is_dir():
         raise ValueError(f"{home}: there is no such folder or archive")
-    unpacked = any(any(_root_of(home, holding).glob(name)) for name in holding)
+    unpacked = _has_any(_root_of(home, holding), holding)
     inside = {home / key: file for key, file in files.items() if (home / key).is_file()}
     if unpacked or not inside:
         return {}

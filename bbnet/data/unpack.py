@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NoReturn
 
+from bbnet.data.files import ICON_OF_MACOS
 from bbnet.data.progress import track
 
 SUFFIXES = (".zip", ".tar.gz", ".tgz")
@@ -149,6 +150,8 @@ class _Writer:
 
     def write_file(self, name: str, content: BinaryIO, size: int) -> None:
         """Writes a file; raises ArchiveError unless `content` has `size` bytes."""
+        if name.rpartition("/")[2].removeprefix("._") == ICON_OF_MACOS:  # litter with a control character
+            return
         path = self.target / self.member_path(name, is_folder=False)
         self.check_size(size)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -176,7 +176,7 @@ def task_code(script: str, task: str) -> str:
 def _data_code(task: str) -> list[Path]:
     """Returns the files of the task's module or package `data` and of the code that all tasks' data share."""
     folder = PACKAGE / "tasks" / task
-    shared = [PACKAGE / "data" / "store.py", PACKAGE / "data" / "images.py"]
+    shared = [PACKAGE / "data" / f"{name}.py" for name in ("files", "images", "store")]
     return [*folder.glob("data.py"), *folder.glob("data/*.py"), *shared]
 
 

@@ -393,6 +393,15 @@ def test_an_archive_goes_into_its_folder_with_or_without_one_of_that_name(bring_
     assert manifest["root"] == "."
 
 
+def test_litter_does_not_keep_an_archive_in_its_outer_folder(bring_from, publish, home):
+    publish(files={"train.zip": {"urls": ["http://127.0.0.1:1/"], "into": "train"}})
+    litter = dict.fromkeys((".DS_Store", "._train", "train__.DS_Store", "train__@eaDir__A", "@eaDir__A"), "litter")
+    zip_of(home / "train.zip", train__A__1="one", **litter)
+    root, _ = bring_from(home / "train.zip", holding=("train",))
+    assert (root / "train" / "A" / "1").read_text() == "one"
+    assert not (root / "train" / "train").exists()
+
+
 def test_a_folder_of_another_name_in_an_archive_stays(bring_from, publish, home):
     publish(files={"train.zip": {"urls": ["http://127.0.0.1:1/"], "into": "train"}})
     zip_of(home / "train.zip", A__1="one")

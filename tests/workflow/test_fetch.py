@@ -86,11 +86,11 @@ def scenes(tmp_path_factory):
     raw = tmp_path_factory.mktemp("scenes")
     manifest = tasks.load("change").fetch({"pack": "aerial_scenes", "size": 32, **PAIRS}, raw)
     archives = {}
-    for split, names in manifest["splits"].items():
+    for split, pairs in manifest["splits"].items():
         path = raw / f"{split}.zip"
         with zipfile.ZipFile(path, "w") as archive:
-            for number, name in enumerate(names, start=1):
-                for part in ("A", "B", "label"):
+            for number, names in enumerate(pairs, start=1):
+                for part, name in zip(("A", "B", "label"), names, strict=True):
                     archive.write(raw / split / part / name, f"{part}/{split}_{number}.png")
         archives[path.name] = path.read_bytes()
     return archives
@@ -153,7 +153,8 @@ class Workshop:
         """The manifest and its folder are whole, and nothing else is left of how they came."""
         manifest = json.loads(self.manifest.read_text())
         assert manifest["splits"] == {
-            split: [f"{split}_{number}.png" for number in range(1, count + 1)] for split, count in PAIRS.items()
+            split: sorted([f"{split}_{number}.png"] * 3 for number in range(1, count + 1))
+            for split, count in PAIRS.items()
         }
         digests = {name: f"md5:{hashlib.md5(content).hexdigest()}" for name, content in self.server.files.items()}
         assert manifest["files"] == digests

@@ -86,8 +86,8 @@ def _scenes(raw: Path, folder: Path, pack: dict) -> None:
     manifest = tasks.load("change").fetch({"pack": "aerial_scenes", "size": 32, **pairs}, raw)
     for split in pairs:
         with zipfile.ZipFile(folder / f"{split}.zip", "w") as archive:
-            for number, name in enumerate(manifest["splits"][split], start=1):
-                for part in ("A", "B", "label"):
+            for number, names in enumerate(manifest["splits"][split], start=1):
+                for part, name in zip(("A", "B", "label"), names, strict=True):
                     archive.write(raw / split / part / name, f"{part}/{split}_{number}.png")
     pack["counts"] = pairs
 

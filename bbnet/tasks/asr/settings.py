@@ -51,7 +51,7 @@ TrainingPart = Literal["train-clean-100", "train-clean-360", "train-other-500"]
 
 
 class LibriSpeech(PublishedPack):
-    """LibriSpeech, or any corpus in its layout: {part}/{speaker}/{chapter}/*.flac and *.trans.txt."""
+    """LibriSpeech, or any corpus in its layout: {part}/{speaker}/{chapter}/*.flac (or .wav, ...) and *.trans.txt."""
 
     pack: Literal["librispeech"]
     train: list[TrainingPart] = Field(

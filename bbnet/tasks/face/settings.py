@@ -51,7 +51,7 @@ class Faults(Section):
     """Handling of unusable files: `refuse` raises an error, `skip` omits and counts them."""
 
     undecodable: Rule = Field("refuse", description="An image that cannot be decoded.")
-    empty_identity: Rule = Field("refuse", description="An identity's folder without images.")
+    empty_identity: Rule = Field("refuse", description="An identity's folder without images of a format that is read.")
 
 
 class Weights(Section):

@@ -13,10 +13,17 @@ import torch
 import torchaudio
 
 from bbnet.tasks.asr import task
+from bbnet.tasks.asr.data.corpus import AUDIO
 from bbnet.tasks.asr.data.features import log_mel, positions
 
 FOLDERS = ("train-clean-100", "dev-clean", "test-clean", "test-other")
 SPLIT_OF_FOLDER = {"train-clean-100": "train", "dev-clean": "val", "test-clean": "test", "test-other": "test"}
+# The formats of soundfile for suffixes that are not their names.
+KINDS = {
+    **dict.fromkeys((".aif", ".aifc"), "AIFF"),
+    **dict.fromkeys((".oga", ".opus"), "OGG"),
+    **{".snd": "AU", ".sph": "NIST"},
+}
 TEXTS = ("ONE TWO", "IT'S A DAY", "THREE", "A HORSE", "SO IT IS", "NO")
 
 
@@ -225,6 +232,60 @@ def test_marks_and_tabs_in_a_transcript_are_no_part_of_key_or_text(write_corpus,
     path.write_text(line + "\n", encoding="utf-8")
     target, index = prepare(root)
     assert task.open_split(target, index, "val").texts == ["A B"]
+
+
+@pytest.mark.parametrize("suffix", AUDIO)
+@pytest.mark.parametrize("change", [str.lower, str.upper])
+def test_every_suffix_of_audio_is_seen_in_any_case_and_read_by_content(write_corpus, prepare, several, suffix, change):
+    root = write_corpus({"dev-clean": several["dev-clean"]})
+    _, expected = prepare(root)
+    kind = KINDS.get(suffix, suffix.removeprefix(".").upper())
+    for path in root.glob("dev-clean/*/*/*.flac"):
+        wave, rate = soundfile.read(path)
+        path.unlink()
+        subtype = "PCM_16" if soundfile.check_format(kind, "PCM_16") else None
+        soundfile.write(path.with_suffix(change(suffix)), wave, rate, format=kind, subtype=subtype)
+    target, index = prepare(root, "again")
+    assert index == expected
+    if soundfile.check_format(kind, "PCM_16"):
+        assert files_of(target) == files_of(target.parent / "prepared")
+
+
+def test_files_that_are_not_read_are_named_and_listed_in_the_index(write_corpus, prepare, several, caplog):
+    root = write_corpus(several)
+    expected, index = prepare(root)
+    home = next((root / "dev-clean").glob("*/*"))
+    names = ["notes.txt", f"{home.parent.name}/a.flac", f"{home.parent.name}/{home.name}/1-1-0000.m4a"]
+    names += [f"{home.parent.name}/{home.name}/{name}" for name in ("1-1-0000.lab", "deeper/1-1-0000.flac")]
+    for name in names:
+        (root / "dev-clean" / name).parent.mkdir(exist_ok=True)
+        (root / "dev-clean" / name).write_bytes(b"fLaC")
+    target, again = prepare(root, "again")
+    assert sorted(again["skipped"]["dev-clean"]["not_read"]) == sorted(f"dev-clean/{name}" for name in names)
+    assert again | {"skipped": {}} == index
+    assert files_of(target) == files_of(expected)
+    assert f"{root / 'dev-clean'}: files that are not read: 5: " in caplog.text
+
+
+@pytest.mark.parametrize("suffix", [".m4a", ".wma", ""])
+def test_an_utterance_whose_audio_is_not_of_a_format_that_is_read_says_so(write_corpus, prepare, noise, suffix):
+    root = write_corpus({"dev-clean": {"1-1-0000": (noise(1), "A"), "1-1-0001": (noise(2), "B")}})
+    audio = root / "dev-clean" / "1" / "1" / "1-1-0001.flac"
+    audio.rename(audio.with_suffix(suffix))
+    message = f"^{audio}: has a transcript but no audio, and {audio.with_suffix(suffix)} is not read; allowed is .*wav"
+    with pytest.raises(ValueError, match=message):
+        prepare(root)
+
+
+def test_two_audio_files_of_an_utterance_are_both_named(write_corpus, prepare, noise):
+    root = write_corpus({"dev-clean": {"1-1-0000": (noise(1), "A")}})
+    audio = root / "dev-clean" / "1" / "1" / "1-1-0000.flac"
+    for name in ("1-1-0000.FLAC", "1-1-0000.wav"):
+        audio.with_name(name).write_bytes(audio.read_bytes())
+        with pytest.raises(ValueError, match="utterance 1-1-0000 has two audio files, the other is") as refused:
+            prepare(root)
+        assert str(audio) in str(refused.value) and name in str(refused.value)
+        audio.with_name(name).unlink()
 
 
 def test_a_rate_without_a_common_divisor_is_resampled_in_little_memory():

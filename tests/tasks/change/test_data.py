@@ -99,6 +99,60 @@ def test_files_that_are_no_images_are_ignored_and_suffixes_may_be_capital(write_
     assert index["splits"]["train"]["images"] == ["a.PNG", "b.bmp"]
 
 
+SUFFIXES = {"A": ".jpg", "B": ".TIFF", "label": ".pgm"}
+
+
+def test_pairs_are_joined_by_stem_and_named_by_the_first_date(write_pack, prepared, three_sizes, caplog):
+    root = write_pack(train=three_sizes)
+    expected, index = prepared(root)
+    before = {path.name: path.read_bytes() for path in expected.iterdir()}
+    for part, suffix in SUFFIXES.items():
+        for path in (root / "train" / part).iterdir():
+            path.rename(path.with_suffix(suffix))  # read by content
+    target, again = prepared(root)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert again["splits"]["train"] == index["splits"]["train"] | {"images": ["a.jpg", "b.jpg", "c.jpg"]}
+    assert "skipped" not in again and "not read" not in caplog.text
+
+
+@pytest.mark.parametrize("part", ["A", "B", "label"])
+@pytest.mark.parametrize("other", ["only.PNG", "only.webp", "only"])
+def test_two_files_of_one_stem_are_refused_and_both_named(write_pack, prepared, part, other):
+    root = write_pack()
+    folder = root / "val" / part
+    (folder / other).write_bytes((folder / "only.png").read_bytes())
+    with pytest.raises(ValueError, match="its name without the suffix equals that of") as refused:
+        prepared(root)
+    assert str(folder) in str(refused.value)
+    assert "only.png" in str(refused.value) and other in str(refused.value)
+
+
+def test_files_that_are_not_read_are_named_and_listed_in_the_index(write_pack, prepared, random_pair, caplog):
+    root = write_pack()
+    expected, _ = prepared(root)
+    before = {path.name: path.read_bytes() for path in expected.iterdir()}
+    unread = ["train/list.txt", "train/C/only.png", "train/A/only.gif", "val/B/more/only.png", "val/label/only.tfw"]
+    for name in unread:
+        (root / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(random_pair(3)["A"]).save(root / name, "GIF")
+    target, index = prepared(root)
+    assert sorted(index["skipped"]["not_read"]) == sorted(unread)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    for name in unread:
+        assert name.partition("/")[2] in caplog.text
+
+
+def test_a_pair_whose_file_is_not_of_a_format_that_is_read_says_so(write_pack, prepared):
+    root = write_pack()
+    only = root / "test" / "B" / "only.png"
+    with Image.open(only) as image:
+        image.save(only.with_suffix(".gif"))
+    only.unlink()
+    with pytest.raises(ValueError, match=r"missing \(only\.gif is not of a format that is read; allowed are PNG") as no:
+        prepared(root)
+    assert str(no.value).startswith(f"{only}: ")
+
+
 @pytest.mark.parametrize("part", ["A", "B", "label"])
 def test_a_missing_file_of_a_pair_is_named(write_pack, prepared, random_pair, part):
     root = write_pack(val={"a.png": random_pair(1), "b.png": random_pair(2)})
@@ -131,7 +185,7 @@ def test_an_empty_split_is_refused_with_the_suffixes(write_pack, prepared):
     root = write_pack()
     for part in ("A", "B", "label"):
         (root / "test" / part / "only.png").unlink()
-    with pytest.raises(ValueError, match=r"test: has no images; allowed are .*\.png"):
+    with pytest.raises(ValueError, match="test: has no images; allowed are PNG, JPEG, TIFF, WebP, BMP and PGM"):
         prepared(root)
 
 
@@ -241,9 +295,10 @@ def test_the_embedded_pack_is_rendered_and_prepared(tmp_path):
     pack = {"pack": "aerial_scenes", "size": 32, "train": 11, "val": 2, "test": 3}
     manifest = fetch(pack, tmp_path)
     assert {split: len(names) for split, names in manifest["splits"].items()} == {"train": 11, "val": 2, "test": 3}
-    assert all(
-        (tmp_path / "train" / part / name).is_file() for part in ("A", "B") for name in manifest["splits"]["train"]
-    )
+    for names in manifest["splits"]["train"]:
+        assert all(
+            (tmp_path / "train" / part / name).is_file() for part, name in zip(("A", "B", "label"), names, strict=True)
+        )
     (tmp_path / "prepared").mkdir()
     index = prepare({"root": str(tmp_path)} | manifest, {"tile": 16}, tmp_path / "prepared")
     assert index["splits"]["test"]["starts"] == [0, 4, 8, 12]

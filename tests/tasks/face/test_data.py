@@ -601,6 +601,60 @@ def test_an_identity_without_images_is_refused_by_folder(pack, prepared):
         remove(pack, name)
 
 
+def test_an_identity_of_which_no_file_is_read_is_not_called_one_without_images(pack, prepared):
+    for name, file in (
+        ("classification/train", "a.gif"),
+        ("verification/known", "in/a.png"),
+        ("classification/dev", "a"),
+    ):
+        folder = sorted((pack / name).iterdir())[0]
+        kept = {path: path.read_bytes() for path in folder.iterdir()}
+        remove(pack, *kept)
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_bytes(b"GIF89a" + bytes(9))
+        message = refusal(
+            prepared, pack, r"none of an identity's files is read; allowed .* WebP.*faults\.empty_identity"
+        )
+        assert message.startswith(f"{folder}: {file}, 1 of 1 files")
+        shutil.rmtree(folder)
+        folder.mkdir()
+        for path, content in kept.items():
+            path.write_bytes(content)
+
+
+def test_files_that_are_not_read_are_named_and_listed_in_the_index(pack, prepared, caplog):
+    target, expected = prepared(pack)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    unread = [
+        pack / name
+        for name in (
+            *(
+                "classification/train/readme.txt",
+                "classification/train/n000003/a.gif",
+                "classification/dev/n000003/in/a.png",
+            ),
+            *("verification/known/n000407/in/deep/a.jpg", "verification/unknown_dev/000001.gif"),
+        )
+    ]
+    for path in unread:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"GIF89a" + bytes(9))
+    target, index = prepared(pack)
+    assert index == expected | {"skipped": {"not_read": [str(path) for path in unread]}}
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    for path in unread:
+        assert "/".join(path.relative_to(pack).parts[2:]) in caplog.text
+
+
+@pytest.mark.parametrize("named", ["000003.gif", "000003", "unknown_dev/000003.png"])
+def test_a_probe_that_is_not_of_a_format_that_is_read_says_so(pack, prepared, write_labels, named):
+    (pack / "verification/unknown_dev/000003.png").rename(pack / "verification/unknown_dev/000003.tga")
+    (pack / "verification/unknown_dev/000003.tga").write_bytes(bytes(30))
+    names = [named if number == 3 else f"{number:06d}.png" for number in range(1, 8)]
+    write_labels(pack, "dev", [(name, "n000000") for name in names])
+    refusal(prepared, pack, r"line 4: there is no image .*000003.* \(000003\.tga is not of a format that is read")
+
+
 def test_identities_without_images_are_skipped_and_counted(pack, prepared):
     _, expected = prepared(pack)
     names = ["classification/train/n000004", "classification/test/n000005", "verification/known/n000555"]

@@ -1,16 +1,26 @@
-"""Reads LibriSpeech's layout: {split}/{speaker}/{chapter}/{utterance}.flac and {speaker}-{chapter}.trans.txt."""
+"""Reads LibriSpeech's layout: {split}/{speaker}/{chapter}/{utterance}.flac and {speaker}-{chapter}.trans.txt.
+
+Audio may be of any format that soundfile reads with its sample rate.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
+from bbnet.data.files import contents, files_below
 from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
 from bbnet.tasks.asr.data.features import read_audio
 from bbnet.tasks.asr.settings import Data, SpokenWords
 
+# By suffix, because text and tables can look like MP3 or HTK to libsndfile. It tells formats apart by their content.
+AUDIO = (
+    *(".flac", ".wav", ".rf64", ".w64", ".aif", ".aiff", ".aifc", ".caf", ".au", ".snd", ".sph", ".nist"),
+    *(".mp3", ".ogg", ".oga", ".opus"),
+)
+ALLOWED = f"{{speaker}}/{{chapter}}/* of {', '.join(AUDIO)}"
 SPLITS = {"train": ("train-clean-100",), "val": ("dev-clean",), "test": ("test-clean", "test-other")}
 
 
@@ -49,7 +59,7 @@ def folders_of(splits: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _check_complete(root: Path, folder: str, published: int) -> None:
-    utterances, unpaired = read_folder(root, folder)
+    utterances, unpaired, _ = read_folder(root, folder)
     refuse_incomplete(root / folder, len(utterances), published, "utterances", list(unpaired.values()))
     for utterance in spread(utterances):
         read_audio(utterance.audio)
@@ -83,39 +93,68 @@ def _count_audio(root: Path, folders: Sequence[str]) -> dict[str, int]:
     for folder in folders:
         if not (root / folder).is_dir():
             raise ValueError(f"{root / folder}: no such folder; a corpus has {', '.join(folders)}")
-        counts[folder] = sum(1 for _ in (root / folder).glob("*/*/*.flac"))
+        counts[folder] = len(_list_files(root / folder).audio)
         if not counts[folder]:
-            raise ValueError(f"{root / folder}: has no audio; allowed is {{speaker}}/{{chapter}}/*.flac")
+            raise ValueError(f"{root / folder}: has no audio; allowed is {ALLOWED}")
     return counts
 
 
-def read_folder(root: Path, folder: str) -> tuple[list[Utterance], dict[str, str]]:
-    """Returns the utterances of a folder, ordered by key, and what is missing of each unpaired one, by key.
+class Files(NamedTuple):
+    """The files of a folder of the corpus; what is neither audio nor a transcript in its place is not read."""
+
+    audio: list[Path]
+    transcripts: list[Path]
+    unread: list[Path]
+
+
+def _list_files(home: Path) -> Files:
+    beside, speakers = contents(home)
+    audio, transcripts, unread = [], [], beside
+    for speaker in speakers:
+        beside, chapters = contents(speaker)
+        unread += beside
+        for chapter in chapters:
+            files, folders = contents(chapter)
+            for file in files:
+                if file.suffix.lower() in AUDIO:
+                    audio.append(file)
+                elif file.name.lower().endswith(".trans.txt"):
+                    transcripts.append(file)
+                else:
+                    unread.append(file)
+            unread += files_below(folders)
+    return Files(audio, transcripts, unread)
+
+
+def read_folder(root: Path, folder: str) -> tuple[list[Utterance], dict[str, str], list[Path]]:
+    """Returns a folder's utterances, ordered by key, what each unpaired one lacks, by key, and the files not read.
 
     Raises: ValueError naming a transcript that cannot be read or an utterance that occurs twice.
     """
+    files = _list_files(root / folder)
     audio: dict[str, Path] = {}
-    for path in sorted((root / folder).glob("*/*/*.flac")):
+    for path in files.audio:
         if path.stem in audio:
             raise ValueError(f"{path}: utterance {path.stem} has two audio files, the other is {audio[path.stem]}")
         audio[path.stem] = path
     texts: dict[str, str] = {}
-    for path in sorted((root / folder).glob("*/*/*.trans.txt")):
+    homes: dict[str, Path] = {}
+    for path in files.transcripts:
         for key, text in _read_transcript(path):
             if key in texts:
                 raise ValueError(f"{path}: utterance {key} has two transcripts")
-            texts[key] = text
-            if key not in audio:
-                audio[key] = path.parent / f"{key}.flac"
+            texts[key], homes[key] = text, path.parent
+    unread = {path.stem: path for path in files.unread}
     utterances, unpaired = [], {}
-    for key in sorted(audio, key=_numeric_key):
+    for key in sorted(audio.keys() | texts.keys(), key=_numeric_key):
         if key not in texts:
             unpaired[key] = f"{audio[key]}: has no transcript"
-        elif not audio[key].is_file():
-            unpaired[key] = f"{audio[key]}: has a transcript but no audio"
-        else:
+        elif key in audio and audio[key].is_file():
             utterances.append(Utterance(key, audio[key], texts[key]))
-    return utterances, unpaired
+        else:
+            instead = f", and {unread[key]} is not read; allowed is {ALLOWED}" if key in unread else ""
+            unpaired[key] = f"{homes[key] / key}.flac: has a transcript but no audio{instead}"
+    return utterances, unpaired, files.unread
 
 
 def _read_transcript(path: Path) -> list[tuple[str, str]]:

@@ -16,10 +16,11 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
+from bbnet.data.files import warn_of_unread
 from bbnet.data.process import cores, worker_pool
 from bbnet.data.progress import track
 from bbnet.data.store import appended_array, whole_file
-from bbnet.tasks.asr.data.corpus import SPLITS, Utterance, folders_of, read_folder
+from bbnet.tasks.asr.data.corpus import ALLOWED, SPLITS, Utterance, folders_of, read_folder
 from bbnet.tasks.asr.data.features import BINS, SAMPLE_RATE, UndecodableError, log_mel, positions, read_audio
 from bbnet.tasks.asr.data.tokens import normalise, train_tokeniser
 from bbnet.tasks.asr.settings import Faults, Tokens
@@ -66,6 +67,12 @@ class FaultyUtterances:
         kinds = self.skipped if rule == "skip" else self.resampled
         kinds.setdefault(folder, {})[kind] = sorted(found)
 
+    def leave_out(self, root: Path, folder: str, unread: Sequence[Path]) -> None:
+        """Adds the files in a folder that are not read to `skipped`, and warns of them."""
+        warn_of_unread(root / folder, unread, f"{ALLOWED}, and {{speaker}}/{{chapter}}/*.trans.txt")
+        if unread:
+            self.skipped.setdefault(folder, {})["not_read"] = [str(file.relative_to(root)) for file in unread]
+
     def others(self, rows: Sequence[Usable], folder: str, kind: str, found: Mapping[str, str]) -> list[Usable]:
         """Judges `found`, and returns the other rows of the folder."""
         self.judge(folder, kind, found)
@@ -96,8 +103,9 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
     splits = {split: manifest["splits"][split] for split in SPLITS}  # in the order in which `Utterances` reads them
     found: dict[str, list[Utterance]] = {}
     for folder in folders_of(splits):
-        found[folder], unpaired = read_folder(Path(manifest["root"]), folder)
+        found[folder], unpaired, unread = read_folder(Path(manifest["root"]), folder)
         faulty.judge(folder, "unpaired", unpaired)
+        faulty.leave_out(Path(manifest["root"]), folder, unread)
     shards = list(_shards(found, target / "shards", faulty.rules.low_rate))
     _compute(shards)
     kept = {folder: _usable(folder, shards, faulty) for folder in found}

@@ -12,13 +12,14 @@ from bbnet.tasks.asr.settings import SentencePiece, Tokens
 PAD = 0  # also the blank of CTC
 EOS = 1  # also the first input of the decoder
 SPECIALS = 2
+APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07", "'"))  # of typesetters, of linguists, and full-width
 ALPHABET = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MODEL_FILE = "tokeniser.model"
 
 
 def normalise(text: str) -> str:
-    """Returns the text in upper case, with single spaces instead of all characters but A to Z and apostrophe."""
-    return " ".join(re.sub("[^A-Z']+", " ", text.upper()).split())
+    """Returns the text in upper case, with single spaces instead of all characters but A to Z and apostrophes."""
+    return " ".join(re.sub("[^A-Z']+", " ", text.upper().translate(APOSTROPHES)).split())
 
 
 class Tokeniser(Protocol):

@@ -12,7 +12,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from bbnet.data.images import SUFFIXES, decode
+from bbnet.data.files import contents, warn_of_unread
+from bbnet.data.images import ALLOWED, SUFFIXES, decode, images_in, told_apart
 from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
 from bbnet.tasks.face.settings import Data, Faults, RenderedFaces, Weights
 
@@ -69,7 +70,7 @@ def _check_complete(root: Path, halves: Mapping[str, str], published: Mapping[st
     images = {
         classification / "train": list(chain(*train.values())),
         verification / "known": list(chain(*_images_by_folder(verification / "known").values())),
-        **{verification / name: _images_in(verification / name) for name in PROBE_FOLDERS.values()},
+        **{verification / name: images_in(verification / name)[0] for name in PROBE_FOLDERS.values()},
     }
     for folder, found in images.items():
         missing = _missing_probes(verification, folder.name, found)
@@ -90,7 +91,7 @@ def _missing_probes(home: Path, folder: str, found: Sequence[Path]) -> list[str]
 
 
 def _images_by_folder(home: Path) -> dict[str, list[Path]]:
-    return {folder.name: _images_in(folder) for folder in sorted(home.iterdir()) if folder.is_dir()}
+    return {folder.name: images_in(folder)[0] for folder in contents(home)[1]}
 
 
 def check_weights(path: Path) -> None:
@@ -110,7 +111,7 @@ def _halves(root: Path) -> dict[str, str]:
     """Returns the name of the folder that ends in `classification`, and of the one that ends in `verification`."""
     found = {}
     for half, needed in zip(HALVES, (("train", "dev"), ("known", "unknown_dev")), strict=True):
-        folders = sorted(path for path in root.glob(f"*{half}") if path.is_dir())
+        folders = [path for path in contents(root)[1] if path.name.endswith(half)]
         if len(folders) != 1:
             named = ", ".join(path.name for path in folders) or "none"
             raise ValueError(f"{root}: needs exactly one folder whose name ends in {half}, found {named}")
@@ -139,6 +140,12 @@ class Faulty:
         logger.info("%d skipped (faults.%s), %s: %s%s", len(found), kind, what, named, others)
         self.skipped.setdefault(kind, []).extend(found)
 
+    def leave_out(self, folder: Path, unread: Sequence[Path], read: str) -> None:
+        """Adds the files in `folder` that are not read to `skipped` and warns of them, naming what is `read`."""
+        warn_of_unread(folder, unread, f"{read} of {ALLOWED}")
+        if unread:
+            self.skipped.setdefault("not_read", []).extend(map(str, unread))
+
 
 @dataclass(frozen=True)
 class Images:
@@ -156,7 +163,7 @@ def read_classification(home: Path, faulty: Faulty) -> tuple[dict[str, Images], 
     found = {split: _by_identity(home / folder, faulty) for split, folder in CLASSIFICATION_FOLDERS.items()}
     identities = sorted(found["train"])
     if not identities:
-        raise ValueError(f"{home / 'train'}: has no identities; allowed are {{identity}}/*.jpg and other image formats")
+        raise ValueError(f"{home / 'train'}: has no identities; allowed are {{identity}}/* of {ALLOWED}")
     parts = {}
     for split, folder in CLASSIFICATION_FOLDERS.items():
         unknown = sorted(set(found[split]) - set(identities))
@@ -176,20 +183,27 @@ def _by_identity(folder: Path, faulty: Faulty) -> dict[str, list[Path]]:
     """Returns the images of each identity (subfolder); none if `folder` is missing or is a test without identities."""
     if not folder.is_dir():
         return {}
-    folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if folders and _images_in(folder):
-        raise ValueError(f"{_images_in(folder)[0]}: is not in the folder of an identity")
-    if not folders and _images_in(folder) and folder.name != CLASSIFICATION_FOLDERS["test"]:
+    files, folders = contents(folder)
+    beside, unread = told_apart(files)
+    if folders and beside:
+        raise ValueError(f"{beside[0]}: is not in the folder of an identity")
+    if beside and folder.name != CLASSIFICATION_FOLDERS["test"]:
         raise ValueError(f"{folder}: has images but no folders of identities")
-    found = {path.name: _images_in(path) for path in folders}
-    empty = [str(folder / name) for name, files in found.items() if not files]
+    found, empty, unreadable = {}, [], []
+    for identity in folders:
+        images, others = images_in(identity)
+        unread += others
+        if images:
+            found[identity.name] = images
+        elif others:
+            unreadable.append(f"{identity}: {others[0].relative_to(identity)}, 1 of {len(others)} files")
+        else:
+            empty.append(str(identity))
     faulty.judge("empty_identity", empty, "an identity's folder without images")
-    return {name: files for name, files in found.items() if files}
-
-
-def _images_in(folder: Path) -> list[Path]:
-    files = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return sorted(path for path in files if path.suffix.lower() in SUFFIXES)
+    what = f"none of an identity's files is read; allowed are images directly in its folder, of {ALLOWED}"
+    faulty.judge("empty_identity", unreadable, what)
+    faulty.leave_out(folder, unread, "{identity}/*")
+    return found
 
 
 def _labelled(by_identity: Mapping[str, list[Path]], identities: Sequence[str]) -> Images:
@@ -215,9 +229,9 @@ def read_verification(home: Path, faulty: Faulty) -> tuple[Images, dict[str, Ima
     known = _labelled(by_identity, gallery)
     if not gallery:
         logger.warning("%s is empty: nobody can be identified", home / "known")
-    probes = {"dev": _probes(home, "dev", gallery)}
+    probes = {"dev": _probes(home, "dev", gallery, faulty)}
     if _label_file(home, "test").is_file():
-        return known, probes | {"test": _probes(home, "test", gallery)}, gallery, []
+        return known, probes | {"test": _probes(home, "test", gallery, faulty)}, gallery, []
     logger.info("%s does not exist: every second probe of dev is used for test", _label_file(home, "test"))
     dev, test = _every_second(probes["dev"])
     return known, {"dev": dev, "test": test}, gallery, ["verification"]
@@ -227,7 +241,7 @@ def _label_file(home: Path, split: str) -> Path:
     return home / f"verification_{split}.csv"
 
 
-def _probes(home: Path, split: str, gallery: Sequence[str]) -> Images:
+def _probes(home: Path, split: str, gallery: Sequence[str], faulty: Faulty) -> Images:
     """Returns the probes of a split, ordered by file name, with the index of each one's identity in the gallery.
 
     The rows of the label file are matched to images by file name, with or without folder and suffix, in any column.
@@ -237,8 +251,10 @@ def _probes(home: Path, split: str, gallery: Sequence[str]) -> Images:
     columns, rows = _read_labels(path)
     if not folder.is_dir():
         raise ValueError(f"{folder}: no such folder")
+    images, unread = images_in(folder)
+    faulty.leave_out(folder, unread, "*")
     files = {}
-    for file in _images_in(folder):
+    for file in images:
         if _join_key(file.name) in files:
             raise ValueError(f"{file}: its name, without the suffix, equals that of {files[_join_key(file.name)].name}")
         files[_join_key(file.name)] = file
@@ -248,7 +264,9 @@ def _probes(home: Path, split: str, gallery: Sequence[str]) -> Images:
     for line, row in rows:
         key = _join_key(row[names])
         if key not in files:
-            raise ValueError(f"{path}, line {line}: there is no image {row[names]} in {folder}")
+            instead = [file.name for file in unread if file.stem == Path(row[names]).stem]
+            unreadable = f" ({instead[0]} is not of a format that is read; allowed are {ALLOWED})" if instead else ""
+            raise ValueError(f"{path}, line {line}: there is no image {row[names]} in {folder}{unreadable}")
         if key in labels:
             raise ValueError(f"{path}, line {line}: image {row[names]} is given twice")
         if row[LABEL] not in place:
