@@ -20,7 +20,7 @@ __all__ = list(_HOMES)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted(["__version__", *_HOMES])
 
 
 def __getattr__(name: str):

@@ -85,7 +85,7 @@ class ViT(nn.Module):
         return torch.randn(2, 3, 224, 224), torch.randint(1000, (2,))
 
 
-MODELS: dict[str, Callable[[], Any]] = {"GPT, 98 M": GPT, "ViT-S": ViT}
+MODELS: dict[str, Callable[[], Any]] = {"ViT-S": ViT, "GPT, 98 M": GPT}
 
 
 class LargeArm:
@@ -153,7 +153,8 @@ def measure_large(model: str, device: torch.device) -> dict[str, Any]:
     """
     methods: dict[str, dict[str, float]] = {}
     names = ["dense", *OURS, *PEERS]
-    for group in (names[:4], names[4:]):  # a few at a time, since each holds a model of its own
+    for group in (names[:4], names[4:]):  # a few at a time, since each takes gigabytes
+        print(f"  {', '.join(group)} ...", file=sys.stderr, flush=True)
         arms = {"reference": LargeArm(model, "dense", device)} | {name: LargeArm(model, name, device) for name in group}
         times: dict[str, list[float]] = {name: [] for name in arms}
         for _ in range(2 * EVERY):

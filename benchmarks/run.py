@@ -129,15 +129,6 @@ def _report(what: str) -> None:
     print(f"{what} ...", file=sys.stderr, flush=True)
 
 
-def measure_transformers(device: torch.device) -> dict[str, Any]:
-    """Returns the results of `measure_large` by model."""
-    found = {}
-    for model in MODELS:
-        _report(model)
-        found[model] = measure_large(model, device)
-    return found
-
-
 def measure_tasks(device: torch.device, trace: Path | None) -> dict[str, Any]:
     """Runs the benchmarks of the study's tasks."""
     cases: dict[str, dict[str, Any]] = {}
@@ -183,9 +174,11 @@ def main() -> None:
         results |= json.loads(path.read_text()) if path.exists() else {}
     else:
         results |= measure_tasks(device, options.trace)
-    results["transformers"] = measure_transformers(device)
-    with whole_file(path) as partial:
-        partial.write_text(json.dumps(results, indent=1) + "\n")
+    for model in MODELS:
+        _report(model)
+        results.setdefault("transformers", {})[model] = measure_large(model, device)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(results, indent=1) + "\n")
     write_page()
 
 

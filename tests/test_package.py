@@ -120,7 +120,7 @@ def test_the_command_without_the_packages_of_the_study_says_so_in_one_line(modul
     assert done.returncode == 1
     assert done.stdout == ""
     assert re.fullmatch(
-        r"error: the command needs the packages of the study: pip install 'bbnet\[study\]' \(no module named '\w+'\)\n",
+        r"error: the command needs the packages of the study, the extra \"study\" of bbnet \(no module named '\w+'\)\n",
         done.stderr,
     )
 

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if error.name is None or error.name.split(".")[0] == "bbnet":
             raise
         sys.exit(
-            "error: the command needs the packages of the study: pip install 'bbnet[study]' "
+            'error: the command needs the packages of the study, the extra "study" of bbnet '
             f"(no module named {error.name!r})"
         )
 

@@ -1,9 +1,10 @@
 """Moving averages over forward passes of named modules: sums over positions, folded once per optimiser step."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -45,8 +46,8 @@ class ForwardAverages(ABC):
         in_training: whether forward passes in training mode count, or those in evaluation mode.
         root: the module whose mode decides, since some of the others may be kept in evaluation mode while the model
             trains, as batch norms often are; by default that of each module itself.
-        channels_first: names of modules with channels on axis 1 instead of the last axis. Convolutions and norms over
-            channels need not be named.
+        channels_first: names of modules with channels on axis 1 instead of the last axis, with the number of axes of an
+            output without a batch axis, see `channels_first`. Convolutions and norms over channels need not be named.
     """
 
     figure: ClassVar[str]  # its name in error messages
@@ -59,7 +60,7 @@ class ForwardAverages(ABC):
         every: int = 1,
         in_training: bool = True,
         root: nn.Module | None = None,
-        channels_first: Collection[str] = (),
+        channels_first: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
         self.decay = decay
         self.stride = stride
@@ -75,7 +76,7 @@ class ForwardAverages(ABC):
         # module) per channel, the others per module. A step is thus folded in one set of operations for all modules.
         self._joined: dict[str, Tensor] = {}
         self._hooks = [
-            self._register(module, _Counter(self, name, name in channels_first or isinstance(module, CHANNELS_FIRST)))
+            self._register(module, _Counter(self, name, module, channels_first.get(name)))
             for name, module in modules.items()
         ]
         forget_compiled()
@@ -235,6 +236,16 @@ def _in_inference_mode() -> bool:
     return not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
 
 
+def _inside_transforms(values: Tensor) -> Tensor:
+    """Returns the values inside the wrappers of torch.func, with the axes of vmap first."""
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(values):
+        batch_axis = functorch.maybe_get_bdim(values)
+        values = functorch.get_unwrapped(values)
+        values = values if batch_axis < 0 else values.movedim(batch_axis, 0)
+    return values.detach()
+
+
 def _fitted(valid: Tensor, shape: torch.Size) -> Tensor:
     """Returns valid positions for outputs whose position axes were joined, or pooled over all but the first ones.
 
@@ -254,26 +265,33 @@ class _Counter(WatchingHook):
     `next` with a default.
     """
 
-    def __init__(self, averages: ForwardAverages, name: str, channels_first: bool) -> None:
+    def __init__(self, averages: ForwardAverages, name: str, module: nn.Module, unbatched: int | None) -> None:
         self.averages = averages
         self.name = name
-        self.channels_first = channels_first
+        self.channels_first = unbatched is not None or isinstance(module, CHANNELS_FIRST)
+        self.unbatched = axes_without_batch(module) if unbatched is None else unbatched
 
     def __call__(self, module: nn.Module, arguments: tuple, other: Any) -> None:
         averages = self.averages
         training = module.training if averages.root is None else averages.root.training
         if averages.counting and training == averages.in_training and not _in_inference_mode():
+            values = averages._read(arguments, other)
+            first = 0 if values.dim() == self.unbatched else 1
+            positions = values.movedim(first, -1) if self.channels_first else values
             with torch.no_grad():
-                self._count(averages._read(arguments, other), axes_without_batch(module))
+                if not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(positions):
+                    with torch._C._DisableFuncTorch():
+                        self._count(_inside_transforms(positions))
+                else:
+                    self._count(positions)
 
-    def _count(self, values: Tensor, unbatched: int) -> None:
-        """Counts the `values`, which have no batch axis if they have only `unbatched` axes."""
+    def _count(self, positions: Tensor) -> None:
         averages = self.averages
-        first = 0 if values.dim() == unbatched else 1
-        positions = values.movedim(first, -1) if self.channels_first else values
         valid = averages.valid_of(self.name)
         if positions.is_nested:  # without padding, as inside nn.TransformerEncoder
             positions, valid = torch.cat([each.flatten(0, -2) for each in positions.unbind()]), None
+        if positions.dim() == 1:  # one position, without any other axis
+            positions = positions[None]
         axis = 0 if positions.dim() == 2 else 1
         if valid is not None:
             valid = _fitted(valid, positions.shape[:-1])

@@ -14,20 +14,22 @@ from bbnet.sparsity.slab import Slab, channels_first, unit_modules
 class Gate(ModuleHook):
     """Hook that gates the outputs of one module, in training and in evaluation. It is copied with the model."""
 
-    def __init__(self, algorithm: ActivationGating, axis: int) -> None:
+    def __init__(self, algorithm: ActivationGating, axis: int, unbatched: int) -> None:
         self.algorithm = algorithm
         self.axis = axis
+        self.unbatched = unbatched  # number of axes of an output without a batch axis, whose units are on axis 0
         self.ratio = (1, 1)
 
     def __call__(self, module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
         if output.is_nested:  # as inside nn.TransformerEncoder with padding
             return torch.nested.as_nested_tensor([self(module, inputs, each) for each in output.unbind()])
-        units = output.shape[self.axis]
+        axis = 0 if output.dim() == self.unbatched else self.axis
+        units = output.shape[axis]
         count = kept_units(self.ratio, units)
         if count == units:
             return output
         with torch.no_grad():
-            kept = self.algorithm.kept(output.movedim(self.axis, -1), count).movedim(-1, self.axis)
+            kept = self.algorithm.kept(output.movedim(axis, -1), count).movedim(-1, axis)
         return torch.where(kept, output, 0.0)
 
 
@@ -58,7 +60,7 @@ class Gates:
             if is_gated(module):
                 raise ValueError(f"the units at {name} are gated already; call remove() of that sparsifier first")
         self.share = Decimal(1)
-        self._gates = {name: Gate(algorithm, 1 if name in first else -1) for name in modules}
+        self._gates = {name: Gate(algorithm, 1 if name in first else -1, first.get(name, 0)) for name in modules}
         self._handles = [module.register_forward_hook(self._gates[name]) for name, module in modules.items()]
         forget_compiled()
 

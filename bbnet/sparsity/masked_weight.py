@@ -136,7 +136,7 @@ class MaskedWeight:
         if self.dormant is None:
             self.weight.copy_(self.apply(full.clone() if full is self.weight else full).add_(0.0))  # turns -0 into 0
         else:
-            torch.mul(full, self.dead(), out=self.dormant)
+            self.dormant = full * self.dead()
             self.weight.copy_(full.sub_(self.dormant))
         if self.weight.grad is not None:
             self.apply(self.weight.grad)
@@ -205,7 +205,7 @@ class MaskedWeight:
             raise ValueError(
                 f"slab {name}: a pruned weight is not 0. If the weights were overwritten, for example by a dense "
                 "checkpoint, mask them with sparsifier.apply_to(model); otherwise the optimiser moves weights whose "
-                "gradient and state are 0"
+                "gradient and state are 0, or a hook of its step changes gradients after those of bbnet"
             )
 
     def state_dict(self) -> dict[str, Tensor | None]:

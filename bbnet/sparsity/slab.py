@@ -138,11 +138,18 @@ def unit_modules(model: nn.Module, slabs: Iterable[Slab]) -> dict[str, nn.Module
     return {name: model.get_submodule(name) for slab in slabs for name in slab.units}
 
 
-def channels_first(model: nn.Module, slabs: Iterable[Slab]) -> set[str]:
-    """Returns the names of the `unit_modules` with units on axis 1, as for slabs of convolutions, not on the last."""
+def channels_first(model: nn.Module, slabs: Iterable[Slab]) -> dict[str, int]:
+    """Returns the names of the `unit_modules` with units on axis 1, as for slabs of convolutions, not on the last.
+
+    The value is the number of axes of an output without a batch axis, whose units are on axis 0; 0 if there is none.
+    """
     slabs = list(slabs)
-    by_slab = {name for slab in slabs for name in slab.units if model.get_submodule(slab.name).weight.dim() > 2}
-    return by_slab | {name for name, module in unit_modules(model, slabs).items() if isinstance(module, CHANNELS_FIRST)}
+    modules = unit_modules(model, slabs)
+    found = {name: 0 for name, module in modules.items() if isinstance(module, CHANNELS_FIRST)}
+    for slab in slabs:
+        axes = model.get_submodule(slab.name).weight.dim() - 1
+        found |= {name: axes for name in slab.units if axes > 1}
+    return found
 
 
 def choose_slabs(

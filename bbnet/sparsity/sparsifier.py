@@ -25,7 +25,7 @@ from bbnet.sparsity.masked_weight import MaskedWeight, Rescale, weight_state
 from bbnet.sparsity.masks import pack_masks, unpack_masks
 from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.schedule import Schedule
-from bbnet.sparsity.slab import Slab, check_slabs, layer_shape, stored_side, unwrap
+from bbnet.sparsity.slab import Slab, check_slabs, layer_shape, stored_side, unit_modules, unwrap
 from bbnet.sparsity.step_watch import StepWatch
 
 # Method labels of the default study.
@@ -200,6 +200,7 @@ class Sparsifier:
         self._stepping = False
         self._unmasked: list[_Unmasked] = []
         self._model = weakref.ref(model)
+        self._hooked = {name: weakref.ref(module) for name, module in unit_modules(model, weights).items()}
         self._state_loaded = self._own_state_loaded = False
         try:
             self._attach(model, weights)
@@ -213,8 +214,6 @@ class Sparsifier:
         # The hooks hold another object with the same state, so that it can be noticed when the caller drops this one.
         shared = object.__new__(type(self))
         shared.__dict__ = self.__dict__
-        for weight in weights.values():
-            _owners[weight] = (weakref.ref(self), weakref.ref(shared))
         if algorithm.gates_activations:
             self.gates = self._attached_part(Gates(model, weights, algorithm))
         elif algorithm.masks_weights:
@@ -235,7 +234,8 @@ class Sparsifier:
         self._attached_part(self.optimizer.register_step_pre_hook(shared._before_step))
         self._attached_part(self.optimizer.register_step_post_hook(shared._after_step))
         self._attached_part(self.optimizer.register_load_state_dict_post_hook(shared._after_load))
-        self._step_watch = self._attached_part(StepWatch(next(iter(weights.values())), self.optimizer))
+        self.step_watch = self._attached_part(StepWatch(next(iter(weights.values())), self.optimizer))
+        self._attached_part(_Claim(weights.values(), self, shared))
         self._prepare_step()
 
     def _sample_every(self) -> int:
@@ -267,8 +267,6 @@ class Sparsifier:
         for part in self._attached:
             part.remove()
         self._attached = []
-        for masked in self.weights:
-            _owners.pop(masked.weight, None)
 
     @contextmanager
     def valid(self, positions: Tensor | Mapping[str, Tensor]) -> Iterator[None]:
@@ -391,8 +389,8 @@ class Sparsifier:
         self._state_loaded = False
         for masked in self.weights:
             masked.use_loaded_state(optimizer)
-        steps = (state.get("step", 0) for state in optimizer.state.values())
-        if not self._own_state_loaded and self.step == 0 and any(float(step) > 0 for step in steps):
+        values = (value for state in optimizer.state.values() for value in state.values())
+        if not self._own_state_loaded and self.step == 0 and any(torch.is_tensor(value) for value in values):
             warnings.warn(
                 "the optimizer has loaded the state of a training, but the sparsifier starts at step 0; to resume a "
                 "sparse phase, load also the sparsifier's state_dict()",
@@ -405,7 +403,7 @@ class Sparsifier:
         if not self._stepping:
             return
         self._stepping = False
-        self._step_watch.stepped()
+        self.step_watch.stepped()
         # A fused optimiser under a GradScaler also runs its hooks on skipped steps.
         found_inf = getattr(optimizer, "found_inf", None)
         if found_inf is not None and bool(found_inf):
@@ -416,7 +414,7 @@ class Sparsifier:
             self._hold_squares()
         if self.step > self.schedule.freeze_step:
             if self.step % self.schedule.interval == 0:
-                self._check_pruned()
+                self.check_masks()
                 self._hold_squares()
             return
         for averages in self._averages():
@@ -437,12 +435,13 @@ class Sparsifier:
     def _refresh(self) -> None:
         algorithm, schedule = self.algorithm, self.schedule
         if self.gates is not None:
+            self.check_masks()
             self.gates.set_share(schedule.budget_at(self.step))
             return
         budget = schedule.budget if algorithm.starts_sparse else schedule.budget_at(self.step)
         for averages in self._averages():
             averages.join_ranks()
-        self._check_pruned()
+        self.check_masks()
         for masked in self.weights:
             masked.join_ranks()
         views = [self._view(masked) for masked in self.weights]
@@ -459,10 +458,23 @@ class Sparsifier:
         for masked in self.weights:
             masked.hold_squares(self.optimizer)
 
-    def _check_pruned(self) -> None:
+    def check_masks(self) -> None:
+        """Raises ValueError if a pruned weight is not 0, or a layer, its weight or a unit's module was replaced."""
         model = self._model()
-        for masked in self.weights if model is not None else []:
+        if model is None:
+            return
+        for masked in self.weights:
             masked.check_pruned(model)
+        for name, hooked in self._hooked.items():
+            try:
+                current = model.get_submodule(name)
+            except AttributeError:
+                current = None
+            if current is not hooked():
+                raise ValueError(
+                    f"module {name} was replaced since bbnet.sparsify was called, so that its outputs are not seen any "
+                    "more; call remove() and bbnet.sparsify again"
+                )
 
     def _view(self, masked: MaskedWeight) -> SlabView:
         slab = masked.slab
@@ -493,26 +505,37 @@ class Sparsifier:
         )
 
 
-# For each slab weight the object that the caller of `sparsify` holds, and the one that the hooks hold.
-_owners: MutableMapping[Tensor, tuple[weakref.ref, weakref.ref]] = WeakIdKeyDictionary()
+class _Claim:
+    """Records which sparsifier the weights of slabs belong to, until it is removed.
+
+    Args:
+        held: the object that the caller of `sparsify` holds.
+        attached: the one that the hooks hold.
+    """
+
+    def __init__(self, weights: Iterable[Tensor], held: Sparsifier, attached: Sparsifier) -> None:
+        self.held, self.attached = weakref.ref(held), weakref.ref(attached)
+        for weight in weights:
+            _claims[weight] = self
+
+    def remove(self) -> None:
+        for weight in [weight for weight, claim in _claims.items() if claim is self]:
+            del _claims[weight]
+
+
+_claims: MutableMapping[Tensor, _Claim] = WeakIdKeyDictionary()
 
 
 def _release_dropped(weights: Iterable[Tensor]) -> None:
     """Removes the sparsifiers of weights whose callers have dropped them, as a notebook's cell that runs again does."""
-    for weight in weights:
-        held, attached = (reference() for reference in _owners.get(weight, (lambda: None, lambda: None)))
-        if held is None and attached is not None:
+    for claim in [_claims[weight] for weight in weights if weight in _claims]:
+        attached = claim.attached()
+        if claim.held() is None and attached is not None and attached._attached:
             warnings.warn(
                 f"a sparsifier of this model, at step {attached.step}, is removed, because nothing holds it any more",
                 stacklevel=5,
             )
             attached.remove()
-
-
-def sparsifiers_of(model: nn.Module) -> list[Sparsifier]:
-    """Returns the sparsifiers of the weights of a model."""
-    attached = (_owners[weight][1]() for weight in model.parameters() if weight in _owners)
-    return list({id(each.__dict__): each for each in attached if each is not None}.values())
 
 
 class _Unmasked:

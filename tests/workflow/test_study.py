@@ -191,7 +191,7 @@ def test_a_failing_method_leaves_the_others_and_says_how_to_go_on(project, study
     source = (
         (algorithms / "magnitude.py")
         .read_text()
-        .replace("return [", 'raise ValueError("no masks today")\n        return [')
+        .replace("return (keep", 'raise ValueError("no masks today")\n        return (keep')
         .replace("parameters.magnitude", "parameters.broken")
     )
     (algorithms / "broken.py").write_text(source)

@@ -15,13 +15,14 @@ from torch.sparse import (
     to_sparse_semi_structured,
 )
 
+from bbnet.sparsity.copies import check_hooks
 from bbnet.sparsity.gate import is_gated
 from bbnet.sparsity.hooks import remove_hooks
 from bbnet.sparsity.plain.flow import Chain, Kept
 from bbnet.sparsity.plain.structure import find_chains
 from bbnet.sparsity.plain.trace import without_history
 from bbnet.sparsity.slab import Side, connections, is_transposed, stored_side, unwrap
-from bbnet.sparsity.sparsifier import Sparsifier, sparsifiers_of
+from bbnet.sparsity.sparsifier import Sparsifier
 
 SEMI_STRUCTURED_DTYPES = (torch.float16, torch.bfloat16, torch.int8)
 SEMI_STRUCTURED_CAPABILITY = (8, 0)
@@ -41,14 +42,15 @@ def export(model: nn.Module, *, remove_units: bool = False, semi_structured: boo
             inputs in torch's 2:4 format, for inference on CUDA devices. If device, dtype or shape do not allow this,
             weights stay dense with a warning. Removing units shifts the inputs, so few such weights remain after it.
     Returns: the copy; its parameters are leaves without gradients.
-    Raises: ValueError if activations are gated.
+    Raises: ValueError if activations are gated, or a pruned weight of a model in training is not 0.
     """
     gated = [name for name, module in unwrap(model).named_modules() if is_gated(module)]
     if gated:
         raise ValueError(
             f"cannot export a model with gates: the units at {', '.join(gated)} are gated, and their weights are dense"
         )
-    for sparsifier in sparsifiers_of(unwrap(model)):
+    for sparsifier in check_hooks(unwrap(model)):
+        sparsifier.check_masks()
         schedule = sparsifier.schedule
         if sparsifier.step < schedule.freeze_step:
             warnings.warn(

@@ -11,8 +11,8 @@ from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
 from bbnet.sparsity.plain.elementwise import Activation, find_activation, readers, sign_of
-from bbnet.sparsity.plain.trace import NORMS
-from bbnet.sparsity.slab import LAYERS, is_layer, layer_shape
+from bbnet.sparsity.plain.trace import NORMS, acts_as_layer
+from bbnet.sparsity.slab import LAYERS, layer_shape
 
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 IDENTITIES = (nn.Identity, *_DROPOUTS)
@@ -162,7 +162,7 @@ class Flow:
 
     def calls(self) -> dict[fx.Node, Call]:
         """Returns the calls of Linear layers and convolutions by node."""
-        layers = [node for node in self._nodes if node.op == "call_module" and is_layer(self.module(node))]
+        layers = [node for node in self._nodes if node.op == "call_module" and acts_as_layer(self.module(node))]
         found = {node: self._chain(node) for node in layers}
         reads = {reader: self.name(node) for node in layers for reader in found[node].readers.layers}
         factor_of = {factor: self.name(node) for node in layers for factor in found[node].readers.factors}
@@ -255,6 +255,8 @@ class Flow:
                     if node.target in MULTIPLICATIONS and len(node.all_input_nodes) == 2:
                         pending.append(node)
                         found.factors |= self._factors(node, value, producer)
+                    if _writes_to(node, value):
+                        break  # later readers see other values
         return found
 
     def _factors(self, product: fx.Node, value: fx.Node, producer: nn.Module) -> set[fx.Node]:
@@ -263,7 +265,7 @@ class Flow:
         factor = self._origin(other)
         layer = self.module(factor)
         alone = self._unchanged(factor)[-1] is other and len(readers(other)) == 1
-        same = layer is not None and is_layer(layer) and axes_of(layer) == axes_of(producer)
+        same = layer is not None and acts_as_layer(layer) and axes_of(layer) == axes_of(producer)
         return {factor} if alone and same and _widths(layer)[0] == _widths(producer)[0] else set()
 
     def _is_norm(self, node: fx.Node, value: fx.Node, producer: nn.Module) -> bool:
@@ -288,7 +290,7 @@ class Flow:
         layer = self.module(node)
         return (
             layer is not None
-            and is_layer(layer)
+            and acts_as_layer(layer)
             and node.args == (value,)
             and axes_of(layer) == axes_of(producer)
             and getattr(layer, "groups", 1) == 1
@@ -313,6 +315,15 @@ class Flow:
         if node.op != "call_module":
             return node.target in PRODUCTS and not self._stored.isdisjoint(node.all_input_nodes)
         return _has_weights(self.module(node))
+
+
+def _writes_to(node: fx.Node, value: fx.Node) -> bool:
+    """Returns whether a node changes a value in place, as `add_` does."""
+    if node.op == "call_module" or not node.args or node.args[0] is not value:
+        return False
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    is_operator = name.startswith("i") and hasattr(operator, f"__{name}__")
+    return is_operator or (name.endswith("_") and not name.endswith("__"))
 
 
 def _without_activation(following: list[fx.Node]) -> str:

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from bbnet.sparsity.limits import SMALLEST_FAN
 from bbnet.sparsity.plain.flow import Call, Chain, Flow, axes_of, has_more_axes
 from bbnet.sparsity.plain.report import report, seen
-from bbnet.sparsity.plain.trace import NORMS, TRANSFORMER_LAYERS, trace
+from bbnet.sparsity.plain.trace import NORMS, TRANSFORMER_LAYERS, acts_as_layer, trace
 from bbnet.sparsity.slab import TRANSPOSED_CONVOLUTIONS, Side, Slab, is_layer, layer_shape, unwrap
 
 
@@ -166,6 +166,8 @@ class _Structure:
             return "its weight is frozen"
         if getattr(layer, "groups", 1) != 1:
             return "grouped convolution"
+        if not acts_as_layer(layer):
+            return "its class has a forward pass of its own"
         if self._is_used_elsewhere(weight):
             return "its weight is shared or used outside the layer"
         if name not in self.calls:

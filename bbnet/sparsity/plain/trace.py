@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-from bbnet.sparsity.slab import is_transposed
+from bbnet.sparsity.slab import is_layer, is_transposed
 
 TRANSFORMER_LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 NORMS = (
@@ -31,7 +31,7 @@ def trace(module: nn.Module, opaque: set[type]) -> fx.Graph | None:
     Args:
         opaque: classes of modules that are known to be untraceable. Those that are found here are added.
     """
-    if _is_leaf(module) and not isinstance(module, TRANSFORMER_LAYERS):
+    if acts_as_linear(module) or (_is_leaf(module) and not isinstance(module, TRANSFORMER_LAYERS)):
         return None
     copied = _meta_copy(module)
     # Arguments with defaults are left at them, as in most calls; if this fails, they are inputs as well.
@@ -57,6 +57,9 @@ def without_history(model: nn.Module) -> dict[int, Tensor]:
     return {id(value): value.detach().clone() for value in values if torch.is_tensor(value) and not value.is_leaf}
 
 
+_OF_EVERY_MODULE = vars(nn.Module()).keys()
+
+
 class _Proxy(fx.Proxy):
     """A value in the data flow. Its dtype is that of the weights, since forward passes may depend on it."""
 
@@ -76,6 +79,7 @@ class _Tracer(fx.Tracer):
         super().__init__(param_shapes_constant=True)
         self.traced_func_name = "_ff_block" if _is_leaf(module) else "forward"
         self.opaque = opaque
+        self.linear = {name for name, each in module.named_modules() if acts_as_linear(each)}
         self.all_arguments = all_arguments
         floating = (each.dtype for each in module.parameters() if each.is_floating_point())
         self.dtype = next(floating, torch.get_default_dtype())
@@ -98,7 +102,7 @@ class _Tracer(fx.Tracer):
         return partial(root_fn, self.root, *given, **named), []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return _is_leaf(m) or type(m) in self.opaque
+        return _is_leaf(m) or type(m) in self.opaque or module_qualified_name in self.linear
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         self.entered.append(m)
@@ -131,14 +135,45 @@ def _is_leaf(module: nn.Module) -> bool:
     return namespace.startswith(("torch.nn.", "torch.ao.nn.")) and not isinstance(module, nn.Sequential)
 
 
+def acts_as_layer(module: nn.Module) -> bool:
+    """Returns whether a module is a layer that uses its weight as it is, not by a forward pass of its own."""
+    return is_layer(module) and (_is_leaf(module) or acts_as_linear(module))
+
+
+def acts_as_linear(module: nn.Module) -> bool:
+    """Returns whether a class derived from Linear has a forward pass of its own that computes the same."""
+    if not isinstance(module, nn.Linear) or list(module.children()):
+        return False
+    is_derived = type(module).forward is not nn.Linear.forward or "forward" in vars(module)
+    weight = module._parameters.get("weight")
+    if not is_derived or weight is None or is_lazy(weight) or weight.is_meta:
+        return False
+    if not module._parameters.keys() <= {"weight", "bias"}:
+        return False
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        inputs = torch.randn(1, module.in_features).to(weight)
+        try:
+            return torch.allclose(copy.copy(module).eval().forward(inputs), nn.Linear.forward(module, inputs))
+        except Exception:
+            return False
+
+
 def _meta_copy(module: nn.Module) -> nn.Module:
-    """Returns a copy in evaluation mode with parameters on the meta device and without hooks."""
+    """Returns a copy in evaluation mode with parameters on the meta device and without hooks.
+
+    If it has attributes that cannot be copied, such as locks, all its own attributes are those of the module.
+    """
     memo: dict[int, Any] = without_history(module)
+    own: dict[int, Any] = {}
     for each in module.modules():
+        own |= {id(value): value for name, value in vars(each).items() if name not in _OF_EVERY_MODULE}
         memo[id(each._forward_hooks)] = OrderedDict()
         memo[id(each._forward_pre_hooks)] = OrderedDict()
         for parameter in each._parameters.values():
             if parameter is not None and not is_lazy(parameter):
                 shape = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
                 memo[id(parameter)] = nn.Parameter(shape, requires_grad=parameter.requires_grad)
-    return copy.deepcopy(module, memo).eval()
+    try:
+        return copy.deepcopy(module, dict(memo)).eval()
+    except Exception:
+        return copy.deepcopy(module, own | memo).eval()

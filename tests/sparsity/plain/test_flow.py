@@ -192,3 +192,19 @@ def test_units_behind_a_joint_norm_are_removed_exactly(act):
     assert len(export(model, remove_units=True)[0].weight) == 14
     inputs = torch.randn(2, 9, 5, 5)
     torch.testing.assert_close(export(model, remove_units=True)(inputs), model.eval()(inputs))
+
+
+@pytest.mark.parametrize("change", [lambda h, y: h.add_(y), lambda h, y: torch.relu_(h.sub_(y))])
+def test_units_that_are_changed_in_place_are_not_those_that_a_later_layer_reads(change):
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.Linear(9, 9) for _ in "abcd")
+
+        def forward(self, x):
+            hidden = torch.relu(self.a(x))
+            before = self.b(hidden)
+            change(hidden, x)
+            return self.d(torch.relu(self.c(hidden)) + before)
+
+    assert find_slabs(InPlace(), "out") == [Slab("b", "out", "a")]

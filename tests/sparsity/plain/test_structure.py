@@ -167,6 +167,11 @@ def test_activations_that_are_on_where_their_input_is_positive(activation):
         (lambda x: torch.softmax(x, -1), "no activation directly after it"),
         (lambda x: functional.layer_norm(x, (x.shape[-1],)), "no activation directly after it"),
         (lambda x: torch.relu(x).flip(0), None),
+        (lambda x: functional.normalize(torch.relu(x)), None),
+        (lambda x: torch.relu(x) * (x >= x.amax(1, keepdim=True)), "its outputs are also used without an activation"),
+        (nn.LocalResponseNorm(5), "no activation directly after it"),
+        (lambda x: functional.normalize(torch.relu(x), dim=-1), None),
+        (lambda x: functional.normalize(x).relu(), "no activation directly after it"),
         (lambda x: x.flip(-1).relu(), "no activation directly after it"),
         (lambda x: x.cumsum(-1).relu(), "no activation directly after it"),
         (lambda x: x.chunk(2, -1)[0], "its outputs are split, so that a unit has rows in two places"),
@@ -542,7 +547,7 @@ def test_layers_not_initialised_yet_stay_dense(capsys):
 
 
 def test_classes_derived_from_layers():
-    """One that only stores more is a layer, one with its own forward pass is not."""
+    """One with its own forward pass is a layer only if it computes the same."""
 
     class Labelled(nn.Linear):
         label = "hidden"
@@ -551,11 +556,18 @@ def test_classes_derived_from_layers():
         def forward(self, x):
             return super().forward(x) * 2
 
+    class Equal(nn.Linear):
+        def forward(self, x):
+            return x @ self.weight.T + self.bias
+
     model = three_linears(torch.relu)
     model.a = Labelled(20, 16)
     assert found(model) == [("a", "in"), ("b", "in")]
     model.a = Scaled(20, 16)
     assert found(model) == [("b", "in")]
+    model.a = Equal(20, 16)
+    assert found(model) == [("a", "in"), ("b", "in")]
+    model.a = Scaled(20, 16)
     model.b.forward = lambda x: functional.linear(x, model.b.weight * 2)
     assert found(model) == []
 

@@ -1,12 +1,14 @@
 """Modules whose forward passes cannot be traced as they are."""
 
 import functools
+import threading
 
 import pytest
 import torch
 from torch import nn
 
 from bbnet.sparsity.plain.structure import find_slabs
+from bbnet.sparsity.sparsifier import sparsify
 
 
 class Attention(nn.Module):
@@ -100,3 +102,31 @@ def test_the_dtype_is_that_of_the_weights():
 
     assert [slab.name for slab in find_slabs(Cast())] == ["a"]
     assert [slab.name for slab in find_slabs(Cast().bfloat16())] == ["a", "b"]
+
+
+def test_attributes_that_cannot_be_copied_are_no_obstacle():
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 2))
+    model.lock, model.numbers = threading.Lock(), (number for number in range(3))
+    model.cache = [model(torch.randn(2, 16))]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    slabs = find_slabs(model)
+    model.sparsifier = sparsify(model, optimizer, slabs, "magnitude", 0.5, total_steps=20)
+    model.sparsifier.remove()
+    assert find_slabs(model) == slabs and [slab.name for slab in slabs] == ["0", "2"]
+
+
+def test_a_layer_that_computes_its_weight_in_its_forward_pass_is_none():
+    class Standardised(nn.Conv2d):
+        """As ScaledStdConv2dSame of timm, whose padding depends on the shape of the input."""
+
+        def forward(self, x):
+            if x.shape[-1] % 2:
+                x = torch.nn.functional.pad(x, (1, 0, 1, 0))
+            weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+            return torch.nn.functional.conv2d(x, weight, self.bias)
+
+    layers = [nn.Conv2d(8, 9, 1), nn.ReLU(), Standardised(9, 9, 1), nn.ReLU(), nn.Conv2d(9, 9, 1), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.Conv2d(9, 2, 1))
+    assert [slab.name for slab in find_slabs(model)] == ["0", "4"]
+    with pytest.raises(ValueError, match="1: its class has a forward pass of its own"):
+        find_slabs(nn.Sequential(nn.ReLU(), Standardised(9, 9, 1), nn.ReLU(), nn.Conv2d(9, 2, 1)))
