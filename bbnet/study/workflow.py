@@ -190,7 +190,7 @@ def open_workflow(config: Mapping[str, Any]) -> Workflow:
     recipes = Recipes(study, knobs)
     gpus = int(knobs.device == "cuda" or (knobs.device == "auto" and gpu_count() > 0))
     from_reference = knobs.results_from == "reference"
-    results = f"results/reference/{knobs.study}" if from_reference else f"{knobs.results_dir}/{knobs.study}"
+    results = f"results/reference/{knobs.study}" if from_reference else str(Path(knobs.results_dir, knobs.study))
     if from_reference and not Path(results, "summary", "cells.csv").is_file():
         raise ConfigError(f"results_from=reference: no summary of study {knobs.study} in {results}")
     by_folder = {run.folder: run for run in runs(study)}
