@@ -180,12 +180,12 @@ def main() -> None:
     }
     path = ROOT / benchmark_file(results["machine"])
     if options.transformers:
-        results |= json.loads(path.read_text()) if path.exists() else {}
+        results |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     else:
         results |= measure_tasks(device, options.trace)
     results["transformers"] = measure_transformers(device)
     with whole_file(path) as partial:
-        partial.write_text(json.dumps(results, indent=1) + "\n")
+        partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_page()
 
 
