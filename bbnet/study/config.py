@@ -74,10 +74,12 @@ class Knobs(Section):
     """The options of config.yaml, each of which `--config key=value` overrides."""
 
     study: str = Field("demo", pattern=r"^[a-z][a-z0-9_]*$", description="Name of a file in studies/, without .yaml.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto uses a GPU if there is one.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto uses a GPU if there is one, and accepts finished runs of any device."
+    )
     compile: Switch = Field("auto", description="Compile training steps; auto: if the run is long enough.")
-    data_dir: Folder = Field("data", description="Folder of downloaded and prepared data.")
-    results_dir: Folder = Field("results", description="Folder of runs, summary, figures and tables.")
+    data_dir: Folder = Field("data", description="Folder of downloaded and prepared data; ~ and $HOME are expanded.")
+    results_dir: Folder = Field("results", description="Folder of runs, summary, figures and tables; as data_dir.")
     results_from: Literal["runs", "reference"] = Field(
         "runs", description="reference: figures and tables from the summary shipped in results/reference/."
     )
@@ -271,6 +273,32 @@ def read_study(name: str, folder: Path) -> Study:
         return Study.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise ConfigError(_describe(str(path), error, Study)) from None
+
+
+def read_summarised_study(path: Path) -> Study:
+    """Reads the study that a summary was made of, from its `study.json`; raises ConfigError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        settings = {key: value for key, value in content.items() if key != "name"}
+        return Study.model_validate_json(json.dumps(settings), strict=True)
+    except ValidationError as error:
+        raise ConfigError(_describe(str(path), error, Study)) from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path}: cannot be read as the study of a summary: {error}") from None
+
+
+def differing_keys(study: Study, other: Study) -> list[str]:
+    """Returns the dotted keys in which two studies differ, such as `methods.sp_out`; their descriptions may."""
+    return _differing(study.model_dump(exclude={"description"}), other.model_dump(exclude={"description"}))
+
+
+def _differing(one: Any, other: Any) -> list[str]:
+    """Returns the keys below two values that differ: an empty one if they are not both maps, none if they are equal."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [""]
+    return [
+        f"{key}.{below}".rstrip(".") for key in {**one, **other} for below in _differing(one.get(key), other.get(key))
+    ]
 
 
 def _check_keys(content: Any, place: str) -> None:
