@@ -66,6 +66,7 @@ include: "rules/tables.smk"
 
 
 # Forced by the user, which does not include what Snakemake repeats because it was interrupted: such a training resumes.
+# What starts from a forced warm-up is forced as well.
 onstart:
     if workflow.is_main_process:
         settings = workflow.dag_settings
@@ -74,14 +75,19 @@ onstart:
             os.path.dirname(job.output[0])
             for job in workflow.dag.needrun_jobs()
             if job.rule.name in ("train", "warm_up")
-            and (settings.forceall or forced & {job.rule.name, *map(str, job.output)})
+            and (
+                settings.forceall
+                or forced & {"warm_up", job.rule.name, *map(str, job.output), str(job.input.get("warm_start"))}
+            )
         )
 
 
 onsuccess:
     if KNOBS.cells == "done":
         WORKFLOW.remove_outdated()
-    print(WORKFLOW.success_message())
+    if workflow.touch and KNOBS.results_from == "runs" and KNOBS.cells == "all":
+        WORKFLOW.accept_no_partial_summary()
+    print(WORKFLOW.success_message(touched=workflow.touch))
 
 
 onerror:

@@ -66,7 +66,7 @@ class Case:
         self.prepared.mkdir()
         manifest = self.task.fetch(self.settings.data.model_dump(), raw) | {"root": str(raw)}
         index = self.task.prepare(manifest, self.settings.model_dump(), self.prepared)
-        (self.folder / "made.json").write_text(json.dumps({"manifest": manifest, "index": index}))
+        (self.folder / "made.json").write_text(json.dumps({"manifest": manifest, "index": index}), encoding="utf-8")
         return self
 
     @property
@@ -83,11 +83,11 @@ class Case:
 
     @cached_property
     def manifest(self) -> dict[str, Any]:
-        return json.loads((self.folder / "made.json").read_text())["manifest"]
+        return json.loads((self.folder / "made.json").read_text(encoding="utf-8"))["manifest"]
 
     @cached_property
     def index(self) -> dict[str, Any]:
-        return json.loads((self.folder / "made.json").read_text())["index"]
+        return json.loads((self.folder / "made.json").read_text(encoding="utf-8"))["index"]
 
     def trainer(self) -> Trainer:
         (model,) = self.settings.models.values()

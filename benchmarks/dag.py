@@ -136,10 +136,12 @@ def write_study(folder: Path, seeds: int) -> None:
     """Creates a working directory linked to this repository, with one study of 25 runs per seed."""
     for part in PARTS:
         (folder / part).symlink_to(ROOT / part)
-    knobs = yaml.safe_load((ROOT / "config.yaml").read_text()) | {"study": "large", "device": "cpu"}
-    (folder / "config.yaml").write_text(yaml.safe_dump(knobs))
+    knobs = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")) | {"study": "large", "device": "cpu"}
+    (folder / "config.yaml").write_text(yaml.safe_dump(knobs), encoding="utf-8")
     (folder / "studies").mkdir()
-    (folder / "studies" / "large.yaml").write_text(yaml.safe_dump({"seeds": list(range(seeds)), **STUDY}))
+    (folder / "studies" / "large.yaml").write_text(
+        yaml.safe_dump({"seeds": list(range(seeds)), **STUDY}), encoding="utf-8"
+    )
 
 
 def write_minimal(folder: Path, seeds: int) -> None:
@@ -150,13 +152,13 @@ def write_minimal(folder: Path, seeds: int) -> None:
         RULE.format(name=name, inputs=inputs, outputs=outputs, log=log)
         for name, (inputs, outputs, log) in RULES.items()
     )
-    (folder / "Snakefile").write_text(head + "".join(rules))
+    (folder / "Snakefile").write_text(head + "".join(rules), encoding="utf-8")
 
 
 def snakemake(folder: Path, *options: str) -> tuple[Cost, str]:
     """Calls Snakemake; returns its cost, child processes included, and its output. Raises RuntimeError on failure."""
     command = [sys.executable, "-m", "snakemake", "--cores", "1", *options]
-    with tempfile.TemporaryFile("w+") as output:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         began = time.perf_counter()
         environment = os.environ | {"PYTHONPATH": str(folder)}
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=output, stderr=output)

@@ -42,7 +42,7 @@ def growth(device: torch.device) -> dict[str, dict[str, list[dict[str, float]]]]
 def _run_in_process(work: str, name: str, device: torch.device, folder: str, data: int, width: int = 1) -> str:
     options = {"task": name, "device": device.type, "folder": folder, "data": data, "width": width, "work": work}
     command = [sys.executable, __file__, *(f"--{key}={value}" for key, value in options.items())]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout
 
 
 def _settings(name: str, data: int, width: int) -> BaseModel:

@@ -187,10 +187,14 @@ def memory(model: str, method: str) -> dict[str, int]:
         arm.step()
     found = {"slab_weights": sum(arm.model.get_submodule(slab.name).weight.numel() for slab in arm.slabs)}
     for name, steps in (("steady", EVERY_FOR_MEMORY - 2), ("refresh", 1)):
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # resets the peak
         for _ in range(steps):
             arm.step()
-        (peak,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        (peak,) = (
+            line
+            for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+            if line.startswith("VmHWM")
+        )
         found[name] = 1024 * int(peak.split()[1])
     return found
 
@@ -199,7 +203,9 @@ def _memory_in_process(model: str, method: str) -> dict[str, int]:
     command = [sys.executable, __file__, model, method]
     # Large blocks are given back at once, so that the peak is what is in use.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    return json.loads(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+    return json.loads(
+        subprocess.run(command, env=environment, check=True, capture_output=True, encoding="utf-8").stdout
+    )
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ MARKER = "<!-- The sections below are rendered by benchmarks/page.py from benchm
 
 def write_page() -> None:
     """Rewrites the part of the page below the marker, with one section per file of results."""
-    text = PAGE.read_text().partition(MARKER)[0]
-    sections = [section(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json"))]
+    text = PAGE.read_text(encoding="utf-8").partition(MARKER)[0]
+    sections = [section(json.loads(path.read_text(encoding="utf-8"))) for path in sorted(RESULTS.glob("*.json"))]
     with whole_file(PAGE) as partial:
-        partial.write_text("\n".join([text + MARKER, *sections]))
+        partial.write_text("\n".join([text + MARKER, *sections]), encoding="utf-8")
 
 
 def section(results: Mapping[str, Any]) -> str:

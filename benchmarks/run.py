@@ -171,14 +171,14 @@ def main() -> None:
     }
     path = ROOT / benchmark_file(results["machine"])
     if options.transformers:
-        results |= json.loads(path.read_text()) if path.exists() else {}
+        results |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     else:
         results |= measure_tasks(device, options.trace)
     for model in MODELS:
         _report(model)
         results.setdefault("transformers", {})[model] = measure_large(model, device)
         with whole_file(path) as partial:
-            partial.write_text(json.dumps(results, indent=1) + "\n")
+            partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     write_page()
 
 

@@ -22,7 +22,7 @@ def main() -> None:
     for kind in ("warm_up", "train"):
         by_task: dict[str, list[float]] = {}
         for log in sorted((options.results / "logs" / kind).glob("*.log")):
-            epochs = sum(map(float, EPOCH.findall(log.read_text())))
+            epochs = sum(map(float, EPOCH.findall(log.read_text(encoding="utf-8"))))
             by_task.setdefault(log.name.partition("-")[0], []).append(epochs)
         rows += [(kind, task, len(loops), sum(loops)) for task, loops in by_task.items()]
     total = sum(row[-1] for row in rows)

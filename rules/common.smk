@@ -3,6 +3,7 @@
 from dataclasses import asdict
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 from bbnet.study import recipe
 from bbnet.study.config import ConfigError
@@ -14,6 +15,9 @@ try:
     WORKFLOW = open_workflow(config)
 except ConfigError as error:
     raise WorkflowError(str(error)) from None
+
+if WORKFLOW.remark and workflow.is_main_process:
+    logger.warning(WORKFLOW.remark)
 
 KNOBS, STUDY, RECIPES = WORKFLOW.knobs, WORKFLOW.study, WORKFLOW.recipes
 SUMMARY_FILES = [f"<results>/summary/{file}" for file in SUMMARY]

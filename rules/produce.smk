@@ -46,14 +46,16 @@ rule prepare:
         " --partial {params.partial:q} --log {log:q}"
 
 
+# What training writes is marked `update`, so that Snakemake keeps it: the script trains again only if the checkpoint in
+# the folder has another fingerprint or other data, not if the data were removed and are prepared again.
 rule warm_up:
     input:
         prepared=prepared_index,
         weights=weights_manifest,
     output:
-        checkpoint="<results>/warm_up/{task}/{model}/s{seed}/checkpoint.pt",
-        history="<results>/warm_up/{task}/{model}/s{seed}/history.csv",
-        units="<results>/warm_up/{task}/{model}/s{seed}/units.csv",
+        checkpoint=update("<results>/warm_up/{task}/{model}/s{seed}/checkpoint.pt"),
+        history=update("<results>/warm_up/{task}/{model}/s{seed}/history.csv"),
+        units=update("<results>/warm_up/{task}/{model}/s{seed}/units.csv"),
     log:
         "<results>/logs/warm_up/{task}-{model}-s{seed}.log",
     threads: STUDY.cpu_threads
@@ -87,8 +89,8 @@ rule buckets:
         " --buckets {output.buckets:q} --log {log:q}"
 
 
-# What training writes is marked `update`, so that Snakemake keeps it when only the scores are out of date: the script
-# trains again only if the record in the folder has another fingerprint or other inputs.
+# As above, also when only the scores are out of date: the script trains again only if the record in the folder has another
+# fingerprint or other data, not if the data or the warm start were removed and are made again.
 rule train:
     input:
         prepared=prepared_index,

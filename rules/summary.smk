@@ -21,7 +21,7 @@ rule collect:
             {"grid": [RECIPES.run_fingerprint(run) for run in WORKFLOW.runs.values()], "cells": KNOBS.cells}
         ),
         code=[recipe.task_code("collect", task) for task in WORKFLOW.tasks],
-        knobs=canonical_json(KNOBS.model_dump()),
+        knobs=canonical_json(KNOBS.model_dump(exclude={"device"})),
         results=subpath(output.runs, ancestor=2),
         summary=subpath(output.runs, parent=True),
     message:

@@ -1,6 +1,7 @@
 """Collects all runs of the study into the tables of the summary."""
 
 import logging
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from bbnet.tasks.task import load_metrics, relative_metrics
 
 
 def main(options) -> None:
-    knobs = Knobs(**options.knobs)
+    knobs = Knobs(**{"device": os.environ.get("BBNET_DEVICE", "auto")} | options.knobs)
     study = read_study(knobs.study, Path("studies"))
     recipes = Recipes(study, knobs)
     asked = [cell(one, options.results / "runs", recipes.run_fingerprint(one), knobs.cells) for one in runs(study)]

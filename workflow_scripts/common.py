@@ -59,7 +59,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     logging.raiseExceptions = False  # if the log cannot be written, do not print a traceback for each message
     try:
         options.log.parent.mkdir(parents=True, exist_ok=True)
-        log_file = logging.FileHandler(options.log, mode="w")
+        log_file = logging.FileHandler(options.log, mode="w", encoding="utf-8", errors="backslashreplace")
         log_file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
         logging.getLogger().addHandler(log_file)
         check_time_stamps(path for path in vars(options).values() if isinstance(path, Path))
@@ -123,7 +123,7 @@ def one_line(error: Exception) -> str:
 
 
 def read_json(path: Path) -> dict:
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_manifest(path: Path) -> dict:
@@ -138,12 +138,12 @@ def to_json(value: dict) -> str:
 
 def write_text(path: Path, text: str) -> None:
     with whole_file(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = ()) -> None:
     """Writes rows with equal keys; floats round-trip exactly. `columns` is the header of an empty table."""
-    with whole_file(path) as partial, partial.open("w", newline="") as file:
+    with whole_file(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

@@ -23,7 +23,7 @@ def main(options) -> None:
             except ValueError as error:
                 raise ValueError(str(error).replace(f"{target}", f"{data['pack']}, unpacked")) from None
         with whole_file(options.manifest) as partial:
-            partial.write_text(to_json(manifest))
+            partial.write_text(to_json(manifest), encoding="utf-8")
 
 
 run(main, arguments(__doc__, config=JSON, manifest={}, partial={}, downloads={}))

@@ -16,7 +16,7 @@ def main(options) -> None:
         with says_how_to_look_again(), whole_folder(folder, options.partial, resume=True) as target:
             index = task.prepare(manifest, options.config["settings"], target)
         with whole_file(options.index) as partial:
-            partial.write_text(to_json(index))
+            partial.write_text(to_json(index), encoding="utf-8")
 
 
 run(main, arguments(__doc__, config=JSON, raw={}, index={}, partial={}))

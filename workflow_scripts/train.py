@@ -25,7 +25,7 @@ def main(options) -> None:
         state_file = StateFile.as_configured(
             options.folder / "state.pt", job.device, options.fingerprint, *inputs.values()
         )
-        if not is_trained(options.folder, options.fingerprint, inputs):
+        if not is_trained(options.folder, options.fingerprint, inputs["prepared"]):
             train_and_write(options, job, inputs, state_file)
         score_and_write(options, job)
         # The state is kept until here, so that a run whose scoring fails does not repeat its training.

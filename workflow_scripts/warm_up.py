@@ -1,5 +1,6 @@
 """Trains the dense warm-up of a seed, from which every method starts."""
 
+import logging
 from pathlib import Path
 
 from common import JSON, TEXT, arguments, read_json, read_manifest, run, write_csv
@@ -13,35 +14,42 @@ from bbnet.training.live import live_as_configured
 from bbnet.training.resume import StateFile
 from bbnet.training.runs import Job, warm_up
 
+logger = logging.getLogger("bbnet")
+
 
 def main(options) -> None:
+    """Trains, unless the folder holds this warm-up already, as when the data were removed and prepared again."""
     with alone(options.folder / ".lock"):
-        if not is_warm(options.folder, options.fingerprint):
-            train_and_write(options)
+        data = sha256_of(options.prepared)
+        if is_warm(options.folder, options.fingerprint, data):
+            logger.info("%s: is trained, by its checkpoint", options.folder)
+        else:
+            train_and_write(options, data)
 
 
-def is_warm(folder: Path, wanted: str) -> bool:
+def is_warm(folder: Path, wanted: str, data: str) -> bool:
     try:
-        found = load_state(folder / "checkpoint.pt", torch.device("cpu"))["fingerprint"]
+        found = load_state(folder / "checkpoint.pt", torch.device("cpu"))
     except (OSError, ValueError):
         return False
-    return found == wanted and all((folder / name).is_file() for name in ("history.csv", "units.csv"))
+    written = all((folder / name).is_file() for name in ("history.csv", "units.csv"))
+    return written and (found["fingerprint"], found.get("prepared")) == (wanted, data)
 
 
-def train_and_write(options) -> None:
+def train_and_write(options, data: str) -> None:
     folder = options.folder
     job = Job(options.config, options.prepared.with_suffix(""), read_json(options.prepared))
     weights = None
     if options.weights is not None:
         manifest = read_manifest(options.weights)
         weights = Path(manifest["root"], manifest["file"])
-    data = sha256_of(options.prepared)
     state_file = StateFile.as_configured(folder / "state.pt", job.device, options.fingerprint, data)
     with live_as_configured("/".join(folder.parts[-4:]), options.config) as live, state_file:
         state, history, units = warm_up(job, weights, on_epoch=live, resume=state_file)
-    save_state(folder / "checkpoint.pt", state | {"fingerprint": options.fingerprint})
     write_csv(folder / "history.csv", history)
     write_csv(folder / "units.csv", units)
+    # Last, since the checkpoint says that the warm-up is complete.
+    save_state(folder / "checkpoint.pt", state | {"fingerprint": options.fingerprint, "prepared": data})
     state_file.discard()
 
 

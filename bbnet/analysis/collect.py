@@ -254,7 +254,7 @@ def _join(parts: Sequence[tuple[dict[str, Any], pd.DataFrame]], names: Sequence[
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"must be a map, found {type(content).__name__}")
     return content

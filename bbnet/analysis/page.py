@@ -32,7 +32,7 @@ def render(results: Path, captions: Path, deviations: Path, tasks: Mapping[str, 
     study, grid, data = summary.study, summary.read("grid"), summary.data
     models = list(dict.fromkeys(zip(grid["task"], grid["model"], strict=True)))
     missing = grid[grid["status"] != "done"]
-    template = Environment(autoescape=True).from_string(TEMPLATE.read_text())
+    template = Environment(autoescape=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         study=study,
         done=int((grid["status"] == "done").sum()),
@@ -103,7 +103,7 @@ def _figures(folder: Path, start: str, kinds: Sequence[str], captions: Path) -> 
     """Returns the figures whose names begin with `start` and a kind, ordered by kind."""
     return [
         {
-            "caption": f"{path.stem}: {(captions / f'{kind}.rst').read_text().strip()}",
+            "caption": f"{path.stem}: {(captions / f'{kind}.rst').read_text(encoding='utf-8').strip()}",
             "png": base64.b64encode(path.read_bytes()).decode(),
         }
         for kind in kinds
@@ -117,4 +117,4 @@ def _table(results: Path, name: str) -> Markup:
 
 
 def _markdown(path: Path) -> Markup:
-    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(path.read_text()))
+    return Markup(MarkdownIt("commonmark", {"html": False}).enable("table").render(path.read_text(encoding="utf-8")))

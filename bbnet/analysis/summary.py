@@ -38,9 +38,9 @@ class Summary:
     @property
     def data(self) -> dict[str, Any]:
         """By task, what was left out or converted when its data were prepared, and its buckets."""
-        return json.loads((self.folder / "data.json").read_text())
+        return json.loads((self.folder / "data.json").read_text(encoding="utf-8"))
 
     @property
     def study(self) -> dict[str, Any]:
         """The study with all defaults filled in."""
-        return json.loads((self.folder / "study.json").read_text())
+        return json.loads((self.folder / "study.json").read_text(encoding="utf-8"))

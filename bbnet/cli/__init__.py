@@ -1,12 +1,16 @@
 """The command line tool `bbnet`: planning, monitoring and checking a study. It does not import torch."""
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs one command; errors are reported in one line, with exit status 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # the locale may lack a character of a table, such as Δ
     try:
         _run(arguments)
     except ValueError as error:

@@ -133,7 +133,7 @@ def _read_summary(name: str, folder: Path) -> Summary:
 
 
 def _read_map(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"must be a map, found {type(content).__name__}")
     return content

@@ -133,7 +133,7 @@ def _recorded(device: str, key: str) -> tuple[Mapping[str, Any] | None, str]:
     """Returns the time of a training step as measured by `make bench` on this device, if it has been."""
     path = benchmark_file(device)
     try:
-        entry = json.loads(path.read_text()).get("throughput", {}).get(key) if path.is_file() else None
+        entry = json.loads(path.read_text(encoding="utf-8")).get("throughput", {}).get(key) if path.is_file() else None
         return (None, "") if entry is None else (entry, f"{path}, {entry['steps']} steps")
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error!r}") from None
@@ -152,7 +152,8 @@ def _measured_here(study: Study, knobs: Knobs, task: str, label: str) -> tuple[M
         [*command, "--task", task, "--model", label, "--device", knobs.device],
         input=study.model_dump_json(exclude_unset=True),
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if result.returncode:
         why = result.stderr.strip().splitlines()[-1:] or [f"ended by signal {-result.returncode}"]

@@ -25,6 +25,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
 INTRODUCTION = """# All keys of a study
 
 A study is a file `studies/{name}.yaml`. It is complete: nothing is merged into it, and unknown keys are errors.
+Whole numbers are decimal, also with zeros before them: 010 is ten.
 The keys of each task, and the parameters of each algorithm, are described with them: [speech.md](speech.md),
 [faces.md](faces.md), [algorithms.md](algorithms.md), and `studies/schema.json`, with which editors complete and check
 a study.

@@ -95,7 +95,7 @@ def _snakemake_starts() -> list[float]:
         try:
             words = (process / "cmdline").read_bytes().split(b"\0")
             if any(word.rpartition(b"/")[2] == b"snakemake" for word in words) and (process / "cwd").samefile("."):
-                ticks = int((process / "stat").read_text().rpartition(")")[2].split()[19])
+                ticks = int((process / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
                 began.append(booted + ticks / os.sysconf("SC_CLK_TCK"))
         except OSError:  # the process has just ended, or belongs to another user
             continue
@@ -138,7 +138,11 @@ def _remaining_table(states: Sequence[State]) -> str:
 
 
 def _median_seconds(states: Sequence[State]) -> float | None:
-    records = [json.loads((state.folder / "record.json").read_text()) for state in states if state.name == "done"]
+    records = [
+        json.loads((state.folder / "record.json").read_text(encoding="utf-8"))
+        for state in states
+        if state.name == "done"
+    ]
     return median(record["seconds"] for record in records) if records else None
 
 

@@ -168,11 +168,11 @@ def _scores(folder: Path, record: Record) -> Iterator[str]:
     metrics = importlib.import_module(f"bbnet.tasks.{record.config['task']}.metrics").metrics
     items = pd.read_parquet(folder / "items.parquet")
     again = metrics({name: items[name].to_numpy() for name in items})
-    written = json.loads((folder / "metrics.json").read_text())
+    written = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     for name, value in again.items():
         if not _equal(float(value), written.get(name, math.inf)):
             yield f"metrics.json: {name} is {written.get(name)}, the items give {float(value)}"
-    cost = json.loads((folder / "cost.json").read_text())
+    cost = json.loads((folder / "cost.json").read_text(encoding="utf-8"))
     recorded = record.cost.model_dump() | {"slabs": {name: slab.density for name, slab in record.slabs.items()}}
     for name, value in recorded.items():
         if cost.get(name) != value:

@@ -232,7 +232,7 @@ class _Download:
     def _validator(self, url: str) -> str | None:
         """Returns the recorded ETag or date of the part file, or None if it has none or is from another address."""
         try:
-            origin = json.loads(self.origin.read_text())
+            origin = json.loads(self.origin.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
         return origin.get("validator") if isinstance(origin, dict) and origin.get("url") == url else None
@@ -313,7 +313,7 @@ class _Download:
         check_space(self.part.parent, (expected or 0) - start, f"downloading {self.source.name}")
         if not start:
             self._discard()
-        self.origin.write_text(json.dumps({"url": url, "validator": _validator_of(response)}))
+        self.origin.write_text(json.dumps({"url": url, "validator": _validator_of(response)}), encoding="utf-8")
         self._count(start)
         self._append(body, first, start, expected)
         size = size_of(self.part)

@@ -91,7 +91,9 @@ def _size_and_time(stat: os.stat_result) -> tuple[int, int]:
 
 
 def _hash(rows: list) -> str:
-    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()[:16]
+    # Names as the bytes that they are on the disk, which text in another locale is not.
+    raw = sorted([os.fsencode(name).decode("latin-1"), *rest] for name, *rest in rows)
+    return hashlib.sha256(json.dumps(raw).encode()).hexdigest()[:16]
 
 
 def by_stem(files: Sequence[Path]) -> dict[str, Path]:

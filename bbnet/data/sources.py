@@ -53,7 +53,7 @@ def demand_trusted(name: str, digest: str, folder: Path) -> None:
     record = _record(name, folder)
     if not record.exists():
         return
-    recorded = record.read_text(errors="replace").split()
+    recorded = record.read_text(encoding="utf-8", errors="replace").split()
     if not recorded:
         raise ValueError(f"{record}: is empty, but must contain the checksum of the first download")
     if f"sha256:{recorded[0]}" != digest:
@@ -80,7 +80,7 @@ def trust(name: str, digest: str, folder: Path) -> None:
         return
     logger.warning("%s: no checksum is published; trusted now and required from now on: %s (%s)", name, digest, record)
     with whole_file(record) as partial:
-        partial.write_text(f"{digest.removeprefix('sha256:')}  {name}\n")
+        partial.write_text(f"{digest.removeprefix('sha256:')}  {name}\n", encoding="utf-8")
 
 
 def _record(name: str, folder: Path) -> Path:

@@ -53,7 +53,7 @@ def alone(lock: Path, check: Callable[[], None] = lambda: None) -> Iterator[None
         check: called before each attempt to get the lock; an exception that it raises ends the wait.
     """
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
+    with lock.open("wb") as file:
         waiting = False
         while True:
             check()

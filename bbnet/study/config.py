@@ -3,6 +3,7 @@
 import difflib
 import json
 import math
+import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -47,18 +48,38 @@ def _switch(value: Any) -> Any:
 Switch = Annotated[Literal["auto", "on", "off"], BeforeValidator(_switch)]
 
 
+def one_name(folder: Any) -> Any:
+    """Returns the one name of a folder that may be written in many ways, because Snakemake knows files by their names.
+
+    `~` and variables are expanded. A folder below the current one has a relative name, any other an absolute one.
+    Symbolic links keep their names, as nodes of a cluster may resolve them differently.
+    """
+    if not isinstance(folder, str) or not folder:
+        return folder
+    path = Path(os.path.expandvars(os.path.expanduser(folder)))
+    # Only the file system knows where .. behind a symbolic link leads.
+    path = path.resolve() if ".." in path.parts else path.absolute()
+    above = (parent for parent in (path, *path.parents) if os.path.exists(parent) and os.path.samefile(parent, "."))
+    here = next(above, None)
+    name = str(path if here is None else path.relative_to(here))
+    if "$" in name or name.startswith("~"):
+        raise ValueError(f"{folder!r} has an environment variable that is not set, or names an unknown user")
+    return name
+
+
+Folder = Annotated[str, StringConstraints(min_length=1, pattern=r"^[^{}]+$"), BeforeValidator(one_name)]
+
+
 class Knobs(Section):
     """The options of config.yaml, each of which `--config key=value` overrides."""
 
     study: str = Field("demo", pattern=r"^[a-z][a-z0-9_]*$", description="Name of a file in studies/, without .yaml.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto uses a GPU if there is one.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto uses a GPU if there is one, and accepts finished runs of any device."
+    )
     compile: Switch = Field("auto", description="Compile training steps; auto: if the run is long enough.")
-    data_dir: str = Field(
-        "data", min_length=1, pattern=r"^[^{}]+$", description="Folder of downloaded and prepared data."
-    )
-    results_dir: str = Field(
-        "results", min_length=1, pattern=r"^[^{}]+$", description="Folder of runs, summary, figures and tables."
-    )
+    data_dir: Folder = Field("data", description="Folder of downloaded and prepared data; ~ and $HOME are expanded.")
+    results_dir: Folder = Field("results", description="Folder of runs, summary, figures and tables; as data_dir.")
     results_from: Literal["runs", "reference"] = Field(
         "runs", description="reference: figures and tables from the summary shipped in results/reference/."
     )
@@ -236,7 +257,7 @@ def read_study(name: str, folder: Path) -> Study:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
         raise ConfigError(f"study {name}: there is no file {path}; known studies: {known}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_StudyLoader)
         if not isinstance(content, dict):
             found = "an empty file" if content is None else type(content).__name__
             raise ConfigError(f"{path}: must be a map of keys, found {found}")
@@ -252,6 +273,32 @@ def read_study(name: str, folder: Path) -> Study:
         return Study.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise ConfigError(_describe(str(path), error, Study)) from None
+
+
+def read_summarised_study(path: Path) -> Study:
+    """Reads the study that a summary was made of, from its `study.json`; raises ConfigError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        settings = {key: value for key, value in content.items() if key != "name"}
+        return Study.model_validate_json(json.dumps(settings), strict=True)
+    except ValidationError as error:
+        raise ConfigError(_describe(str(path), error, Study)) from None
+    except (OSError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path}: cannot be read as the study of a summary: {error}") from None
+
+
+def differing_keys(study: Study, other: Study) -> list[str]:
+    """Returns the dotted keys in which two studies differ, such as `methods.sp_out`; their descriptions may."""
+    return _differing(study.model_dump(exclude={"description"}), other.model_dump(exclude={"description"}))
+
+
+def _differing(one: Any, other: Any) -> list[str]:
+    """Returns the keys below two values that differ: an empty one if they are not both maps, none if they are equal."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [""]
+    return [
+        f"{key}.{below}".rstrip(".") for key in {**one, **other} for below in _differing(one.get(key), other.get(key))
+    ]
 
 
 def _check_keys(content: Any, place: str) -> None:
@@ -300,8 +347,8 @@ def check_writable(knob: str, folder: Path) -> None:
         raise ConfigError(f"config.yaml or --config: {problem}") from None
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A YAML loader that refuses duplicate keys, of which YAML would silently use the last."""
+class _StudyLoader(yaml.SafeLoader):
+    """A YAML loader that refuses duplicate keys, of which YAML would silently use the last, and reads 010 as ten."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
@@ -314,15 +361,23 @@ class _UniqueKeyLoader(yaml.SafeLoader):
             seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
+    def construct_decimal(self, node: yaml.ScalarNode) -> int:
+        try:
+            return int(self.construct_scalar(node))
+        except ValueError as error:  # after the tag !!int
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
+
 
 # YAML 1.1 reads 2:4 as the base-60 number 124.
-_UniqueKeyLoader.yaml_implicit_resolvers = {
+_StudyLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_UniqueKeyLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile("^[-+]?[0-9]+$"), list("-+0123456789"))
+_StudyLoader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile("^[-+]?[0-9]+$"), list("-+0123456789"))
+# YAML 1.1 reads 010 as the octal number 8.
+_StudyLoader.add_constructor("tag:yaml.org,2002:int", _StudyLoader.construct_decimal)
 # YAML 1.1 reads 1e-3 as a string.
-_UniqueKeyLoader.add_implicit_resolver(
+_StudyLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 

@@ -38,7 +38,7 @@ def gpu_count() -> int:
 def _gpus() -> list[str]:
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        found = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return []
     return [name.strip() for name in found.stdout.splitlines()] if found.returncode == 0 else []
@@ -46,6 +46,6 @@ def _gpus() -> list[str]:
 
 def _cpu() -> str:
     information = Path("/proc/cpuinfo")
-    lines = information.read_text().splitlines() if information.exists() else []
+    lines = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
     models = [line.split(":")[1].strip() for line in lines if "model name" in line]
     return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"

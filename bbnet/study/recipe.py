@@ -4,6 +4,7 @@ A recipe is a plain dictionary that becomes a parameter of the Snakemake job, as
 that the result depends on. Editing one of them runs the job again; a clone or a new algorithm does not.
 """
 
+import json
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -15,29 +16,37 @@ from pydantic import BaseModel
 from bbnet.data.files import state_of
 from bbnet.study.config import ConfigError, Knobs, Study
 from bbnet.study.discover import PACKAGE
-from bbnet.study.grid import Run
+from bbnet.study.grid import Run, runs
 from bbnet.study.record import code_fingerprint, fingerprint
 
 ROOT = PACKAGE.parent
 SCRIPTS = ROOT / "workflow_scripts"
 SPARSITY = PACKAGE / "sparsity"
 PACKS = PACKAGE / "data" / "packs.yaml"
+DEVICES = ("auto", "cpu", "cuda")
 NO_RESULT_DEPENDS_ON = {"devices.py", "live.py", "resume.py", "step_time.py"}  # files of training/
 
 
 class Recipes:
-    """The recipes of a study's jobs. Raises ConfigError if the table of packs does not describe the study's data."""
+    """The recipes of a study's jobs. Raises ConfigError if the table of packs does not describe the study's data.
+
+    `device` of a recipe is the word by which the device was asked for. A run whose record names a device that is asked
+    for now keeps the word of its record, so `cpu` trains nothing again where `auto` was a CPU, nor `auto` anywhere.
+    """
 
     def __init__(self, study: Study, knobs: Knobs) -> None:
         self.study = study
         self.device = knobs.device
         self.compile = knobs.compile
         self.tasks = study.task_settings()
+        self.trained = Path(knobs.results_dir, knobs.study, "runs")
         # Cached because every job of the DAG needs these values.
         self.prepared_key = cache(self.prepared_key)
         self.run_fingerprint = cache(self.run_fingerprint)
         self._warm_start = cache(self._warm_start)
         self._state_of = cache(state_of)
+        self._as_recorded = cache(self._as_recorded)
+        self._warm_up_device = cache(self._warm_up_device)
         self._training_code = cache(_training_code)
         for task in self.tasks:
             for pack in self.packs(task):
@@ -86,6 +95,13 @@ class Recipes:
         return f"{task}-{fingerprint(self.prepare(task))}"
 
     def warm_up(self, task: str, model: str, seed: int) -> dict[str, Any]:
+        return self._warm_up(task, model, seed, self._warm_up_device(task, model, seed))
+
+    def train(self, run: Run) -> dict[str, Any]:
+        device, warm_up_device = self._as_recorded(run) or (self.device, self._warm_up_device(*_warm_up_of(run)))
+        return self._train(run, device, warm_up_device)
+
+    def _warm_up(self, task: str, model: str, seed: int, device: str) -> dict[str, Any]:
         settings = self.tasks[task]
         return {
             "task": task,
@@ -95,7 +111,7 @@ class Recipes:
             "method": {"algorithm": "dense"},
             "seed": seed,
             "cpu_threads": self.study.cpu_threads,
-            "device": self.device,
+            "device": device,
             "deterministic": self.study.deterministic,
             "precision": self.study.precision,
             "compile": self.compile,
@@ -103,20 +119,41 @@ class Recipes:
             "code": self._training_code("warm_up", task, "dense"),
         }
 
-    def train(self, run: Run) -> dict[str, Any]:
-        warm_up = self.warm_up(run.task, run.model, run.seed)
+    def _train(self, run: Run, device: str, warm_up_device: str) -> dict[str, Any]:
+        warm_up = self._warm_up(*_warm_up_of(run), device)
         method = self.study.methods[run.method].model_dump()
         return warm_up | {
             "method": method,
             "budget": run.budget,
             "smallest_budget": min(self.study.budgets),
             "sparsity": self.study.sparsity.model_dump(),
-            "warm_start": self._warm_start(run.task, run.model, run.seed),
+            "warm_start": self._warm_start(*_warm_up_of(run), warm_up_device),
             "code": self._training_code("train", run.task, method["algorithm"]),
         }
 
-    def _warm_start(self, task: str, model: str, seed: int) -> str:
-        return fingerprint(self.warm_up(task, model, seed))
+    def _warm_start(self, task: str, model: str, seed: int, device: str) -> str:
+        return fingerprint(self._warm_up(task, model, seed, device))
+
+    def _as_recorded(self, run: Run) -> tuple[str, str] | None:
+        """Returns the words for the device of a finished run and of its warm-up, if nothing else of it would change."""
+        try:
+            record = json.loads((self.trained / run.folder / "record.json").read_bytes())
+            device, warm_start = record["config"]["device"], record["config"]["warm_start"]
+            used = "cpu" if record["device"] == "cpu" else "cuda"
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if self.device in ("auto", used):
+            for warm_up_device in DEVICES:
+                if self._warm_start(*_warm_up_of(run), warm_up_device) == warm_start:
+                    same = fingerprint(self._train(run, device, warm_up_device)) == record.get("fingerprint")
+                    return (device, warm_up_device) if same else None
+        return None
+
+    def _warm_up_device(self, task: str, model: str, seed: int) -> str:
+        """Returns the word for the device of a warm-up, which is that of the finished runs that started from it."""
+        started = (run for run in runs(self.study) if _warm_up_of(run) == (task, model, seed))
+        recorded = next(filter(None, map(self._as_recorded, started)), None)
+        return self.device if recorded is None else recorded[1]
 
     def step_key(self, task: str, model: str) -> str:
         """Returns a key of everything but the machine that the time of a training step depends on."""
@@ -134,6 +171,10 @@ class Recipes:
     def run_fingerprint(self, run: Run) -> str:
         """Returns the fingerprint that the `record.json` of the finished run contains."""
         return fingerprint(self.train(run))
+
+
+def _warm_up_of(run: Run) -> tuple[str, str, int]:
+    return run.task, run.model, run.seed
 
 
 def _identity(file: Any) -> Any:

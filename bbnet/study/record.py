@@ -118,8 +118,12 @@ def check_files(folder: Path, record: Record) -> None:
             raise ValueError(f"{folder / name}: is not the file that the run wrote, by its record.json")
 
 
-def is_trained(folder: Path, wanted: str, inputs: Mapping[str, str]) -> bool:
-    """Whether `folder` holds a complete run with the fingerprint `wanted`, trained on inputs with these hashes."""
+def is_trained(folder: Path, wanted: str, prepared: str) -> bool:
+    """Whether `folder` holds a complete run with the fingerprint `wanted`, trained on data with the hash `prepared`.
+
+    The fingerprint contains that of the warm start. Its bytes are not compared: on a GPU they are others if the warm
+    start was removed and made again.
+    """
     if not (folder / "record.json").is_file():
         return False
     try:
@@ -128,7 +132,10 @@ def is_trained(folder: Path, wanted: str, inputs: Mapping[str, str]) -> bool:
     except (OSError, ValueError) as error:
         logger.warning("%s; the run is trained again", error)
         return False
-    return record.fingerprint == wanted and record.inputs == inputs
+    known = record.fingerprint == wanted and record.inputs.get("prepared") == prepared
+    if known:
+        logger.info("%s: is trained, by its record; only the scores are computed", folder)
+    return known
 
 
 def canonical_json(value: Any) -> str:
@@ -172,7 +179,9 @@ def peak_memory_mib() -> float:
     On Linux it is read from /proc, because `getrusage` includes the process that this one was forked from.
     """
     status = Path("/proc/self/status")
-    own = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    own = (
+        re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"), re.MULTILINE) if status.is_file() else None
+    )
     return (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
 
 
@@ -180,12 +189,12 @@ def run_status(folder: Path, wanted: str) -> tuple[str, str]:
     """Returns whether the run with the fingerprint `wanted` is done, failed, stale or missing in `folder`, and why."""
     record, error = folder / "record.json", folder / "error.json"
     try:
-        failure = json.loads(error.read_text()) if error.is_file() else None
+        failure = json.loads(error.read_text(encoding="utf-8")) if error.is_file() else None
         if failure and (failure["fingerprint"] == wanted or not record.is_file()):
             return "failed", failure["error"]
         if not record.is_file():
             return "missing", "not trained"
-        found = json.loads(record.read_text())["fingerprint"]
+        found = json.loads(record.read_text(encoding="utf-8"))["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as unreadable:
         return "failed", f"record.json or error.json is not valid ({unreadable}); remove it to run the cell again"
     if found != wanted:

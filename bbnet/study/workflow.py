@@ -43,6 +43,7 @@ class Workflow:
         runs: every run of the study by its folder.
         taken: folders of the runs that summary, figures and tables are made from.
         gpus_per_job: GPUs that a job asks for on this machine. On a cluster the profile says so instead.
+        remark: what to tell the user before any job starts, if anything.
     """
 
     knobs: Knobs
@@ -52,6 +53,7 @@ class Workflow:
     runs: Mapping[str, Run]
     taken: list[str]
     gpus_per_job: int
+    remark: str = ""
 
     @cached_property
     def models(self) -> list[tuple[str, str]]:
@@ -125,9 +127,10 @@ class Workflow:
 
         Jobs use the Python of this environment, unless they run in a container. Options that no result depends on are
         passed as environment variables, so that changing one does not rerun a job. BBNET_PARENT is the process id of
-        Snakemake, with which a job ends.
+        Snakemake, with which a job ends. PYTHONUTF8 makes file names and texts UTF-8 in every locale.
         """
         environment = {
+            "BBNET_DEVICE": self.knobs.device,
             "BBNET_LIVE": self.knobs.live,
             "BBNET_LIVE_DIR": f"{self.results}/live",
             "BBNET_RESIDENT": self.knobs.resident,
@@ -138,7 +141,7 @@ class Workflow:
         return (
             '[ -n "${{APPTAINER_CONTAINER:-${{SINGULARITY_CONTAINER:-}}}}" ] || '
             f"export PATH={shlex.quote(os.path.dirname(sys.executable))}:$PATH; "
-            f"export BBNET_PARENT=$PPID {assignments}; "
+            f"export PYTHONUTF8=1 BBNET_PARENT=$PPID {assignments}; "
         )
 
     def remove_outdated(self) -> None:
@@ -149,7 +152,28 @@ class Workflow:
                 if f"{kind}/{path.name}" not in wanted:
                     path.unlink()
 
-    def success_message(self) -> str:
+    def accept_no_partial_summary(self) -> None:
+        """Removes a part of a summary that lacks runs, after `--touch` marked it as up to date.
+
+        Otherwise Snakemake would see no reason to train the runs that are missing, such as those of a new method.
+        """
+        if self._trained() < len(self.runs):
+            Path(self.results, "summary", "grid.csv").unlink(missing_ok=True)
+
+    def _trained(self) -> int:
+        return sum(Path(self.results, "runs", folder, "record.json").is_file() for folder in self.runs)
+
+    def success_message(self, touched: bool = False) -> str:
+        """Where the results are.
+
+        Args:
+            touched: with `--touch`, which makes nothing.
+        """
+        if touched:
+            accepted = f"{self._trained()} of {len(self.runs)} runs exist in {self.results}/runs"
+            if not self._trained():
+                accepted = f"study {self.knobs.study} was never run, there are no runs in {self.results}/runs"
+            return f"--touch only accepts what exists: {accepted}. The command without --touch makes what is missing."
         if not Path(self.results, "figures").is_dir():
             return f"Data are in {self.knobs.data_dir}/."
         return f"Look at {self.results}/report.html, {self.results}/figures/ and {self.results}/tables/."
@@ -180,19 +204,20 @@ class Workflow:
 def open_workflow(config: Mapping[str, Any]) -> Workflow:
     """Reads and checks the study that `config` (config.yaml and `--config`) names; raises ConfigError."""
     knobs = configuration.read_knobs(config)
-    study = configuration.read_study(knobs.study, Path("studies"))
-    if knobs.results_from == "runs":
-        file = Path("studies", f"{knobs.study}.yaml")
+    file = Path("studies", f"{knobs.study}.yaml")
+    from_reference = knobs.results_from == "reference"
+    if from_reference:
+        results = f"results/reference/{knobs.study}"
+        study, remark = _reference_study(Path(results, "summary"), file)
+    else:
+        results = str(Path(knobs.results_dir, knobs.study))
+        study, remark = configuration.read_study(knobs.study, file.parent), ""
         configuration.check_sources(study, file)
         configuration.check_schedules(study, file)
         configuration.check_writable("data_dir", Path(knobs.data_dir))
         configuration.check_writable("results_dir", Path(knobs.results_dir))
     recipes = Recipes(study, knobs)
     gpus = int(knobs.device == "cuda" or (knobs.device == "auto" and gpu_count() > 0))
-    from_reference = knobs.results_from == "reference"
-    results = f"results/reference/{knobs.study}" if from_reference else f"{knobs.results_dir}/{knobs.study}"
-    if from_reference and not Path(results, "summary", "cells.csv").is_file():
-        raise ConfigError(f"results_from=reference: no summary of study {knobs.study} in {results}")
     by_folder = {run.folder: run for run in runs(study)}
     taken = list(by_folder)
     if knobs.cells == "done" and not from_reference:
@@ -203,13 +228,31 @@ def open_workflow(config: Mapping[str, Any]) -> Workflow:
         ]
     if not taken:
         raise ConfigError(f"cells=done: no run of study {knobs.study} in {results} is done")
-    return Workflow(knobs, study, recipes, results, by_folder, taken, gpus)
+    return Workflow(knobs, study, recipes, results, by_folder, taken, gpus, remark)
+
+
+def _reference_study(summary: Path, file: Path) -> tuple[Study, str]:
+    """Returns the study that a shipped summary was made of, and a remark if the study `file` now says otherwise."""
+    if not (summary / "cells.csv").is_file():
+        raise ConfigError(f"results_from=reference: no summary of study {file.stem} in {summary.parent}")
+    study = configuration.read_summarised_study(summary / "study.json")
+    made_of = f"figures and tables show {summary / 'study.json'}"
+    try:
+        differ = configuration.differing_keys(study, configuration.read_study(file.stem, file.parent))
+    except ConfigError as error:
+        return study, f"{error}; {made_of}"
+    if not differ:
+        return study, ""
+    return study, (
+        f"{file} was edited since {summary} was made, in {', '.join(differ)}: {made_of}, without the edit. "
+        "results_from=runs runs the study as it is now."
+    )
 
 
 def forget_trainings(folders: Iterable[str]) -> None:
-    """Removes states and records from the folders of trainings, which would otherwise resume or count as finished."""
+    """Removes states, records and warm starts from the folders of trainings, which else resume or count as finished."""
     for folder in folders:
-        for file in ("state.pt", "record.json"):
+        for file in ("state.pt", "record.json", "checkpoint.pt"):
             Path(folder, file).unlink(missing_ok=True)
 
 

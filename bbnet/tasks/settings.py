@@ -1,11 +1,22 @@
 """Settings that all tasks share. Imports no torch, because Snakemake reads the settings when it builds the DAG."""
 
+import os
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
 
 ModelLabel = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$", max_length=64)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+def _tidy(path: str) -> str:
+    """Returns a path without ./, double and trailing slashes, which would name other data, and with its variables."""
+    return str(Path(os.path.expandvars(path)))
+
+
+# A path on this machine. Its readers expand ~.
+LocalPath = Annotated[str, StringConstraints(min_length=1), AfterValidator(_tidy)]
 
 
 class Section(BaseModel, extra="forbid", frozen=True):
@@ -34,9 +45,7 @@ class TaskSettings(Section):
 class PublishedPack(Section):
     """A pack of bbnet/data/packs.yaml, which is downloaded unless `path` names a local copy."""
 
-    path: str | None = Field(
-        None, min_length=1, description="Local folder, which is not copied, or archive; absent: download."
-    )
+    path: LocalPath | None = Field(None, description="Local folder, which is not copied, or archive; absent: download.")
     complete: bool = Field(True, description="Require the published counts; false: accept any pack in this layout.")
 
 

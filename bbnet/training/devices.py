@@ -29,10 +29,13 @@ def choose_device(wanted: str, gpu_slots: int = 1) -> torch.device:
     claimed, because a scheduler or the user has assigned it.
 
     Args:
-        wanted: `cpu`, `cuda`, or `auto`, which is `cuda` if torch sees a GPU.
+        wanted: `cpu`, `cuda`, or `auto`, which is BBNET_DEVICE if set, else `cuda` if torch sees a GPU. The recipe of a
+            run says `auto` also if `cpu` is asked for where `auto` was a CPU before.
         gpu_slots: number of processes that may share a GPU.
     Raises: ValueError for `cuda` if torch sees no GPU.
     """
+    if wanted == "auto":
+        wanted = os.environ.get("BBNET_DEVICE", "auto")
     if wanted == "cuda" and not torch.cuda.is_available():
         raise ValueError("device cuda: torch sees no GPU; allowed here: auto, cpu")
     if wanted == "cpu" or not torch.cuda.is_available():
@@ -107,7 +110,7 @@ def _free_slots(folder: Path, gpu: str, slots: int) -> list[IO]:
     """Locks and returns the files of the free slots; the locks are released when the list is garbage-collected."""
     free = []
     for slot in range(slots):
-        file = (folder / f"{gpu.replace('/', '_')}-{slot}.lock").open("w")
+        file = (folder / f"{gpu.replace('/', '_')}-{slot}.lock").open("wb")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             free.append(file)

@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--device", required=True, choices=["auto", "cpu", "cuda"])
     options = parser.parse_args()
-    study = Study.model_validate(json.load(sys.stdin))
+    study = Study.model_validate(json.load(sys.stdin.buffer))
     print(json.dumps(measure(study, options.task, options.model, choose_device(options.device))))
 
 

@@ -6,7 +6,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bbnet.study.config import ConfigError, Knobs, Study, canonical_budget, check_writable, read_knobs, read_study
+from bbnet.study.config import (
+    ConfigError,
+    Knobs,
+    Sparsity,
+    Study,
+    canonical_budget,
+    check_writable,
+    read_knobs,
+    read_study,
+)
+from bbnet.tasks.face.settings import FacePack, Weights
+from bbnet.tasks.settings import PublishedPack
 
 REPOSITORY = Path(__file__).parents[2]
 LAWS = ("log_odds", "linear", "uniform", "shuffled", "inverted", "traffic")
@@ -163,6 +174,40 @@ def test_a_pattern_needs_no_quotes(base, write_study):
     )
     path = write_study(text)
     assert read_study(path.stem, path.parent).methods["magnitude"].pattern == "2:4"
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "read"),
+    [
+        ("seeds", "[010, 011, 08, 0]", [10, 11, 8, 0]),
+        ("cpu_threads", "012", 12),
+        ("sparsity", "{every: +0010}", Sparsity(every=10)),
+        ("budgets", "[00.50, 1]", ["0.50", "1.00"]),
+    ],
+)
+def test_a_number_with_zeros_before_it_is_decimal(base, write_study, key, written, read):
+    """YAML 1.1 takes 010 for the octal number 8."""
+    base.pop(key, None)
+    path = write_study(f"{yaml.safe_dump(base)}{key}: {written}\n")
+    assert getattr(read_study(path.stem, path.parent), key) == read
+
+
+def test_epochs_and_tasks_are_read_so_too(base, write_study):
+    text = yaml.safe_dump(base).replace("epochs: 4", "epochs: 012").replace("train: 8", "train: 0010")
+    change = read_study("bad", write_study(text).parent).tasks.change
+    assert (change.training.epochs, change.data.train) == (12, 10)
+
+
+@pytest.mark.parametrize("number", ["0o10", "0x10", "0b11", "1_000", '!!int "0x10"'])
+def test_a_number_in_another_base_is_refused(base, write_study, refusal, number):
+    base.pop("seeds")
+    message = refusal(f"{yaml.safe_dump(base)}seeds: [{number}]\n")
+    assert "seeds.0: input should be a valid integer" in message or "line" in message
+
+
+def test_equal_seeds_written_differently_are_refused(base, refusal):
+    base.pop("seeds")
+    assert "10 given twice" in refusal(f"{yaml.safe_dump(base)}seeds: [10, 010]\n")
 
 
 def test_dense_has_no_side(with_key, refusal):
@@ -449,6 +494,66 @@ def test_a_knob_without_a_value_is_refused(knob):
 
 def test_a_knob_whose_name_is_no_text_is_refused():
     assert "1" in knob_refusal({1: "x"})
+
+
+@pytest.fixture
+def many_names(tmp_path, monkeypatch):
+    """A folder to work in, with a link to itself elsewhere, and where `~` and variables lead to it."""
+    work = tmp_path / "work"
+    for folder in (work / "sub", tmp_path / "away" / "deep"):
+        folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(work)
+    (tmp_path / "jump").symlink_to(tmp_path / "away" / "deep")
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SCRATCH", f"{work}/")
+    return tmp_path
+
+
+INSIDE = [
+    "out",
+    "out/",
+    "./out",
+    ".//out//",
+    "sub/../out",
+    "../work/out",
+    "~/work/out",
+    "$HOME/work/out/",
+    "${SCRATCH}/out",
+]
+
+
+@pytest.mark.parametrize("knob", ["data_dir", "results_dir"])
+@pytest.mark.parametrize("spelling", [*INSIDE, "{}/work/out", "{}/link/out", "{}/link/../work/out"])
+def test_a_folder_has_one_name_however_it_is_written(many_names, knob, spelling):
+    written = spelling.replace("{}", str(many_names))
+    assert getattr(read_knobs({knob: written}), knob) == "out"
+
+
+@pytest.mark.parametrize("spelling", ["../away", "~/away/", "$HOME//away", "{}/./away", "{}/jump/..", "../jump/.."])
+def test_a_folder_elsewhere_has_its_absolute_name(many_names, spelling):
+    found = read_knobs({"results_dir": spelling.replace("{}", str(many_names))})
+    assert found.results_dir == str(many_names / "away")
+    assert Knobs(**found.model_dump()) == found
+
+
+def test_a_link_keeps_its_name_and_the_folder_itself_is_a_dot(many_names):
+    Path("linked").symlink_to(many_names / "away")
+    assert read_knobs({"results_dir": "./linked/"}).results_dir == "linked"
+    assert read_knobs({"results_dir": str(many_names / "work")}).results_dir == "."
+
+
+@pytest.mark.parametrize("spelling", ["$NOT_SET/results", "${NOT_SET}", "~nobody.of.this.name/results"])
+def test_a_variable_that_is_not_set_and_an_unknown_user_make_no_folder(spelling):
+    assert repr(spelling) in knob_refusal({"results_dir": spelling})
+
+
+@pytest.mark.parametrize("spelling", ["{}/pack", "{}/pack/", "{}//./pack", "$HOME/pack", "${HOME}/pack/"])
+@pytest.mark.parametrize("settings", [PublishedPack, FacePack, Weights], ids=lambda settings: settings.__name__)
+def test_a_path_of_data_is_the_same_data_however_it_is_written(many_names, settings, spelling):
+    pack = {} if settings is PublishedPack else {"pack": "faces" if settings is FacePack else "imagenet_resnet101"}
+    assert settings(path=spelling.replace("{}", str(many_names)), **pack).path == str(many_names / "pack")
+    assert settings(path="~/pack/", **pack).path == "~/pack"
 
 
 # Folders that must be writable.

@@ -1,5 +1,6 @@
 """A recipe's fingerprint changes with everything that shapes the result, and with nothing else."""
 
+import json
 import os
 import shutil
 import time
@@ -222,6 +223,68 @@ def test_another_device_retrains(study):
     assert changed(before, fingerprints(study(), Knobs(device="cuda"))) == TRAINING
     assert changed(before, fingerprints(study(), Knobs(device="cpu", compile="on"))) == TRAINING
     assert changed(before, fingerprints(study(), Knobs(device="cpu", resident="off"))) == set()
+
+
+@pytest.fixture
+def train_all(study, tmp_path, monkeypatch):
+    """Pretends to train the base study, asked for by a word, on a device; gives its recipes under another word."""
+    monkeypatch.chdir(tmp_path)
+
+    def train(asked: str, used: str) -> dict[str, str]:
+        recipes = recipe.Recipes(study(), Knobs(device=asked))
+        for run in grid.runs(study()):
+            folder = tmp_path / "results" / "demo" / "runs" / run.folder
+            folder.mkdir(parents=True)
+            content = {"fingerprint": recipes.run_fingerprint(run), "config": recipes.train(run), "device": used}
+            (folder / "record.json").write_text(json.dumps(content))
+        return fingerprints(study(), Knobs(device=asked))
+
+    return train
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "then"),
+    [
+        ("auto", "cpu", "cpu"),
+        ("auto", "NVIDIA H200", "cuda"),
+        ("auto", "NVIDIA H200", "auto"),
+        ("cpu", "cpu", "auto"),
+        ("cuda", "NVIDIA H200", "auto"),
+    ],
+)
+def test_a_device_that_was_used_is_known_whatever_word_asked_for_it(study, train_all, asked, used, then):
+    before = train_all(asked, used)
+    assert fingerprints(study(), Knobs(device=then)) == before
+
+
+@pytest.mark.parametrize(
+    ("asked", "used", "then"), [("auto", "cpu", "cuda"), ("auto", "NVIDIA H200", "cpu"), ("cpu", "cpu", "cuda")]
+)
+def test_a_device_that_was_not_used_is_another(study, train_all, asked, used, then):
+    assert changed(train_all(asked, used), fingerprints(study(), Knobs(device=then))) == TRAINING
+
+
+def test_a_new_run_starts_from_the_warm_up_of_the_finished_ones(study, train_all):
+    train_all("auto", "cpu")
+    recipes = recipe.Recipes(study("methods.set", {"algorithm": "set"}), Knobs(device="cpu"))
+    new, old = (
+        recipes.train(next(run for run in grid.runs(recipes.study) if (run.method, run.seed) == (method, 0)))
+        for method in ("set", "magnitude")
+    )
+    assert (new["device"], old["device"]) == ("cpu", "auto")
+    assert new["warm_start"] == old["warm_start"] == fingerprint(recipes.warm_up("change", "small", 0))
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{}", '{"config": {}}', '{"config": {"device": "auto", "warm_start": 1}}']
+)
+def test_a_record_that_cannot_be_read_is_no_finished_run(study, train_all, content):
+    train_all("auto", "cpu")
+    for path in Path("results").rglob("record.json"):
+        path.write_text(content)
+    unknown = fingerprints(study(), Knobs(device="cpu"))
+    shutil.rmtree("results")
+    assert fingerprints(study(), Knobs(device="cpu")) == unknown
 
 
 def test_other_places_and_targets_change_nothing(study):

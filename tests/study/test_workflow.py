@@ -1,6 +1,8 @@
 """What the workflow makes of a study: which runs, figures, tables and panels, and what it tells the user."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,10 +83,65 @@ def test_without_any_run_there_is_nothing_to_summarise(workflow):
 def test_the_reference_is_taken_whole_or_refused(workflow):
     with pytest.raises(ConfigError, match="no summary of study case in results/reference/case"):
         workflow(results_from="reference")
-    summary = Path("results/reference/case/summary")
-    summary.mkdir(parents=True)
-    (summary / "cells.csv").touch()
+    ship(workflow().study)
     assert len(workflow(results_from="reference", cells="done").taken) == 4
+
+
+def ship(study) -> Path:
+    """The part of a summary that says what it was made of."""
+    summary = Path("results/reference/case/summary")
+    summary.mkdir(parents=True, exist_ok=True)
+    (summary / "cells.csv").touch()
+    tasks = {name: settings.model_dump(mode="json") for name, settings in study.task_settings().items()}
+    (summary / "study.json").write_text(json.dumps(study.model_dump(mode="json") | {"name": "case", "tasks": tasks}))
+    return summary / "study.json"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("methods.set", {"algorithm": "set"}, "methods.set"),
+        ("methods.magnitude", ..., "methods.magnitude"),
+        ("methods.sp_in.law", "uniform", "methods.sp_in.law"),
+        ("budgets", [0.5, 0.75], "budgets"),
+        ("tasks.change.training.epochs", 5, "tasks.change.training.epochs"),
+    ],
+)
+def test_a_reference_is_drawn_by_its_own_study_and_an_edit_since_is_named(workflow, with_key, key, value, named):
+    before = workflow()
+    ship(before.study)
+    same = workflow(results_from="reference")
+    assert (same.study, same.remark) == (before.study, "")
+    edited = with_key(key, value)
+    edited = edited | {"seeds": [0]} | ({} if key == "budgets" else {"budgets": [0.5]})
+    Path("studies/case.yaml").write_text(yaml.safe_dump(edited))
+    found = workflow(results_from="reference")
+    assert (found.study, found.figures, found.tables) == (before.study, before.figures, before.tables)
+    assert f"studies/case.yaml was edited since results/reference/case/summary was made, in {named}: " in found.remark
+    assert found.remark.splitlines() == [found.remark]
+
+
+@pytest.mark.parametrize("content", [None, "seeds: [0", "seeds: [-1]", b"caf\xe9: 1"])
+def test_a_reference_needs_no_study_file_and_says_what_is_wrong_with_it(workflow, content):
+    ship(workflow().study)
+    file = Path("studies/case.yaml")
+    file.unlink() if content is None else file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    found = workflow(results_from="reference")
+    assert len(found.taken) == 4
+    assert "studies/case.yaml" in found.remark
+    assert "results/reference/case/summary/study.json" in found.remark
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [("{", "cannot be read"), ("[]", "cannot be read"), ('{"seeds": [0]}', "methods: is missing")]
+)
+def test_a_reference_whose_own_study_is_not_valid_is_refused(workflow, content, said):
+    path = ship(workflow().study)
+    path.write_text(content)
+    with pytest.raises(ConfigError) as refused:
+        workflow(results_from="reference")
+    assert str(refused.value).startswith(f"{path}: ")
+    assert said in str(refused.value)
 
 
 def test_outdated_figures_and_tables_are_removed(with_done):
@@ -124,3 +181,16 @@ def test_success_says_where_the_results_are(workflow):
     assert found.success_message() == "Data are in data/."
     Path(found.results, "figures").mkdir(parents=True)
     assert "results/case/report.html" in found.success_message()
+
+
+def test_touching_says_what_there_was_to_accept(with_done):
+    found = with_done(DENSE, SP_IN)
+    assert "2 of 4 runs exist in results/case/runs" in found.success_message(touched=True)
+    grid = Path(found.results, "summary/grid.csv")
+    for runs, kept in ((found.runs, False), ([DENSE, SP_IN], True)):
+        grid.parent.mkdir(exist_ok=True)
+        grid.touch()
+        replace(found, runs=runs).accept_no_partial_summary()
+        assert grid.exists() == kept
+    shutil.rmtree("results")
+    assert "study case was never run, there are no runs in results/case/runs" in found.success_message(touched=True)

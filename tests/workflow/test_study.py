@@ -226,7 +226,7 @@ def test_a_failing_method_leaves_the_others_and_says_how_to_go_on(project, study
     assert "ncomplete" not in (project.root / "results/micro/tables/change-tiny-results.md").read_text()
 
 
-def test_figures_from_the_shipped_summary_need_no_run_no_data_and_no_torch(project, tmp_path):
+def test_figures_from_the_shipped_summary_need_no_run_no_data_and_no_torch(project, study, tmp_path):
     shipped = project.root / "results/reference/micro"
     shipped.mkdir(parents=True)
     shutil.move(project.root / "results/micro/summary", shipped / "summary")
@@ -235,10 +235,16 @@ def test_figures_from_the_shipped_summary_need_no_run_no_data_and_no_torch(proje
     (tmp_path / "poison").mkdir()
     (tmp_path / "poison" / "torch.py").write_text("raise ImportError('torch was imported')")
 
+    # An edit since is named, and not drawn.
+    study["methods"]["sp_out"] = {"algorithm": "budgeted_broadcast", "side": "out"}
+    project.write_study(study)
+
     arguments = ("figures", "tables", "--config", "results_from=reference")
     assert project.planned(*arguments) == DRAWN
     result = project.snakemake(*arguments, PYTHONPATH=f"{tmp_path / 'poison'}:{project.root}")
     assert result.returncode == 0, result.stdout[-5000:]
+    assert "studies/micro.yaml was edited" in result.stdout
+    assert "in methods.sp_out: " in result.stdout
     assert (shipped / "figures" / "change-tiny-pareto.png").exists()
     assert not (project.root / "data").exists()
 

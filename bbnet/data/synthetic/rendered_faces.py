@@ -151,7 +151,7 @@ def write_face_pack(
         path.parent.mkdir(parents=True, exist_ok=True)
         render(who, _take_shot(camera), size, camera).save(path, quality=JPEG_QUALITY)
     for part, rows in tables.items():
-        with (target / "verification" / f"verification_{part}.csv").open("w", newline="") as file:
+        with (target / "verification" / f"verification_{part}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows([("file", "label"), *rows])
 
 

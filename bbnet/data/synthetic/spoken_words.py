@@ -125,7 +125,7 @@ def write_spoken_words(
                 key = f"{speaker.name}-{name}-{utterance:04d}"
                 soundfile.write(folder / f"{key}.flac", wave, SAMPLE_RATE, subtype="PCM_16")
                 lines.append(f"{key} {text.upper()}\n")
-            (folder / f"{speaker.name}-{name}.trans.txt").write_text("".join(lines))
+            (folder / f"{speaker.name}-{name}.trans.txt").write_text("".join(lines), encoding="utf-8")
 
 
 def _speakers(seed: int, counts: Mapping[str, int]) -> dict[str, list[Speaker]]:

@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bbnet.tasks.settings import Estimate, FixedBatchTraining, ModelLabel, PublishedPack, Section, TaskSettings
+from bbnet.tasks.settings import (
+    Estimate,
+    FixedBatchTraining,
+    LocalPath,
+    ModelLabel,
+    PublishedPack,
+    Section,
+    TaskSettings,
+)
 
 if TYPE_CHECKING:
     from bbnet.data.packs import Pack
@@ -60,10 +68,8 @@ class Weights(Section):
     """ImageNet weights of torchvision's ResNet-101, `resnet101-63fe2227.pth`."""
 
     pack: Literal["imagenet_resnet101"]
-    path: str | None = Field(
-        None,
-        min_length=1,
-        description="Local file, whose name ends in the first digits of its SHA-256; absent: download.",
+    path: LocalPath | None = Field(
+        None, description="Local file, whose name ends in the first digits of its SHA-256; absent: download."
     )
 
 
