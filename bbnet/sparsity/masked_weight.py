@@ -84,7 +84,8 @@ class MaskedWeight:
         if gradient.device.type == "cpu" and gradient.dtype in (torch.float32, torch.float64):
             # numpy takes 60 % of the time of torch, which converts the whole mask to floating point first.
             values = gradient.detach().numpy()
-            np.multiply(values, self._factor(self._live).numpy(), out=values)
+            with np.errstate(invalid="ignore"):  # a gradient that is not finite stays so, and its step is skipped
+                np.multiply(values, self._factor(self._live).numpy(), out=values)
         else:
             self.apply(gradient)
 
