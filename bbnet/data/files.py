@@ -33,11 +33,30 @@ def normal_form(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
+def stem_of(path: Path) -> str:
+    """Returns a name without its suffix; digits behind a dot, as in a date, are none."""
+    return path.name if path.suffix[1:].isdigit() else path.stem
+
+
+def is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def contents(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Returns the files and the folders in `folder`, each ordered by name, without litter."""
+    """Returns the files and the folders in `folder`, each ordered by stem, without litter.
+
+    Raises: ValueError for a name that is not UTF-8, which cannot be written to tables.
+    """
     with os.scandir(folder) as entries:
         visible = [(folder / entry.name, entry.is_dir()) for entry in entries if not is_litter(entry.name)]
-    visible.sort(key=lambda entry: normal_form(entry[0].name))
+    for path, _ in visible:
+        if not is_utf8(path.name):
+            raise ValueError(f"{ascii(str(path))}: its name is not UTF-8; rename it")
+    visible.sort(key=lambda entry: (normal_form(stem_of(entry[0])), normal_form(entry[0].name)))
     return [path for path, is_folder in visible if not is_folder], [path for path, is_folder in visible if is_folder]
 
 
@@ -100,7 +119,7 @@ def by_stem(files: Sequence[Path]) -> dict[str, Path]:
     """Returns the files of a folder by their names without the suffix; raises ValueError naming two of one stem."""
     found: dict[str, Path] = {}
     for file in files:
-        other = found.setdefault(normal_form(file.stem), file)
+        other = found.setdefault(normal_form(stem_of(file)), file)
         if other is not file:
             raise ValueError(f"{file}: its name without the suffix equals that of {other.name}; remove one of them")
     return found

@@ -1,6 +1,7 @@
 """Litter is not there; two files of one stem are refused by name; files that are not read are counted and named."""
 
 import logging
+import os
 import tarfile
 import zipfile
 
@@ -84,3 +85,29 @@ def test_litter_beside_an_outer_folder_does_not_hide_the_pack(tmp_path, litter):
     (tmp_path / litter).mkdir()
     root, _ = bring("levir_cd", str(tmp_path), tmp_path / "raw", tmp_path, holding=["*train", "val"])
     assert root == tmp_path / "LEVIR"
+
+
+def test_the_order_of_files_does_not_depend_on_their_suffixes(tmp_path):
+    stems = ["x", "x.crop", "x-1", "2020.1", "2020.2", "Jose\u0301"]
+    orders = []
+    for suffix in (".png", ".bmp", ".JPEG"):
+        folder = tmp_path / suffix[1:]
+        folder.mkdir()
+        for stem in stems:
+            (folder / f"{stem}{suffix}").touch()
+        orders.append([file.stem for file in contents(folder)[0]])
+    assert orders[0] == orders[1] == orders[2] and len(orders[0]) == len(stems)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for stem in ("2020.1", "2020.2"):
+        (bare / stem).touch()
+    assert list(by_stem(contents(bare)[0])) == ["2020.1", "2020.2"]
+
+
+def test_a_name_that_is_not_utf_8_is_refused_by_name(tmp_path):
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9.png")).touch()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    with pytest.raises(ValueError, match=r"caf\\udce9.png': its name is not UTF-8; rename it"):
+        contents(tmp_path)

@@ -9,7 +9,6 @@ import copy
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -99,7 +98,11 @@ class _Tracer(fx.Tracer):
                     named[each.name] = value
                 else:
                     given.append(value)
-        return partial(root_fn, self.root, *given, **named), []
+
+        def forward() -> Any:
+            return root_fn(self.root, *given, **named)
+
+        return forward, []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return _is_leaf(m) or type(m) in self.opaque or module_qualified_name in self.linear

@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from bbnet.data.files import by_stem, contents, files_below, normal_form, warn_of_unread
+from bbnet.data.files import by_stem, contents, files_below, normal_form, stem_of, warn_of_unread
 from bbnet.data.images import ALLOWED, Converted, PixelMoments, decode, images_in, open_image
 from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
 from bbnet.data.progress import track
@@ -91,7 +91,7 @@ def _read_names(root: Path, split: str) -> tuple[list[list[str]], list[str]]:
         raise ValueError(f"{home}: has no images; allowed are {ALLOWED}")
     warn_of_unread(home, unread, f"{{{','.join(PARTS)}}}/* of {ALLOWED}")
     pairs = [[images[part][stem].name for part in PARTS] for stem in everywhere]
-    pairs.sort(key=lambda names: normal_form(names[0]))
+    pairs.sort(key=lambda names: normal_form(stem_of(Path(names[0]))))
     return pairs, [str(file.relative_to(root)) for file in unread]
 
 
@@ -101,7 +101,8 @@ def _refuse_missing(folder: Path, missing: list[str], unread: list[Path]) -> Non
         return
     first = min(missing)
     others = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-    instead = [file.name for file in unread if file.parent == folder and file.stem == Path(first).stem]
+    stem = normal_form(Path(first).stem)
+    instead = [file.name for file in unread if file.parent == folder and normal_form(file.stem) == stem]
     unreadable = f" ({instead[0]} is not of a format that is read; allowed are {ALLOWED})" if instead else ""
     raise ValueError(f"{folder / first}: missing{others}{unreadable}; A, B and label need the same names")
 

@@ -14,7 +14,7 @@ import torch
 import torchaudio
 
 from bbnet.tasks.asr import task
-from bbnet.tasks.asr.data.corpus import AUDIO
+from bbnet.tasks.asr.data.corpus import AUDIO, _read_transcript
 from bbnet.tasks.asr.data.features import log_mel, positions
 
 FOLDERS = ("train-clean-100", "dev-clean", "test-clean", "test-other")
@@ -736,3 +736,9 @@ def test_keys_and_texts_compare_however_their_accents_are_stored(write_corpus, p
     _, index = prepare(root)
     assert index["splits"]["val"]["utterances"] == ["José-1-0001"]
     assert index["splits"]["val"]["texts"] == ["D J VU"]
+
+
+def test_lines_of_transcripts_end_at_line_feeds_alone(tmp_path):
+    path = tmp_path / "1-2.trans.txt"
+    path.write_bytes("1-2-0 WE\u2028ON\r\n1-2-1 X\u0085Y\n".encode())
+    assert _read_transcript(path) == [("1-2-0", "WE\u2028ON"), ("1-2-1", "X\u0085Y")]

@@ -161,7 +161,7 @@ def read_folder(root: Path, folder: str) -> tuple[list[Utterance], dict[str, str
 
 def _read_transcript(path: Path) -> list[tuple[str, str]]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines also splits at other characters
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not a transcript in UTF-8 ({error.reason})") from None
     pairs = ([*line.split(maxsplit=1), ""] for line in lines if line.strip())
@@ -170,4 +170,4 @@ def _read_transcript(path: Path) -> list[tuple[str, str]]:
 
 def _numeric_key(key: str) -> list[tuple[int, str]]:
     """Returns a sort key that places 1-2-10 after 1-2-9."""
-    return [(int(part) if part.isdigit() else -1, part) for part in key.split("-")]
+    return [(int(part) if part.isdecimal() else -1, part) for part in key.split("-")]

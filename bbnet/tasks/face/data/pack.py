@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from bbnet.data.files import contents, normal_form, warn_of_unread
+from bbnet.data.files import contents, normal_form, stem_of, warn_of_unread
 from bbnet.data.images import ALLOWED, SUFFIXES, decode, images_in, told_apart
 from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
 from bbnet.tasks.face.settings import Data, Faults, RenderedFaces, Weights
@@ -274,7 +274,8 @@ def _probes(home: Path, split: str, gallery: Sequence[str], faulty: Faulty) -> I
     for line, row in rows:
         key = _join_key(row[names])
         if key not in files:
-            instead = [file.name for file in unread if file.stem == Path(row[names]).stem]
+            stem = normal_form(Path(row[names]).stem)
+            instead = [file.name for file in unread if normal_form(file.stem) == stem]
             unreadable = f" ({instead[0]} is not of a format that is read; allowed are {ALLOWED})" if instead else ""
             raise ValueError(f"{path}, line {line}: there is no image {row[names]} in {folder}{unreadable}")
         if key in labels:
@@ -286,7 +287,7 @@ def _probes(home: Path, split: str, gallery: Sequence[str], faulty: Faulty) -> I
     unnamed = sorted(set(files) - set(labels))
     if unnamed:
         raise ValueError(f"{files[unnamed[0]]}: has no row in {path} ({len(unnamed)} of {len(files)} have none)")
-    order = sorted(files, key=lambda key: normal_form(files[key].name))
+    order = sorted(files, key=lambda key: normal_form(stem_of(files[key])))
     return Images([files[key] for key in order], [labels[key] for key in order])
 
 
