@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NoReturn
 
-from bbnet.data.files import ICON_OF_MACOS
+from bbnet.data.files import ICON_OF_MACOS, is_litter
 from bbnet.data.progress import track
 
 SUFFIXES = (".zip", ".tar.gz", ".tgz")
@@ -175,6 +175,8 @@ def _unpack_zip(archive: Path, writer: _Writer) -> None:
         for member in track(members, f"unpack {archive.name}"):
             name = _zip_name(member)
             kind = stat.S_IFMT(member.external_attr >> 16)
+            if _is_below_litter(name) and (kind == stat.S_IFLNK or member.compress_type not in ZIP_METHODS):
+                continue
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 writer.refuse(name, "is a link, device or other special file")
             if member.compress_type not in ZIP_METHODS:
@@ -186,6 +188,12 @@ def _unpack_zip(archive: Path, writer: _Writer) -> None:
                     writer.write_folder(name, member.file_size)
                 else:
                     writer.write_file(name, content, member.file_size)
+
+
+def _is_below_litter(name: str) -> bool:
+    """Returns whether a member is litter or in a folder that is, so that readers do without it."""
+    parts = name.split("/")
+    return ".." not in parts and any(map(is_litter, parts))
 
 
 def _zip_name(member: zipfile.ZipInfo) -> str:
@@ -216,7 +224,7 @@ def _unpack_tar(archive: Path, writer: _Writer) -> None:
                         writer.write_folder(member.name, member.size)
                     elif member.isreg() and not member.issparse():
                         writer.write_file(member.name, file.extractfile(member), member.size)
-                    else:
+                    elif not (member.issym() and _is_below_litter(member.name)):
                         writer.refuse(member.name, "is a link, device, sparse or other special file")
             end = file.offset
         while bounded.read(CHUNK):  # gzip verifies its checksum at the end of the stream

@@ -1011,3 +1011,28 @@ def test_a_changed_header_with_the_right_checksum_stays_inside(tmp_path, changes
         data[start + 148 : start + 156] = b" " * 8
         data[start + 148 : start + 156] = b"%06o\0 " % sum(data[start : start + 512])
         outcome_of(Walls(tmp_path / str(number)), "changed.tar.gz", gzip.compress(bytes(data), 1))
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_litter_that_cannot_be_unpacked_is_left_out(tmp_path, kind):
+    """Links, and in a zip file also members in another compression; readers would not see them in a folder either."""
+    archive, target = tmp_path / f"pack.{kind}", tmp_path / "target"
+    target.mkdir()
+    if kind == "zip":
+        with zipfile.ZipFile(archive, "w") as file:
+            file.writestr("train/a.png", b"pixels")
+            file.writestr("train/.DS_Store", b"litter", zipfile.ZIP_BZIP2)
+            link = zipfile.ZipInfo("train/@eaDir/link")
+            link.external_attr = (stat.S_IFLNK | 0o777) << 16
+            file.writestr(link, b"/etc/passwd")
+    else:
+        with tarfile.open(archive, "w:gz") as file:
+            content = tarfile.TarInfo("train/a.png")
+            content.size = 6
+            file.addfile(content, io.BytesIO(b"pixels"))
+            for name in ("train/.link", "train/@eaDir/link"):
+                link = tarfile.TarInfo(name)
+                link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+                file.addfile(link)
+    unpack(archive, target)
+    assert [path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()] == ["train/a.png"]

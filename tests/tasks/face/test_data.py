@@ -774,12 +774,15 @@ def test_a_label_file_that_names_no_images_is_refused_with_its_columns(pack, pre
     assert message.startswith(f"{path}: ")
 
 
+@pytest.mark.parametrize("begin", ["", "sep=;\r\n", "\n\n"])
 @pytest.mark.parametrize("separator", [";", "\t"])
-def test_columns_may_be_separated_by_a_semicolon_or_tab(pack, write_labels, separator):
+def test_columns_may_be_separated_by_a_semicolon_or_tab(pack, write_labels, separator, begin):
+    """Whatever Excel puts before them."""
     expected = labels_of(pack)
     path = pack / "verification" / "verification_dev.csv"
     lines = [("a, b" if separator == ";" else "a; b, c", *row) for row in rows_of(pack)]
-    path.write_text("\n".join(separator.join(line) for line in [("remark", " file", "label "), *lines]))
+    table = "\n".join(separator.join(line) for line in [("remark", " file", "label "), *lines])
+    path.write_text(begin + table, newline="")
     assert labels_of(pack) == expected
 
 

@@ -295,11 +295,16 @@ def _read_labels(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]
     """Returns the columns, and the rows with the number of the line at which each ends."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            separator = _separator(file.readline())
-            file.seek(0)
+            before, start, header = 0, 0, file.readline()
+            while header and (not header.strip() or header.lower().startswith("sep=")):  # as Excel may begin a table
+                before, start, header = before + 1, file.tell(), file.readline()
+            separator = _separator(header)
+            file.seek(start)
             reader = csv.DictReader(file, restval="", delimiter=separator)
             columns = reader.fieldnames = [column.strip() for column in reader.fieldnames or []]
-            rows = [(reader.line_num, {key: row[key].strip() for key in row if key is not None}) for row in reader]
+            rows = [
+                (before + reader.line_num, {key: row[key].strip() for key in row if key is not None}) for row in reader
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot be read as a table in UTF-8 ({error})") from None
     missing = f"column {LABEL}" if LABEL not in columns else "column that names images"
