@@ -22,3 +22,19 @@ def one_thread_and_a_fixed_seed():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def same():
+    """Whether two nested states are equal to the bit."""
+
+    def equal(mine, other):
+        if torch.is_tensor(mine):
+            return torch.is_tensor(other) and mine.dtype == other.dtype and torch.equal(mine, other)
+        if isinstance(mine, dict):
+            return mine.keys() == other.keys() and all(equal(mine[key], other[key]) for key in mine)
+        if isinstance(mine, list | tuple):
+            return len(mine) == len(other) and all(equal(a, b) for a, b in zip(mine, other, strict=True))
+        return mine == other
+
+    return equal

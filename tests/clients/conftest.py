@@ -5,7 +5,6 @@ import os
 from decimal import Decimal
 
 import pytest
-import torch
 
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
@@ -32,19 +31,3 @@ def check_exact():
             assert 0 < live.sum() <= mask.sum()
 
     return check
-
-
-@pytest.fixture
-def same():
-    """Whether two nested states are equal to the bit."""
-
-    def equal(mine, other):
-        if torch.is_tensor(mine):
-            return mine.dtype == other.dtype and torch.equal(mine, other)
-        if isinstance(mine, dict):
-            return mine.keys() == other.keys() and all(equal(mine[key], other[key]) for key in mine)
-        if isinstance(mine, list | tuple):
-            return len(mine) == len(other) and all(equal(a, b) for a, b in zip(mine, other, strict=True))
-        return mine == other
-
-    return equal

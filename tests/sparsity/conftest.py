@@ -170,19 +170,3 @@ def over_weight():
         return matrix.reshape(*weight.shape[:2], *(1 for _ in weight.shape[2:])).expand_as(weight)
 
     return spread
-
-
-@pytest.fixture
-def same():
-    """Whether two nested states are equal to the bit."""
-
-    def equal(mine, other):
-        if torch.is_tensor(mine):
-            return torch.is_tensor(other) and mine.dtype == other.dtype and torch.equal(mine, other)
-        if isinstance(mine, dict):
-            return mine.keys() == other.keys() and all(equal(mine[key], other[key]) for key in mine)
-        if isinstance(mine, list | tuple):
-            return len(mine) == len(other) and all(equal(a, b) for a, b in zip(mine, other, strict=True))
-        return mine == other
-
-    return equal

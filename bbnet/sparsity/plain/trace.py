@@ -33,10 +33,11 @@ def trace(module: nn.Module, opaque: set[type]) -> fx.Graph | None:
     if acts_as_linear(module) or (_is_leaf(module) and not isinstance(module, TRANSFORMER_LAYERS)):
         return None
     copied = _meta_copy(module)
+    linear = {name for name, each in module.named_modules() if acts_as_linear(each)}
     # Arguments with defaults are left at them, as in most calls; if this fails, they are inputs as well.
     for all_arguments in (False, True):
         while True:
-            tracer = _Tracer(module, opaque - {type(module)}, all_arguments)
+            tracer = _Tracer(module, linear, opaque - {type(module)}, all_arguments)
             # A forward pass may raise any exception when it is called without data.
             try:
                 with torch.random.fork_rng(devices=[]):
@@ -70,15 +71,18 @@ class _Proxy(fx.Proxy):
 class _Tracer(fx.Tracer):
     """Traces the forward pass of `module`, or the feed-forward block of a transformer layer of torch.
 
+    Args:
+        linear: names of the modules inside that act as Linear.
+
     Attributes:
         entered: the modules whose forward pass began and has not ended, the innermost last.
     """
 
-    def __init__(self, module: nn.Module, opaque: set[type], all_arguments: bool) -> None:
+    def __init__(self, module: nn.Module, linear: set[str], opaque: set[type], all_arguments: bool) -> None:
         super().__init__(param_shapes_constant=True)
         self.traced_func_name = "_ff_block" if _is_leaf(module) else "forward"
         self.opaque = opaque
-        self.linear = {name for name, each in module.named_modules() if acts_as_linear(each)}
+        self.linear = linear
         self.all_arguments = all_arguments
         floating = (each.dtype for each in module.parameters() if each.is_floating_point())
         self.dtype = next(floating, torch.get_default_dtype())
