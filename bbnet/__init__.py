@@ -8,12 +8,17 @@ import importlib
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Binarizer": "bbnet.binary.binarizer",
     "Slab": "bbnet.sparsity.slab",
     "Sparsifier": "bbnet.sparsity.sparsifier",
     "allocate_degrees": "bbnet.sparsity.degrees",
+    "binarize": "bbnet.binary.binarizer",
     "export": "bbnet.sparsity.plain.export",
     "find_slabs": "bbnet.sparsity.plain.structure",
+    "probe": "bbnet.diagnostics.probe",
+    "prune_one_shot": "bbnet.sparsity.one_shot.prune",
     "sparsify": "bbnet.sparsity.sparsifier",
+    "watch": "bbnet.diagnostics.watch",
 }
 
 __all__ = list(_HOMES)

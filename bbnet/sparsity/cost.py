@@ -1,6 +1,6 @@
-"""The cost of a sparsified network: densities and FLOPs."""
+"""The cost of a sparsified network: densities, bytes and FLOPs, of which a multiply-add (MAC) is two."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
 from functools import partial
@@ -29,6 +29,26 @@ def net_density(model: nn.Module, masks: Mapping[str, Tensor]) -> float:
 def _pruned_weights(model: nn.Module, masks: Mapping[str, Tensor]) -> int:
     kernels = {name: model.get_submodule(name).weight.numel() // mask.numel() for name, mask in masks.items()}
     return sum(kernels[name] * int((~mask).sum()) for name, mask in masks.items())
+
+
+def stored_bytes(model: nn.Module, masks: Mapping[str, Tensor], binary: Collection[str] = ()) -> int:
+    """Returns the bytes in which a file can hold the model's parameters and buffers, without names and header.
+
+    A parameter or buffer takes the bytes of its dtype. Of a slab that is pruned, the live weights take these bytes, and
+    the mask takes a bit per connection. The live weights of a layer in `binary` take a bit each, and their absolute
+    value the bytes of the dtype. Bits are rounded up to bytes for each layer.
+    """
+    held = model.state_dict()
+    total = sum(value.numel() * value.element_size() for value in held.values())
+    for name in {*masks, *binary}:
+        weight = model.get_submodule(name).weight
+        mask, live = masks.get(name), weight.numel()
+        total -= live * weight.element_size()
+        if mask is not None and not bool(mask.all()):
+            live = int(mask.sum()) * (live // mask.numel())
+            total += -(-mask.numel() // 8)
+        total += -(-live // 8) + weight.element_size() if name in binary else live * weight.element_size()
+    return total
 
 
 @torch.no_grad()
@@ -62,13 +82,35 @@ def flops(
     Args:
         by_module: result of `flops_by_module` for a model of the same shape; computed by default.
     """
+    saved = _saved_shares(model, inputs, masks, gates)
+    by_module = by_module or flops_by_module(model, inputs)
+    dense = by_module[""]
+    return {"dense": dense, "sparse": round(dense - sum(by_module[name] * saved[name] for name in saved))}
+
+
+@torch.no_grad()
+def flops_of_slabs(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    masks: Mapping[str, Tensor],
+    gates: Gates | None = None,
+    by_module: Mapping[str, int] | None = None,
+) -> dict[str, dict[str, int]]:
+    """Returns the FLOPs of the layer of each slab in `model(*inputs)`, as `flops` does for the whole model."""
+    saved = _saved_shares(model, inputs, masks, gates)
+    by_module = by_module or flops_by_module(model, inputs)
+    return {name: {"dense": by_module[name], "sparse": round(by_module[name] * (1 - saved[name]))} for name in masks}
+
+
+def _saved_shares(
+    model: nn.Module, inputs: tuple[Any, ...], masks: Mapping[str, Tensor], gates: Gates | None
+) -> dict[str, float]:
+    """Returns the share of its FLOPs that each layer saves, by masks or gates."""
     saved = {name: int((~mask).sum()) / mask.numel() for name, mask in masks.items()}
     if gates is not None:
         with _in_evaluation(model):
             saved |= _closed_inputs(model, inputs, gates)
-    by_module = by_module or flops_by_module(model, inputs)
-    dense = by_module[""]
-    return {"dense": dense, "sparse": round(dense - sum(by_module[name] * saved[name] for name in saved))}
+    return saved
 
 
 @contextmanager

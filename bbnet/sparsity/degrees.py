@@ -194,7 +194,7 @@ def _rounded(offset: np.ndarray, slope: np.ndarray, rates: np.ndarray, low: int,
     """Returns integers that sum to `total`, rounded from clip(offset + slope * t, low, high)."""
     if len(rates) == 0:
         return np.empty(0, dtype=np.int64)
-    level = _solve_level(offset, slope, low, high, total)
+    level = solve_level(offset, slope, low, high, total)
     wanted = (offset + slope * level).clip(low, high).round(TIE_DECIMALS)
     floors = np.floor(wanted)
     remainders = np.where(floors < high, (wanted - floors).round(TIE_DECIMALS), -1.0)
@@ -206,13 +206,15 @@ def _rounded(offset: np.ndarray, slope: np.ndarray, rates: np.ndarray, low: int,
     return degrees
 
 
-def _solve_level(offset: np.ndarray, slope: np.ndarray, low: int, high: int, total: int) -> float:
-    """Solves sum_j clip(offset_j + slope_j * t, low, high) == total for t; the sum is piecewise linear in t."""
+def solve_level(
+    offset: np.ndarray, slope: np.ndarray, low: int | np.ndarray, high: int | np.ndarray, total: int
+) -> float:
+    """Solves sum_j clip(offset_j + slope_j * t, low_j, high_j) == total for t; the sum is piecewise linear in t."""
     knots = np.concatenate([(low - offset) / slope, (high - offset) / slope])
     order = knots.argsort(kind="stable")
     knots = knots[order]
     slopes = np.concatenate([slope, -slope])[order].cumsum()
-    sums = low * len(offset) + np.concatenate([[0.0], (slopes[:-1] * np.diff(knots)).cumsum()])
+    sums = np.broadcast_to(low, offset.shape).sum() + np.concatenate([[0.0], (slopes[:-1] * np.diff(knots)).cumsum()])
     before = min(max(np.searchsorted(sums, total) - 1, 0), len(knots) - 2)
     # Where some units are at `low` and all others at `high`, the slope is 0 up to rounding.
     with np.errstate(divide="ignore"):

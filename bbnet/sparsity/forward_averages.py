@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bbnet.sparsity.hooks import WatchingHook, forget_compiled
-from bbnet.sparsity.ranks import mean_over_ranks, sum_over_ranks
+from bbnet.sparsity.parameters import AVERAGE_DECAY
+from bbnet.sparsity.ranks import sum_over_ranks
 from bbnet.sparsity.slab import CHANNELS_FIRST, CONVOLUTIONS
 
 # Minimum per forward pass. Five passes then reach the 1,000 positions that are needed to call a unit silent.
@@ -32,7 +33,34 @@ class Place(NamedTuple):
     index: int
 
 
-class ForwardAverages(ABC):
+class OfValidPositions:
+    """Reads modules, but not at positions that the caller excludes."""
+
+    def __init__(self) -> None:
+        self._valid: Mapping[str, Tensor] = {}
+
+    @contextmanager
+    def valid(self, positions: Tensor | Mapping[str, Tensor]) -> Iterator[None]:
+        """Counts only positions where `positions`, of the outputs' shape without channels, is true (context manager).
+
+        For a model whose parts differ in their positions, such as encoder and decoder, pass them by name of the part.
+        A module uses those of the first part that contains it. All positions of other modules are valid.
+        """
+        self._valid = {"": positions} if isinstance(positions, Tensor) else positions
+        try:
+            yield
+        finally:
+            self._valid = {}
+
+    def valid_of(self, name: str) -> Tensor | None:
+        """Returns the valid positions of a module, None if all are valid."""
+        for part, positions in self._valid.items():
+            if part in ("", name) or name.startswith(f"{part}."):
+                return positions
+        return None
+
+
+class ForwardAverages(OfValidPositions, ABC):
     """Moving averages of a figure per channel of named modules, over all positions of their forward passes.
 
     Sums run over forward passes, micro-batches and weight-shared branches. They are folded into a bias-corrected
@@ -55,13 +83,14 @@ class ForwardAverages(ABC):
     def __init__(
         self,
         modules: Mapping[str, nn.Module],
-        decay: float = 0.99,
+        decay: float = AVERAGE_DECAY,
         stride: int = 4,
         every: int = 1,
         in_training: bool = True,
         root: nn.Module | None = None,
         channels_first: Mapping[str, int] = MappingProxyType({}),
     ) -> None:
+        super().__init__()
         self.decay = decay
         self.stride = stride
         self.every = every
@@ -71,7 +100,6 @@ class ForwardAverages(ABC):
         self._set_step(0)
         self.sums: dict[str, Sums] = {}
         self._places: dict[str, Place] = {}
-        self._valid: Mapping[str, Tensor] = {}
         # The figures of all modules seen so far, joined: `total`, `total_since`, `average` and `owner` (index of the
         # module) per channel, the others per module. A step is thus folded in one set of operations for all modules.
         self._joined: dict[str, Tensor] = {}
@@ -98,34 +126,20 @@ class ForwardAverages(ABC):
         for hook in self._hooks:
             hook.remove()
 
-    @contextmanager
-    def valid(self, positions: Tensor | Mapping[str, Tensor]) -> Iterator[None]:
-        """Counts only positions where `positions`, of the outputs' shape without channels, is true (context manager).
-
-        For a model whose parts differ in their positions, such as encoder and decoder, pass them by name of the part.
-        A module uses those of the first part that contains it. All positions of other modules are valid.
-        """
-        self._valid = {"": positions} if isinstance(positions, Tensor) else positions
-        try:
-            yield
-        finally:
-            self._valid = {}
-
-    def valid_of(self, name: str) -> Tensor | None:
-        """Returns the valid positions of a module, None if all are valid."""
-        for part, positions in self._valid.items():
-            if part in ("", name) or name.startswith(f"{part}."):
-                return positions
-        return None
-
     def fold(self) -> None:
-        """Ends an optimiser step: folds its sums into the averages of the modules that were called."""
+        """Ends an optimiser step: folds its sums into the averages of the modules that were called.
+
+        In training the sums are those of all ranks; what is evaluated need not be shared among them.
+        """
         sampled, step = self.sums and self.steps % self.every == 0, self.steps + 1
         self._set_step(step)
         if not sampled:
             return
         joined = self._joined
         total, seen, owner = joined["total"], joined["seen"], joined["owner"]
+        if self.in_training:
+            sum_over_ranks(total)
+            sum_over_ranks(seen)
         step_weight = (seen > 0).double() * (1 - self.decay**self.every)
         joined["average"].lerp_(total / seen.clamp(min=1)[owner], step_weight[owner])
         joined["weight"].lerp_(torch.ones_like(joined["weight"]), step_weight)
@@ -144,14 +158,6 @@ class ForwardAverages(ABC):
         self.steps = step
         self.counting = self.active and step % self.every == 0
         self.phase = step // self.every % self.stride
-
-    def join_ranks(self) -> None:
-        """Replaces the averages by their mean over ranks, and the sums since `forget` by their sum over ranks."""
-        if self.sums:
-            for name in ("average", "weight"):
-                mean_over_ranks(self._joined[name])
-            for name in ("total_since", "seen_since"):
-                sum_over_ranks(self._joined[name])
 
     def forget(self) -> None:
         """Resets the sums since the last refresh to 0."""
@@ -246,15 +252,24 @@ def _inside_transforms(values: Tensor) -> Tensor:
     return values.detach()
 
 
-def _fitted(valid: Tensor, shape: torch.Size) -> Tensor:
+def fitted_positions(valid: Tensor, shape: torch.Size, name: str) -> Tensor:
     """Returns valid positions for outputs whose position axes were joined, or pooled over all but the first ones.
 
     A pooled output is valid if any of its positions is.
+
+    Args:
+        shape: that of the values at the module `name`, without channels.
+    Raises: ValueError if the valid positions do not fit them.
     """
     if len(shape) == 1 and valid.numel() == shape[0]:
         return valid.flatten()
     if 0 < len(shape) < valid.dim() and valid.shape[: len(shape)] == shape:
         return valid.flatten(len(shape)).any(-1)
+    if valid.shape != shape:
+        raise ValueError(
+            f"valid positions of shape {list(valid.shape)} do not match the positions of {name}, "
+            f"{list(shape)} (without channels)"
+        )
     return valid
 
 
@@ -294,12 +309,7 @@ class _Counter(WatchingHook):
             positions = positions[None]
         axis = 0 if positions.dim() == 2 else 1
         if valid is not None:
-            valid = _fitted(valid, positions.shape[:-1])
-        if valid is not None and valid.shape != positions.shape[:-1]:
-            raise ValueError(
-                f"valid positions of shape {list(valid.shape)} do not match the positions of {self.name}, "
-                f"{list(positions.shape[:-1])} (without channels)"
-            )
+            valid = fitted_positions(valid, positions.shape[:-1], self.name)
         stride = averages.stride
         if positions.shape[axis] >= 2 * stride and positions[..., 0].numel() >= stride * FEWEST_POSITIONS:
             # A compiled forward pass uses a constant offset, since it would be recompiled for each new value.

@@ -23,6 +23,11 @@ SQUARE_OF_PRUNED = 1e-20
 _masked = WeakIdKeyDictionary()
 
 
+def rescale_of(weight: Tensor) -> Rescale:
+    """Returns how the rows of a weight are rescaled when it is masked; `none` if no sparsifier masks it."""
+    return _masked.get(weight, "none")
+
+
 class MaskedWeight:
     """A slab's weight, its current mask, and the dormant values of its pruned connections.
 
@@ -58,7 +63,7 @@ class MaskedWeight:
         self._hooks = [weight.register_post_accumulate_grad_hook(weakly(self._mask_gradient))]
         if watches_gradient:
             self._hooks.append(weight.register_hook(weakly(self._add_gradient)))
-        _masked[weight] = True
+        _masked[weight] = self.rescale
 
     def remove(self) -> None:
         """Removes the hooks from the weight. Its values do not change."""
@@ -199,7 +204,7 @@ class MaskedWeight:
                 f"slab {name}: the model has another weight or layer there now, for example after load_state_dict with "
                 "assign=True; load weights in place, or call remove() and bbnet.sparsify again"
             )
-        furthest = float(torch.stack((self.weight * self.dead()).aminmax()).abs().amax())
+        furthest = float(torch.stack((self.weight.detach() * self.dead()).aminmax()).abs().amax())
         if math.isnan(furthest):
             raise ValueError(f"slab {name}: weights hold NaN or infinite values")
         if furthest > 0:

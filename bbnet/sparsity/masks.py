@@ -103,14 +103,18 @@ def _keep_by_partition(scores: Tensor, degrees: Tensor) -> Tensor:
     thresholds = np.full((units, 1), np.inf, dtype=values.dtype)
     for degree in np.unique(wanted[wanted > 0]):
         rows = np.flatnonzero(wanted == degree)
-        thresholds[rows, 0] = np.partition(values[rows], fan - degree, axis=1)[:, fan - degree]
+        of_degree = values[rows]
+        of_degree.partition(fan - degree, axis=1)
+        thresholds[rows, 0] = of_degree[:, fan - degree]
+        del of_degree  # as large as the scores
     kept = values >= thresholds
     tied = np.flatnonzero(np.count_nonzero(kept, axis=1) != wanted)
     if len(tied):
         above = values[tied] > thresholds[tied]
-        level = values[tied] == thresholds[tied]
+        level = kept[tied] & ~above
         remaining = wanted[tied, None] - np.count_nonzero(above, axis=1, keepdims=True)
-        kept[tied] = above | (level & (np.cumsum(level, axis=1) <= remaining))
+        number = np.int32 if fan < 2**31 else np.int64  # half the memory, where it suffices
+        kept[tied] = above | (level & (np.cumsum(level, axis=1, dtype=number) <= remaining))
     return torch.from_numpy(kept)
 
 

@@ -1,6 +1,6 @@
 """Slabs: weights that may be sparsified, viewed as the connections of the units that own their rows or columns."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Literal
@@ -169,8 +169,14 @@ def choose_slabs(
     return chosen, dense
 
 
-def check_slabs(model: nn.Module, slabs: Iterable[Slab], budget: Decimal) -> dict[Slab, nn.Parameter]:
-    """Returns the weight of each slab; raises ValueError if two slabs share a weight or one cannot meet the budget."""
+def check_slabs(
+    model: nn.Module, slabs: Iterable[Slab], budget: Decimal, k_min: Callable[[int], int] = smallest_degree
+) -> dict[Slab, nn.Parameter]:
+    """Returns the weight of each slab; raises ValueError if two slabs share a weight or one cannot meet the budget.
+
+    Args:
+        k_min: returns the smallest degree of a unit, given its fan.
+    """
     weights: dict[Slab, nn.Parameter] = {}
     owners: dict[int, Slab] = {}
     holders: dict[int, list[str]] = {}
@@ -187,7 +193,7 @@ def check_slabs(model: nn.Module, slabs: Iterable[Slab], budget: Decimal) -> dic
             raise ValueError(f"slab {slab.name} (side {slab.side}): its weight already belongs to {taken}")
         _, fan = layer_shape(model.get_submodule(slab.name), slab.side)
         try:
-            check_feasible(budget, fan, smallest_degree(fan), fan)
+            check_feasible(budget, fan, k_min(fan), fan)
         except ValueError as error:
             raise ValueError(f"slab {slab.name}: {error}") from None
         others = [

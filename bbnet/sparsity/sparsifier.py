@@ -3,7 +3,7 @@
 import warnings
 import weakref
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from decimal import Decimal
 from typing import Any
@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.weak import WeakIdKeyDictionary
 
 from bbnet.sparsity import algorithms
 from bbnet.sparsity.algorithms import Algorithm, SlabView, WeightMasking
+from bbnet.sparsity.claims import BINARIZERS, SPARSIFIERS
 from bbnet.sparsity.copies import OfSparsified
 from bbnet.sparsity.degrees import as_budget
 from bbnet.sparsity.forward_averages import ForwardAverages
@@ -106,13 +106,18 @@ def sparsify(
     if "algorithm" not in parameters:
         raise ValueError(f"method {parameters} names no algorithm, allowed: {', '.join(algorithms.names())}")
     algorithm = algorithms.make(parameters.pop("algorithm"), **parameters)
+    if algorithm.prunes_once:
+        raise ValueError(f"{type(algorithm).__name__} prunes a trained model once: use bbnet.prune_one_shot")
     exact = as_budget(budget)
     if rescale not in ("none", "sqrt", "energy"):
         raise ValueError(f"unknown rescale {rescale!r}, allowed: none, sqrt, energy")
     optimizer = inner_optimizer(optimizer)
-    _check_supported(model, optimizer)
+    check_supported("sparsify", model, optimizer, UNSUPPORTED_MODULES, UNSUPPORTED_OPTIMIZERS)
     model = unwrap(model)
-    weights = check_slabs(model, slabs, exact if algorithm.masks_weights else Decimal(1))
+    if algorithm.masks_weights:
+        weights = check_slabs(model, slabs, exact, algorithm.smallest_degree)
+    else:
+        weights = check_slabs(model, slabs, Decimal(1))
     trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     for slab, weight in weights.items():
         if id(weight) not in trained or not weight.requires_grad:
@@ -140,14 +145,21 @@ def inner_optimizer(optimizer: Any) -> Optimizer:
     return optimizer
 
 
-def _check_supported(model: nn.Module, optimizer: Optimizer) -> None:
+def check_supported(
+    verb: str, model: nn.Module, optimizer: Optimizer, modules: Mapping[str, str], optimizers: Mapping[str, str]
+) -> None:
+    """Raises ValueError if the optimizer or a module is of a kind that `optimizers` or `modules` name, with the reason.
+
+    Args:
+        verb: what cannot be done, for the message.
+    """
     for kind in type(optimizer).__mro__:
-        for name, why in UNSUPPORTED_OPTIMIZERS.items():
+        for name, why in optimizers.items():
             if name in kind.__name__:
-                raise ValueError(f"cannot sparsify under the optimizer {type(optimizer).__name__}: {why}")
+                raise ValueError(f"cannot {verb} under the optimizer {type(optimizer).__name__}: {why}")
     for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
-        if kind.__name__ in UNSUPPORTED_MODULES:
-            raise ValueError(f"cannot sparsify a model under {kind.__name__}: {UNSUPPORTED_MODULES[kind.__name__]}")
+        if kind.__name__ in modules:
+            raise ValueError(f"cannot {verb} a model under {kind.__name__}: {modules[kind.__name__]}")
 
 
 def _check_masking(algorithm: WeightMasking, model: nn.Module, slabs: Iterable[Slab], budget: Decimal) -> None:
@@ -209,7 +221,14 @@ class Sparsifier:
             raise
 
     def _attach(self, model: nn.Module, weights: Mapping[Slab, nn.Parameter]) -> None:
-        _release_dropped(weights.values())
+        SPARSIFIERS.release_dropped(weights.values())
+        BINARIZERS.release_dropped(weights.values())
+        for slab, weight in weights.items():
+            if weight in BINARIZERS:
+                raise ValueError(
+                    f"slab {slab.name}: its weight is binary already; call restore() of the binarizer, then "
+                    "bbnet.sparsify, then bbnet.binarize, because masks are chosen by the latent weights"
+                )
         algorithm = self.algorithm
         # The hooks hold another object with the same state, so that it can be noticed when the caller drops this one.
         shared = object.__new__(type(self))
@@ -222,10 +241,11 @@ class Sparsifier:
                 side = stored_side(model.get_submodule(slab.name), slab.side)
                 masked = MaskedWeight(slab, weight, side, self.rescale, dormant=dormant, watches_gradient=gradient)
                 self.weights.append(self._attached_part(masked))
+            averaged = {"decay": algorithm.average_decay(), "every": self._sample_every()}
             if algorithm.uses_on_rates:
-                self.on_rates = self._attached_part(OnRates.of_slabs(model, weights, every=self._sample_every()))
+                self.on_rates = self._attached_part(OnRates.of_slabs(model, weights, **averaged))
             if algorithm.uses_input_norms:
-                self.input_norms = self._attached_part(InputNorms.of_slabs(model, weights, every=self._sample_every()))
+                self.input_norms = self._attached_part(InputNorms.of_slabs(model, weights, **averaged))
             if algorithm.starts_sparse:
                 self._start_sparse()
             self._attached_part(model.register_forward_pre_hook(OfSparsified(shared)))
@@ -235,7 +255,7 @@ class Sparsifier:
         self._attached_part(self.optimizer.register_step_post_hook(shared._after_step))
         self._attached_part(self.optimizer.register_load_state_dict_post_hook(shared._after_load))
         self.step_watch = self._attached_part(StepWatch(next(iter(weights.values())), self.optimizer))
-        self._attached_part(_Claim(weights.values(), self, shared))
+        self._attached_part(SPARSIFIERS.add(weights.values(), self, shared))
         self._prepare_step()
 
     def _sample_every(self) -> int:
@@ -261,6 +281,11 @@ class Sparsifier:
 
     def __reduce__(self) -> tuple:
         self.__deepcopy__({})
+
+    @property
+    def is_attached(self) -> bool:
+        """Whether the hooks are in place, that is, `remove` was not called."""
+        return bool(self._attached)
 
     def remove(self) -> None:
         """Removes all hooks from model and optimizer. Weights keep their values; pruned ones can be trained again."""
@@ -439,8 +464,6 @@ class Sparsifier:
             self.gates.set_share(schedule.budget_at(self.step))
             return
         budget = schedule.budget if algorithm.starts_sparse else schedule.budget_at(self.step)
-        for averages in self._averages():
-            averages.join_ranks()
         self.check_masks()
         for masked in self.weights:
             masked.join_ranks()
@@ -503,39 +526,6 @@ class Sparsifier:
             progress=min(1.0, self.step / self.schedule.freeze_step),
             **figures,
         )
-
-
-class _Claim:
-    """Records which sparsifier the weights of slabs belong to, until it is removed.
-
-    Args:
-        held: the object that the caller of `sparsify` holds.
-        attached: the one that the hooks hold.
-    """
-
-    def __init__(self, weights: Iterable[Tensor], held: Sparsifier, attached: Sparsifier) -> None:
-        self.held, self.attached = weakref.ref(held), weakref.ref(attached)
-        for weight in weights:
-            _claims[weight] = self
-
-    def remove(self) -> None:
-        for weight in [weight for weight, claim in _claims.items() if claim is self]:
-            del _claims[weight]
-
-
-_claims: MutableMapping[Tensor, _Claim] = WeakIdKeyDictionary()
-
-
-def _release_dropped(weights: Iterable[Tensor]) -> None:
-    """Removes the sparsifiers of weights whose callers have dropped them, as a notebook's cell that runs again does."""
-    for claim in [_claims[weight] for weight in weights if weight in _claims]:
-        attached = claim.attached()
-        if claim.held() is None and attached is not None and attached._attached:
-            warnings.warn(
-                f"a sparsifier of this model, at step {attached.step}, is removed, because nothing holds it any more",
-                stacklevel=5,
-            )
-            attached.remove()
 
 
 class _Unmasked:

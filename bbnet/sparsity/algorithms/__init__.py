@@ -18,8 +18,10 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from bbnet.sparsity.degrees import connection_count, erdos_renyi_counts, weight_count
+from bbnet.sparsity.limits import smallest_degree
 from bbnet.sparsity.masks import drop_and_grow, project_to_pattern
 from bbnet.sparsity.parameters import (
+    AVERAGE_DECAY,
     AlgorithmParameters,
     DropAndGrowParameters,
     SparseFromStartParameters,
@@ -98,6 +100,24 @@ class Algorithm(AlgorithmParameters):
 
     masks_weights: ClassVar[bool] = False
     gates_activations: ClassVar[bool] = False
+    prunes_once: ClassVar[bool] = False
+
+
+class OneShotPruning(Algorithm, WeightMaskingParameters):
+    """An algorithm that prunes a trained layer and changes the weights that it keeps; see `bbnet.prune_one_shot`."""
+
+    prunes_once: ClassVar[bool] = True
+
+    @abstractmethod
+    def prune(self, weight: Tensor, hessian: Tensor, budget: Decimal) -> Tensor:
+        """Prunes a weight in place and returns its mask, bool [outputs, inputs].
+
+        Args:
+            weight: [outputs, inputs, taps], in float32 or float64.
+            hessian: [inputs * taps, inputs * taps], the sum of x x^T over all inputs x of the layer, in the same dtype.
+                Its memory is used.
+        Raises: torch.linalg.LinAlgError if the damped Hessian is not positive definite.
+        """
 
 
 class ActivationGating(Algorithm):
@@ -124,16 +144,17 @@ class WeightMasking(Algorithm, WeightMaskingParameters):
     def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> Iterable[Tensor]:
         """Returns the new mask of each slab, bool [units, fan]; an iterator needs memory for one slab at a time."""
 
+    def average_decay(self) -> float:
+        """Returns the decay, per optimiser step, of the moving averages of on-rates and input norms."""
+        return AVERAGE_DECAY
+
+    def smallest_degree(self, fan: int) -> int:
+        """Returns the number of connections that each unit must be able to keep at the budget."""
+        return smallest_degree(fan)
+
     def ranking(self, slab: SlabView) -> Tensor:
         """Returns non-negative scores [units, fan] that decide where a pattern N:M leaves a choice."""
         return slab.unscaled_scores()
-
-    def group(self) -> tuple[int, int] | None:
-        """Returns N and M of the pattern, or None without a pattern."""
-        if self.pattern is None:
-            return None
-        kept, size = map(int, self.pattern.split(":"))
-        return kept, size
 
     def patterned_masks(self, slabs: Sequence[SlabView], budget: Decimal) -> Iterator[Tensor]:
         """Yields `masks`, projected to the pattern if there is one."""

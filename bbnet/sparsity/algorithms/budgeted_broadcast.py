@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bbnet.sparsity.algorithms import SlabView, WeightMasking
 from bbnet.sparsity.degrees import allocate_degrees
+from bbnet.sparsity.limits import smallest_degree
 from bbnet.sparsity.masks import keep_largest
 from bbnet.sparsity.parameters.budgeted_broadcast import Parameters
 
@@ -22,17 +23,35 @@ class BudgetedBroadcast(WeightMasking, Parameters):
 
     uses_on_rates: ClassVar[bool] = True
 
+    @property
+    def uses_input_norms(self) -> bool:
+        return self.score == "wanda"
+
     def masks(self, slabs: Sequence[SlabView], budget: Decimal) -> Iterator[Tensor]:
-        return (keep_largest(slab.scores, self._degrees(slab, budget)) for slab in slabs)
+        return (keep_largest(self._scores(slab), self._degrees(slab, budget)) for slab in slabs)
+
+    def ranking(self, slab: SlabView) -> Tensor:
+        return slab.unscaled_scores() * slab.input_norms if self.uses_input_norms else slab.unscaled_scores()
+
+    def _scores(self, slab: SlabView) -> Tensor:
+        return slab.scores * slab.input_norms if self.uses_input_norms else slab.scores
+
+    def average_decay(self) -> float:
+        return self.decay
+
+    def smallest_degree(self, fan: int) -> int:
+        return smallest_degree(fan, self.k_min)
 
     def _degrees(self, slab: SlabView, budget: Decimal) -> Tensor:
+        fan = slab.mask.shape[1]
         try:
             return allocate_degrees(
                 slab.on_rates,
-                slab.mask.shape[1],
+                fan,
                 budget,
                 law=self.law,
                 gain=self.gain,
+                min_degree=self.smallest_degree(fan),
                 silent=slab.silent if self.silent == "smallest" else None,
                 generator=slab.generator(),
             )

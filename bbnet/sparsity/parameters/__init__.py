@@ -10,6 +10,8 @@ from typing import Literal
 
 from pydantic import BaseModel, Field
 
+AVERAGE_DECAY = 0.99  # of on-rates and input norms, per optimiser step
+
 
 class AlgorithmParameters(BaseModel, extra="forbid", frozen=True):
     """Base of the parameters of all algorithms. Unknown names are rejected."""
@@ -27,6 +29,13 @@ class WeightMaskingParameters(AlgorithmParameters):
         description="N:M, such as 2:4: N of every M neighbouring connections of a unit are kept, so all units have the "
         "same degree. The budget must be N/M.",
     )
+
+    def group(self) -> tuple[int, int] | None:
+        """Returns N and M of the pattern, or None without a pattern."""
+        if self.pattern is None:
+            return None
+        kept, size = map(int, self.pattern.split(":"))
+        return kept, size
 
 
 class SparseFromStartParameters(WeightMaskingParameters):

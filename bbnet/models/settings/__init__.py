@@ -1,0 +1,1 @@
+"""The sizes of the networks, for the settings of tasks. Nothing here imports torch."""
