@@ -60,6 +60,27 @@ def contents(folder: Path) -> tuple[list[Path], list[Path]]:
     return [path for path, is_folder in visible if not is_folder], [path for path, is_folder in visible if is_folder]
 
 
+def named(folder: Path, name: str) -> Path:
+    """Returns the file or folder `name` in `folder`, whatever the case of its letters; it need not exist.
+
+    Raises: ValueError naming two whose names differ in nothing but the case.
+    """
+    found = [path for kind in contents(folder) for path in kind if path.name.casefold() == name.casefold()]
+    if len(found) > 1:
+        found.sort()
+        raise ValueError(
+            f"{found[1]}: its name equals that of {found[0].name} but for capitals; remove or rename one of them"
+        )
+    return found[0] if found else folder / name
+
+
+def beside(folder: Path, read: Iterable[Path]) -> list[Path]:
+    """Returns all files in `folder`, at any depth, but those in `read`, which are files and folders in it."""
+    files, folders = contents(folder)
+    read = set(read)
+    return [file for file in files if file not in read] + files_below(inner for inner in folders if inner not in read)
+
+
 def files_below(folders: Iterable[Path]) -> list[Path]:
     """Returns the files in `folders` at any depth, without litter; links to folders further down are not followed."""
     found = []

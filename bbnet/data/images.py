@@ -33,6 +33,7 @@ CONVERSIONS = {
     "alpha": "read without their transparency",
 }
 TURNED = range(2, 9)  # EXIF orientations; 1 is upright, and others mean nothing
+LYING = range(5, 9)  # those that swap width and height
 METADATA = ("exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp")
 NAMED_IN_LOG = 3
 
@@ -96,6 +97,8 @@ def decode(path: Path, mode: str | None) -> Decoded:
             if _is_misread(image):
                 raise ValueError(f"{path}: a BMP of two colours with several bits per pixel; allowed is 1 bit, or PNG")
             turned = _is_turned(image)  # before the image is loaded, because Pillow turns TIFF when it does
+            if turned:
+                image.filename = ""  # otherwise Pillow maps an uncompressed TIFF into memory in its turned shape
             image.load()
             found = {"exif_orientation": turned, "cmyk": image.mode == "CMYK", "alpha": image.has_transparency_data}
             if turned:
@@ -120,12 +123,27 @@ def _is_misread(image: Image.Image) -> bool:
     return image.format == "BMP" and image.mode == "1" and image.tile[0].args[1] != bytes_of_row
 
 
+def upright_size(path: Path) -> tuple[int, int]:
+    """Returns width and height of an image as `decode` returns it, without decoding it.
+
+    Raises: ValueError naming the file if it is not an image that is read.
+    """
+    with open_image(path) as image:
+        turned_by_pillow = image.format == "TIFF"  # whose size Pillow states as that of the upright image
+        return image.size[::-1] if _orientation(image) in LYING and not turned_by_pillow else image.size
+
+
 def _is_turned(image: Image.Image) -> bool:
-    """Returns whether the EXIF orientation is not upright; a damaged EXIF block counts as none."""
+    """Returns whether the EXIF orientation is not upright."""
+    return _orientation(image) in TURNED
+
+
+def _orientation(image: Image.Image) -> int | None:
+    """Returns the EXIF orientation; a damaged EXIF block counts as none."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation) in TURNED
+        return image.getexif().get(ExifTags.Base.Orientation)
     except (struct.error, ArithmeticError, LookupError, SyntaxError, TypeError, ValueError):
-        return False
+        return None
 
 
 @dataclass
@@ -160,6 +178,16 @@ class PixelMoments:
         self.count += values[:, 0].size
         self.sum += values.sum((0, 2, 3))
         self.squares += (values**2).sum((0, 2, 3))
+
+    def sums(self) -> tuple[int, list[int], list[int]]:
+        """Returns the number of pixels, and of each channel the sum of the values and of their squares."""
+        return self.count, self.sum.tolist(), self.squares.tolist()
+
+    def add_sums(self, count: int, sums: list[int], squares: list[int]) -> None:
+        """Adds what `sums` of other images returned."""
+        self.count += count
+        self.sum += sums
+        self.squares += squares
 
     def mean_and_sd(self) -> tuple[list[float], list[float]]:
         """Returns the mean and standard deviation of each channel; the standard deviation is at least 1."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, Field, StringConstraints, ValidationError, field_validator, model_validator
 
-from bbnet.data.files import contents, is_litter
+from bbnet.data.files import beside, contents, is_litter, warn_of_unread
 from bbnet.data.sources import Source, bytes_there, check_space, demand_trusted, holds, is_trusted, trust
 from bbnet.data.unpack import SUFFIXES, ArchiveError, DiskError, unpack
 
@@ -100,7 +100,7 @@ def read_pack(name: str, table: Path | None = None) -> Pack:
 
 def pack_of(data: BaseModel) -> Pack | None:
     """Returns the published pack that the data settings of a task name, or None if they name none."""
-    return read_pack(data.pack) if hasattr(data, "path") else None
+    return read_pack(data.pack) if hasattr(data, "path") and getattr(data, "published", True) else None
 
 
 def bring(
@@ -142,10 +142,10 @@ def bring(
         digests = fetch_files([file.source(key) for key, file in files.items()], downloads)
         archives = {downloads / key: file for key, file in files.items()}
     else:
-        here = Path(path).expanduser().absolute()
+        here = Path(path).absolute()
         archives = _local_archives(here, files, holding)
         if not archives:
-            root = _root_of(here, holding)
+            root = _warned_root_of(here, holding)
             return root, {"root": str(root)}
         digests = {archive.name: _digest(archive, pack, downloads) for archive in archives}
     check_space(target, sum(archive.stat().st_size for archive in archives), f"unpacking {name}")
@@ -156,8 +156,24 @@ def bring(
         if on_trust:
             trust(archive.name, digests[archive.name], downloads)
         _remove_outer_folder(folder, file.into)
-    root = _root_of(target, holding)
+    root = _warned_root_of(target, holding)
     return root, {"root": str(root.relative_to(target)), "files": digests}
+
+
+def bring_own(path: str, target: Path, *, holding: Collection[str]) -> tuple[Path, dict[str, Any]]:
+    """Unpacks the archive at `path`, which no table describes, into `target`, or uses the folder at `path` in place.
+
+    Returns: as `bring`.
+    Raises: ValueError naming a path at which there is neither a folder nor an archive, or an unsafe or damaged archive.
+    """
+    here = Path(path).expanduser().absolute()
+    if not _local_archives(here, {}, holding):
+        root = _root_of(here, holding)
+        return root, {"root": str(root)}
+    check_space(target, here.stat().st_size, f"unpacking {here.name}")
+    unpack(here, target)
+    root = _root_of(target, holding)
+    return root, {"root": str(root.relative_to(target)), "files": {here.name: _sha256(here)}}
 
 
 def _space_needed(files: Mapping[str, PublishedFile], downloads: Path) -> int:
@@ -171,6 +187,14 @@ def _root_of(folder: Path, holding: Collection[str]) -> Path:
     """Returns `folder`, or its only subfolder if nothing in `folder` matches `holding`."""
     _, folders = contents(folder)
     return folders[0] if len(folders) == 1 and not _has_any(folder, holding) else folder
+
+
+def _warned_root_of(folder: Path, holding: Collection[str]) -> Path:
+    """Returns the root of a pack, and warns of files outside of it."""
+    root = _root_of(folder, holding)
+    if root != folder:
+        warn_of_unread(folder, beside(folder, [root]), f"{root.name}/")
+    return root
 
 
 def _has_any(folder: Path, holding: Collection[str]) -> bool:
@@ -217,6 +241,10 @@ def _digest(archive: Path, pack: Pack, downloads: Path) -> str:
         if not pack.files[archive.name].has_checksum:
             demand_trusted(archive.name, digest, downloads)
         return digest
+    return _sha256(archive)
+
+
+def _sha256(archive: Path) -> str:
     with archive.open("rb") as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 

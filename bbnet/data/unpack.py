@@ -10,13 +10,14 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, NoReturn
 
 from bbnet.data.files import ICON_OF_MACOS, is_litter
 from bbnet.data.progress import track
 
-SUFFIXES = (".zip", ".tar.gz", ".tgz")
+SUFFIXES = (".zip", ".tar.gz", ".tgz", ".tar")
 CHUNK = 1 << 20
 MAX_BYTES = 1 << 40
 MAX_MEMBERS = 10_000_000
@@ -56,13 +57,15 @@ class DiskError(ArchiveError):
 
 
 def unpack(archive: Path, target: Path) -> None:
-    """Unpacks a .zip or .tar.gz archive into `target`: only regular files and folders, with default permissions.
+    """Unpacks a .zip, .tar.gz or .tar archive into `target`: only regular files and folders, with default permissions.
 
     Raises: ArchiveError, naming the archive and the member, for a path that is absolute, contains `..`, a backslash or
         a control character, is deeper than 64 folders or occurs twice; for links, devices and other special files; for
         encrypted, damaged or truncated archives and zip members that are neither stored nor deflated; and for archives
         that would unpack to more than 100 times their size (beyond 64 MiB), 1 TiB or 10 million members. DiskError if
         the archive cannot be read or its content cannot be written. Files unpacked before the error are kept.
+    Litter is unpacked like any other member, but left out if it is a link, is compressed in another way, occurs twice,
+    or leads elsewhere by `..`.
     """
     name = archive.name.lower()
     if not name.endswith(SUFFIXES):
@@ -142,7 +145,15 @@ class _Writer:
             size = self.archive.stat().st_size
             raise ArchiveError(f"{self.archive}: would unpack from {size} bytes to more than the allowed {self.limit}")
 
+    def is_litter_in_the_way(self, name: str) -> bool:
+        """Returns whether a member is litter that has no place of its own, so that it is left out."""
+        path = PurePosixPath(name)
+        taken = path in self.names or path in self.folders or any(parent in self.names for parent in path.parents)
+        return _is_below_litter(name) and (taken or ".." in path.parts)
+
     def write_folder(self, name: str, size: int) -> None:
+        if self.is_litter_in_the_way(name):
+            return
         path = self.member_path(name, is_folder=True)
         if size:
             self.refuse(name, "is a folder with content")
@@ -152,6 +163,8 @@ class _Writer:
     def write_file(self, name: str, content: BinaryIO, size: int) -> None:
         """Writes a file; raises ArchiveError unless `content` has `size` bytes."""
         if name.rpartition("/")[2].removeprefix("._") == ICON_OF_MACOS:  # litter with a control character
+            return
+        if self.is_litter_in_the_way(name):
             return
         path = self.target / self.member_path(name, is_folder=False)
         self.check_size(size)
@@ -192,8 +205,8 @@ def _unpack_zip(archive: Path, writer: _Writer) -> None:
 
 def _is_below_litter(name: str) -> bool:
     """Returns whether a member is litter or in a folder that is, so that readers do without it."""
-    parts = name.split("/")
-    return ".." not in parts and any(map(is_litter, parts))
+    parts = takewhile(lambda part: part != "..", name.split("/"))
+    return any(is_litter(part) for part in parts if part != ".")
 
 
 def _zip_name(member: zipfile.ZipInfo) -> str:
@@ -215,7 +228,7 @@ def _check_zip_end(archive: Path, file: zipfile.ZipFile, members: int) -> None:
 
 
 def _unpack_tar(archive: Path, writer: _Writer) -> None:
-    with gzip.open(archive) as stream:
+    with archive.open("rb") if archive.name.lower().endswith(".tar") else gzip.open(archive) as stream:
         bounded = _Bounded(stream, writer)
         with tarfile.open(fileobj=bounded, mode="r|", bufsize=CHUNK, tarinfo=_LimitedHeader) as file:
             for member in track(_members(file), f"unpack {archive.name}"):
