@@ -1,13 +1,18 @@
 """The base classes of batches and of splits of labelled images, and functions that draw batches of a fixed size."""
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Self
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from bbnet.data.store import open_array
 from bbnet.tasks.settings import FixedBatchTraining
+
+EVALUATION_PIXELS = 2**18
 
 
 class Batch:
@@ -46,6 +51,11 @@ def shuffled_batches(samples: int, training: FixedBatchTraining, generator: torc
     return list(order.split(training.batch_size))[: full_batches(samples, training)]
 
 
+def rows_of_part(items: int, number: int, count: int) -> slice:
+    """Returns the rows of part `number`, from 0, of `items` in `count` contiguous parts of about equal size."""
+    return slice(items * number // count, items * (number + 1) // count)
+
+
 @dataclass(frozen=True)
 class LabelledImages(Batch):
     """A batch of images and their labels, of the shapes that the task states."""
@@ -73,3 +83,28 @@ class ImageSplit:
 
     def batches(self, training: FixedBatchTraining, generator: torch.Generator) -> list[Tensor]:
         return shuffled_batches(len(self), training, generator)
+
+
+class StoredImages(ImageSplit):
+    """The images of one part of the prepared data, `{part}.npy`, with the files and labels of the index.
+
+    Attributes:
+        files: paths within the pack.
+        images: [images, 3, size, size] of 0 to 255, uint8 or, after augmentation, float.
+        labels: int64 [images].
+    """
+
+    def __init__(self, prepared: Path, index: Mapping[str, Any], part: str) -> None:
+        self.files: list[str] = index["splits"][part]["files"]
+        self.labels = torch.tensor(index["splits"][part]["labels"], dtype=torch.int64)
+        self.images = torch.from_numpy(open_array(prepared / f"{part}.npy"))[: len(self.labels)]
+
+    def part(self, number: int, count: int) -> Self:
+        part, rows = copy.copy(self), rows_of_part(len(self), number, count)
+        part.files, part.labels, part.images = self.files[rows], self.labels[rows], self.images[rows]
+        return part
+
+    def in_order(self) -> list[Tensor]:
+        if not len(self):
+            return []
+        return list(torch.arange(len(self)).split(max(1, EVALUATION_PIXELS // self.images.shape[-1] ** 2)))

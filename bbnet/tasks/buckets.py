@@ -1,13 +1,15 @@
 """Groups types of the training data, such as words, into Head, Mid and Tail by frequency. Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 BUCKETS = ("head", "mid", "tail")
+NO_BUCKET = -1
 HEAD_PERCENTILE, TAIL_PERCENTILE = 90, 50
 PUBLISHED, UP_TO_THE_MEDIAN = "published", "up to the median"
+BALANCED = "balanced"  # the rule of a task that puts no type into a bucket where types are about equally frequent
 
 
 def bucket_types(counts: Mapping[str, int]) -> dict[str, Any]:
@@ -38,3 +40,9 @@ def bucket_types(counts: Mapping[str, int]) -> dict[str, Any]:
         for bucket in BUCKETS
     }
     return {"rule": rule, "head_from": head_from, "median": median, "sizes": sizes, "types": types}
+
+
+def bucket_numbers(buckets: Mapping[str, str], names: Iterable[str]) -> np.ndarray:
+    """Returns for each name 0, 1 or 2 for Head, Mid or Tail, or `NO_BUCKET` if it is in none, int64 [names]."""
+    places = {name: BUCKETS.index(bucket) for name, bucket in buckets.items()}
+    return np.array([places.get(name, NO_BUCKET) for name in names], dtype=np.int64)

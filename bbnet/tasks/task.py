@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import BaseModel
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from bbnet.sparsity.slab import Slab
 
 Items = Mapping[str, np.ndarray]
+
+
+class Trained(NamedTuple):
+    """The prepared data that a network was trained on: their folder and index."""
+
+    folder: Path
+    index: Mapping[str, Any]
 
 
 class Split(Protocol):
@@ -41,23 +48,36 @@ class Split(Protocol):
     def in_order(self) -> list["Tensor"]:
         """Returns the indices of batches for evaluation, with every sample once."""
 
+    def part(self, number: int, count: int) -> "Split":
+        """Returns the items of one of `count` contiguous parts, from 0, as a split; for trainings on several devices.
+
+        Not needed by tasks whose training settings have no `devices`.
+        """
+
 
 class Task(Protocol):
     """The functions and constants of `bbnet.tasks.{name}.task`."""
 
     METRICS: Mapping[str, Metric]
     SELECTION: str  # the dev metric that selects weights, one of METRICS
-    ModelSettings: type[BaseModel]  # settings of one entry of `models`
+    ModelSettings: Any  # settings of one entry of `models`: a pydantic class, or a union of several
     TrainingSettings: type[Training]
 
-    def fetch(self, data: Mapping[str, Any], target: Path, downloads: Path) -> dict[str, Any]:
+    def fetch(self, data: Mapping[str, Any], target: Path, downloads: Path, test_only: bool = False) -> dict[str, Any]:
         """Creates or downloads the pack of the settings' `data` in `target`, or finds it elsewhere, and checks it.
 
-        Downloads are kept in `downloads`. Returns the manifest of the pack.
+        Downloads are kept in `downloads`. If `test_only`, the pack may lack what only training needs. Returns the
+        manifest of the pack.
         """
 
-    def prepare(self, manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
-        """Decodes the pack once into arrays in `target`, and returns their index."""
+    def prepare(
+        self, manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path, trained: Trained | None = None
+    ) -> dict[str, Any]:
+        """Decodes the pack once into arrays in `target`, and returns their index.
+
+        With `trained`, for `bbnet score`, only what scoring on test needs is prepared, with the labels, statistics and
+        vocabulary of these data in place of the pack's own. Raises ValueError if the labels do not agree.
+        """
 
     def open_split(self, prepared: Path, index: Mapping[str, Any], split: str) -> Split:
         """Returns the split `train`, `val` or `test`.
@@ -75,7 +95,9 @@ class Task(Protocol):
         """Returns the candidates for sparsification on a side (`in`, `out` or `both`)."""
 
     def random_batch(self, settings: BaseModel, pack: "Pack | None", device: "torch.device") -> tuple[dict, Any]:
-        """Returns a random batch of the size used in training, and as much of an index as `build_model` needs.
+        """Returns a random batch of the size used in training, and the index as far as a network needs it.
+
+        That is as far as `build_model` and `example_inputs` need it.
 
         `pack` is the published pack that `settings` (the task's `Settings`) name, if any.
         """
@@ -97,6 +119,7 @@ class Task(Protocol):
 
 
 # Optional parts of a task:
+# - `without_decay(model)`, the parameters on which weight decay does not act, besides biases and norms;
 # - `load_pretrained(model, path)`, for models whose settings have `weights`, a pack of one file;
 # - `metrics.relative_metrics(items, dense, weights)`, metrics relative to the dense run of the same seed;
 # - `buckets.make_buckets(index)`, Head, Mid and Tail of the training data, with `metrics.BY_BUCKET` (test set -> bucket
@@ -104,6 +127,7 @@ class Task(Protocol):
 # - `verification` and `metrics.roc_points(items, weights)`, for an ROC curve;
 # - `metrics.item_counts(items)`, how many items each metric counts, where not all of them;
 # - `metrics.NOTE`, a remark on the models in the report;
+# - `scaling`, `metrics.LEVEL` and `metrics.scaled(model)`, to count training steps to a level by the width of models;
 # - `panels`, selected test cases, with `bbnet.plots.panels_{task}`.
 
 

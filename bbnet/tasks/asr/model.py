@@ -11,6 +11,8 @@ from bbnet.sparsity.slab import Slab
 from bbnet.tasks.asr.data.features import BINS, positions
 from bbnet.tasks.asr.settings import Transformer
 
+ACTIVATIONS = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}
+
 
 class Output(NamedTuple):
     """`tokens`: logits of the next token [batch, length, vocabulary]; `ctc`: [batch, positions, vocabulary] or None."""
@@ -80,7 +82,7 @@ class FeedForward(nn.Module):
     def __init__(self, settings: Transformer) -> None:
         super().__init__()
         self.expand = nn.Linear(settings.width, settings.hidden)
-        self.activation = nn.ReLU() if settings.activation == "relu" else nn.GELU()
+        self.activation = ACTIVATIONS[settings.activation]()
         self.dropout = nn.Dropout(settings.dropout)
         self.contract = nn.Linear(settings.hidden, settings.width)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from bbnet.tasks.settings import Estimate, ModelLabel, PublishedPack, Section, TaskSettings, Training
+from bbnet.tasks.settings import Estimate, ModelLabel, NetworkSettings, PublishedPack, Section, TaskSettings, Training
 
 if TYPE_CHECKING:
     from bbnet.data.packs import Pack
@@ -111,7 +111,7 @@ class Faults(Section):
     )
 
 
-class Transformer(Section):
+class Transformer(NetworkSettings):
     """A pre-LN encoder-decoder Transformer with joint CTC and attention, after two convolutions (time / 4)."""
 
     width: int = Field(ge=8, le=4096, description="Model width d_model; 384 in the released notebook.")
@@ -121,7 +121,7 @@ class Transformer(Section):
     heads: int = Field(ge=1, le=64, description="Heads of each attention layer; 8 in the notebook.")
     stem_channels: int = Field(ge=1, le=4096, description="Channels of both convolutions; 384 in the notebook.")
     dropout: float = Field(0.1, ge=0, lt=1, description="Applied after embeddings, sublayers and FFN activations.")
-    activation: Literal["relu", "gelu"] = Field("gelu", description="Activation of the feed-forward layers.")
+    activation: Literal["relu", "gelu", "silu"] = Field("gelu", description="Activation of the feed-forward layers.")
     ctc_weight: float = Field(0.3, ge=0, lt=1, description="Weight of the CTC loss; 0: no CTC head.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Label smoothing of the attention loss.")
 

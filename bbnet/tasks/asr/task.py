@@ -63,7 +63,8 @@ def random_batch(settings: Settings, pack: Pack | None, device: torch.device) ->
         torch.randint(SPECIALS, vocabulary, (count, length)).to(device),
         torch.full((count,), length, device=device),
     )
-    return {"tokens": {"vocabulary": vocabulary}}, batch
+    index = {"tokens": {"vocabulary": vocabulary}, "mean_frames": frames, "mean_tokens": length}
+    return index, batch
 
 
 def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator) -> Batch:

@@ -1,8 +1,8 @@
 """Reads a pack in the layout of LEVIR-CD, prepares its images as tiles, and serves batches of them."""
 
+import copy
 import logging
 from collections.abc import Mapping
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ from PIL import Image
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from bbnet.data.files import by_stem, contents, files_below, normal_form, stem_of, warn_of_unread
+from bbnet.data.files import beside, by_stem, normal_form, stem_of, warn_of_unread
 from bbnet.data.images import ALLOWED, Converted, PixelMoments, decode, images_in, open_image
 from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
 from bbnet.data.progress import track
 from bbnet.data.store import create_array, open_array
-from bbnet.tasks.batches import ImageSplit, LabelledImages
+from bbnet.tasks.batches import ImageSplit, LabelledImages, rows_of_part
 from bbnet.tasks.change.settings import AerialScenes, Data, LevirCD
+from bbnet.tasks.task import Trained
 
 logger = logging.getLogger(__name__)
 SPLITS = ("train", "val", "test")
@@ -28,11 +29,13 @@ JPEG = ("JPEG", "MPO")  # Pillow's names; MPO is a JPEG with more than one pictu
 Batch = LabelledImages
 
 
-def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) -> dict[str, Any]:
+def fetch(
+    data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS, test_only: bool = False
+) -> dict[str, Any]:
     """Renders the embedded pack or downloads LEVIR-CD into `target`, or uses the given path; and checks it.
 
-    Returns the manifest: for each split the names of A, B and label of each pair, and the files that are not read; and
-        the entries of `bring`.
+    Returns the manifest: for each split the names of A, B and label of each pair; the files that are not read; and the
+        entries of `bring`.
     Raises: ValueError naming a missing split, folder or file, or what cannot be downloaded.
     """
     pack = TypeAdapter(Data).validate_python(data)
@@ -41,13 +44,16 @@ def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) ->
         root, origin = target, {}
     else:
         root, origin = bring(pack.pack, pack.path, target, downloads, complete=pack.complete, holding=SPLITS)
-    pairs, unread = {}, {}
-    for split in SPLITS:
-        pairs[split], unread[split] = _read_names(root, split)
+    unread = beside(root, [root / split for split in SPLITS])
+    warn_of_unread(root, unread, f"{{{','.join(SPLITS)}}}/{{{','.join(PARTS)}}}/*")
+    pairs, splits = {}, ("test",) if test_only else SPLITS
+    for split in splits:
+        pairs[split], unread_of_split = _read_names(root, split)
+        unread += unread_of_split
     if isinstance(pack, LevirCD) and pack.complete:
-        for split in SPLITS:
+        for split in splits:
             _check_complete(root / split, pairs[split], read_pack(pack.pack).counts[split])
-    return {"pack": pack.pack, "splits": pairs, "unread": unread} | origin
+    return {"pack": pack.pack, "splits": pairs, "unread": [str(file.relative_to(root)) for file in unread]} | origin
 
 
 def _render(pack: AerialScenes, target: Path) -> None:
@@ -68,7 +74,7 @@ def _check_complete(folder: Path, pairs: list[list[str]], published: int) -> Non
             decode(folder / part / name, "RGB")
 
 
-def _read_names(root: Path, split: str) -> tuple[list[list[str]], list[str]]:
+def _read_names(root: Path, split: str) -> tuple[list[list[str]], list[Path]]:
     """Returns the names of A, B and label of each pair, which are joined by stem, and the files that are not read.
 
     Raises: ValueError naming a missing folder, two files of one stem in a folder, or a file that a pair lacks.
@@ -77,8 +83,7 @@ def _read_names(root: Path, split: str) -> tuple[list[list[str]], list[str]]:
     for part in PARTS:
         if not (home / part).is_dir():
             raise ValueError(f"{home / part}: no such folder; a pack has {{{','.join(SPLITS)}}}/{{{','.join(PARTS)}}}")
-    beside, folders = contents(home)
-    unread = beside + files_below(folder for folder in folders if folder.name not in PARTS)
+    unread = beside(home, [home / part for part in PARTS])
     images = {}
     for part in PARTS:
         files, others = images_in(home / part)
@@ -92,7 +97,7 @@ def _read_names(root: Path, split: str) -> tuple[list[list[str]], list[str]]:
     warn_of_unread(home, unread, f"{{{','.join(PARTS)}}}/* of {ALLOWED}")
     pairs = [[images[part][stem].name for part in PARTS] for stem in everywhere]
     pairs.sort(key=lambda names: normal_form(stem_of(Path(names[0]))))
-    return pairs, [str(file.relative_to(root)) for file in unread]
+    return pairs, unread
 
 
 def _refuse_missing(folder: Path, missing: list[str], unread: list[Path]) -> None:
@@ -107,7 +112,9 @@ def _refuse_missing(folder: Path, missing: list[str], unread: list[Path]) -> Non
     raise ValueError(f"{folder / first}: missing{others}{unreadable}; A, B and label need the same names")
 
 
-def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
+def prepare(
+    manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path, trained: Trained | None = None
+) -> dict[str, Any]:
     """Writes tiles, uint8: `{split}_images.npy` [tiles, 2, 3, tile, tile], `{split}_labels.npy` [tiles, tile, tile].
 
     Returns the index: for each split, names (of A), grids and first tiles of the images; mean and sd of the training
@@ -117,8 +124,10 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
     """
     root, tile = Path(manifest["root"]), settings["tile"]
     index: dict[str, Any] = {"tile": tile, "splits": {}}
+    if trained is not None:
+        index |= {name: trained.index[name] for name in ("mean", "sd")}
     converted = Converted()
-    for split in SPLITS:
+    for split in SPLITS if trained is None else ("test",):
         pairs = [
             {part: root / split / part / name for part, name in zip(PARTS, names, strict=True)}
             for names in manifest["splits"][split]
@@ -143,8 +152,8 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
         names = [files["A"].name for files in pairs]
         index["splits"][split] = {"images": names, "grids": grids, "starts": starts, "changed": changed}
     converted.report()
-    unread = list(chain(*manifest["unread"].values()))
-    return index | {"converted": converted.files} | ({"skipped": {"not_read": unread}} if unread else {})
+    skipped = {"skipped": {"not_read": manifest["unread"]}} if manifest["unread"] else {}
+    return index | {"converted": converted.files} | skipped
 
 
 def _count_tiles(files: Mapping[str, Path], tile: int) -> int:
@@ -239,6 +248,14 @@ class Tiles(ImageSplit):
         self.labels = torch.from_numpy(open_array(prepared / f"{split}_labels.npy"))
         self.names: list[str] = index["splits"][split]["images"]
         self.starts: list[int] = index["splits"][split]["starts"]
+
+    def part(self, number: int, count: int) -> "Tiles":
+        part, rows = copy.copy(self), rows_of_part(len(self.names), number, count)
+        starts = self.starts[rows.start : rows.stop + 1]
+        tiles = slice(starts[0], starts[-1])
+        part.names, part.starts = self.names[rows], [start - starts[0] for start in starts]
+        part.images, part.labels = self.images[tiles], self.labels[tiles]
+        return part
 
     def in_order(self) -> list[Tensor]:
         return list(torch.arange(len(self)).split(max(1, EVALUATION_PIXELS // self.labels.shape[-1] ** 2)))

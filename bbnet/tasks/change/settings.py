@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bbnet.tasks.settings import Estimate, FixedBatchTraining, ModelLabel, PublishedPack, Section, TaskSettings
+from bbnet.tasks.settings import (
+    Estimate,
+    FixedBatchTraining,
+    ModelLabel,
+    NetworkSettings,
+    PublishedPack,
+    Section,
+    TaskSettings,
+)
 
 if TYPE_CHECKING:
     from bbnet.data.packs import Pack
@@ -33,7 +41,7 @@ class LevirCD(PublishedPack):
 Data = Annotated[AerialScenes | LevirCD, Field(discriminator="pack")]
 
 
-class FCSiamConc(Section):
+class FCSiamConc(NetworkSettings):
     """The notebook's variant of FC-Siam-conc (Daudt et al. 2018): batch norm, 2x2 transposed convolutions."""
 
     widths: list[Annotated[int, Field(ge=1, le=4096)]] = Field(

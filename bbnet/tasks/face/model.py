@@ -1,4 +1,4 @@
-"""Bottleneck ResNets (He et al. 2016) with a classifier on the pooled features, and their slabs."""
+"""Bottleneck and Big-Little ResNets with a classifier on the pooled features, and their slabs."""
 
 from pathlib import Path
 
@@ -6,66 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bbnet.models import big_little, bottleneck_resnet
+from bbnet.models.big_little import BigLittleResNet
+from bbnet.models.bottleneck_resnet import BottleneckResNet
 from bbnet.sparsity.slab import Slab
-from bbnet.tasks.face.settings import EXPANSION, ResNet
+from bbnet.tasks.face.settings import ResNet, Weights
 
 IMAGENET_MEAN, IMAGENET_SD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-
-
-class Bottleneck(nn.Module):
-    """A bottleneck block (1x1 reduce, 3x3, 1x1 expand), with the parameter names and structure of torchvision's."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        outputs = EXPANSION * width
-        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(outputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.downsample = None
-        if stride > 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, maps: Tensor) -> Tensor:
-        own = self.relu(self.bn1(self.conv1(maps)))
-        own = self.relu(self.bn2(self.conv2(own)))
-        own = self.bn3(self.conv3(own))
-        own += maps if self.downsample is None else self.downsample(maps)
-        return self.relu(own)
-
-
-class SmallResNet(nn.Module):
-    """A bottleneck ResNet for small images: a 3x3 convolution of stride 2; stages after the first halve the size."""
-
-    def __init__(self, stages: list[tuple[int, int]]) -> None:
-        super().__init__()
-        inputs = stages[0][0]
-        self.conv1 = nn.Conv2d(3, inputs, 3, stride=2, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(inputs)
-        self.relu = nn.ReLU(inplace=True)
-        self.stages: list[str] = []
-        for number, (width, blocks) in enumerate(stages, start=1):
-            layers = []
-            for block in range(blocks):
-                layers.append(Bottleneck(inputs, width, 2 if number > 1 and block == 0 else 1))
-                inputs = EXPANSION * width
-            self.stages.append(f"layer{number}")
-            self.add_module(f"layer{number}", nn.Sequential(*layers))
-        self.features = inputs
-        # As torchvision does (He et al. 2015, by fan-out).
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Maps images [batch, 3, height, width] to pooled features [batch, features]."""
-        maps = self.relu(self.bn1(self.conv1(images)))
-        for stage in self.stages:
-            maps = self.get_submodule(stage)(maps)
-        return maps.mean((2, 3))
 
 
 class CosineHead(nn.Module):
@@ -96,19 +43,20 @@ class FaceNetwork(nn.Module):
     def __init__(self, settings: ResNet, classes: int, mean: list[float], sd: list[float]) -> None:
         super().__init__()
         self.settings = settings
-        if settings.weights is not None:
+        if isinstance(settings.weights, Weights):
             mean, sd = IMAGENET_MEAN, IMAGENET_SD
         self.register_buffer("mean", torch.tensor(mean).reshape(-1, 1, 1))
         self.register_buffer("sd", torch.tensor(sd).reshape(-1, 1, 1))
-        if settings.architecture == "small":
-            self.backbone: nn.Module = SmallResNet(settings.stages())
-            features = self.backbone.features
+        if settings.branched:
+            sizes = settings.stages(), settings.alpha, settings.beta
+            self.backbone: nn.Module = BigLittleResNet(*sizes, settings.stem)
+        elif settings.small:
+            self.backbone = BottleneckResNet(settings.stages(), "small")
         else:
-            from torchvision.models import resnet101  # imported here because it takes seconds
-
-            self.backbone = resnet101()
-            features = self.backbone.fc.in_features
+            # With the layer of 1,000 classes, because its initial weights are drawn before those of the convolutions.
+            self.backbone = BottleneckResNet(settings.stages(), "imagenet", classes=1000)
             self.backbone.fc = nn.Identity()
+        features = self.backbone.features
         if settings.head == "linear":
             self.head: nn.Module = nn.Linear(features, classes)
         else:
@@ -142,23 +90,6 @@ def load_pretrained(model: FaceNetwork, path: Path) -> None:
 
 
 def slabs(model: FaceNetwork, which: str, side: str) -> list[Slab]:
-    """Returns the slabs of the 1x1 convolutions that may be sparsified, which are the same on all sides.
-
-    `paper` selects the reduce convolution of every bottleneck, `wide` also the expand and the shortcut convolutions. On
-    side `in` the units are the output channels of a convolution (for expand and shortcut convolutions, the outputs of
-    the bottleneck); on side `out` they are its input channels. On side `both` the first, third, ... bottleneck uses
-    side `in`, the others side `out`.
-    """
-    chosen = []
-    before = "backbone.bn1"
-    blocks = [name for name, module in model.named_modules() if hasattr(module, "conv3")]
-    for number, block in enumerate(blocks):
-        own_side = side if side != "both" else ("in", "out")[number % 2]
-        reduce = [(f"{block}.conv1", f"{block}.bn1", before)]
-        rest = [(f"{block}.conv3", block, f"{block}.bn2")]
-        if model.get_submodule(block).downsample is not None:
-            rest.append((f"{block}.downsample.0", block, before))
-        for name, outputs, inputs in reduce + (rest if which == "wide" else []):
-            chosen.append(Slab(name, own_side, outputs if own_side == "in" else inputs, normalised=own_side == "in"))
-        before = block
-    return chosen
+    """Returns the slabs of the backbone's 1x1 convolutions; see `slabs` of its module in `bbnet.models`."""
+    module = big_little if model.settings.branched else bottleneck_resnet
+    return module.slabs(model.backbone, which, side, "backbone.")

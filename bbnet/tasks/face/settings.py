@@ -4,23 +4,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from bbnet.models.settings import big_little, bottleneck_resnet
+from bbnet.models.settings.big_little import Divisor
+from bbnet.models.settings.bottleneck_resnet import Blocks, Stage, Widths, paired
 from bbnet.tasks.settings import (
     Estimate,
     FixedBatchTraining,
     LocalPath,
     ModelLabel,
+    NetworkSettings,
     PublishedPack,
     Section,
     TaskSettings,
+    TrainedWeights,
 )
 
 if TYPE_CHECKING:
     from bbnet.data.packs import Pack
 
-RESNET101 = {"widths": [64, 128, 256, 512], "blocks": [3, 4, 23, 3]}
-EXPANSION = 4
+NETWORKS = ("big_little", "bottleneck_resnet", "slabs")  # modules of bbnet.models
 
 
 class RenderedFaces(Section):
@@ -73,44 +77,83 @@ class Weights(Section):
     )
 
 
-class ResNet(Section):
-    """A bottleneck ResNet: torchvision's ResNet-101, or a network for small images."""
+def _source(weights: Any) -> str:
+    """Returns the class of the settings of weights: those that name a run, or else those of a pack."""
+    trained = isinstance(weights, TrainedWeights) or (isinstance(weights, dict) and "run" in weights)
+    return (TrainedWeights if trained else Weights).__name__
 
-    architecture: Literal["resnet101", "small"] = Field(
-        description="small: a 3x3 convolution of stride 2, no max pooling, then one stage per width."
+
+Start = Annotated[
+    Annotated[Weights, Tag("Weights")] | Annotated[TrainedWeights, Tag("TrainedWeights")], Discriminator(_source)
+]
+
+
+class ResNet(NetworkSettings):
+    """A bottleneck ResNet or a Big-Little ResNet, for photographs or for small images."""
+
+    architecture: Literal["resnet101", "small", "bl_resnet50", "bl_resnet101", "bl_resnet152", "big_little"] = Field(
+        description="small, big_little: a 3x3 convolution of stride 2, no max pooling, then one stage per width."
     )
-    widths: list[Annotated[int, Field(ge=1, le=4096)]] | None = Field(
+    widths: Widths | None = Field(
         None,
-        min_length=1,
-        max_length=6,
-        description="Only for small: channels of the 3x3 convolutions of each stage, which outputs 4 times as many.",
+        description="Only for small and big_little: channels of the 3x3 convolutions of each stage, which outputs 4 "
+        "times as many.",
     )
-    blocks: list[Annotated[int, Field(ge=1, le=100)]] | None = Field(
-        None, description="Only for small: number of bottlenecks of each stage."
+    blocks: Blocks | None = Field(
+        None, description="Only for small and big_little: number of bottlenecks of each stage."
     )
-    weights: Weights | None = Field(None, description="Only for resnet101: pretrained weights; absent: random weights.")
+    alpha: Divisor | None = Field(None, description=f"Only for Big-Little ResNets. {big_little.ALPHA}")
+    beta: Divisor | None = Field(None, description=f"Only for Big-Little ResNets. {big_little.BETA}")
+    weights: Start | None = Field(
+        None,
+        description="What the model starts from: a published pack, only for resnet101, or a run of the study; absent: "
+        "random weights.",
+    )
     head: Literal["linear", "arcface"] = Field("linear", description="arcface: cosines with an angular margin.")
     arcface_scale: float = Field(30.0, gt=0, le=1000, description="Only for arcface: s, the factor of the cosines.")
     arcface_margin: float = Field(0.5, ge=0, le=1.5, description="Only for arcface: m, added to the angle, in radians.")
     label_smoothing: float = Field(0.1, ge=0, lt=1, description="0.1 in the released notebook.")
 
     @model_validator(mode="after")
-    def _small_has_sizes(self) -> "ResNet":
-        small = self.architecture == "small"
-        for name in ("widths", "blocks"):
-            if (getattr(self, name) is None) == small:
-                problem = "is missing for" if small else "is not allowed with"
-                raise ValueError(f"{name} {problem} architecture {self.architecture}")
-        if small and len(self.widths) != len(self.blocks):
-            raise ValueError(f"blocks has {len(self.blocks)} stages, but widths has {len(self.widths)}")
-        if small and self.weights is not None:
-            raise ValueError("weights is only allowed with architecture resnet101")
+    def _fits_architecture(self) -> "ResNet":
+        for needed, names in ((self.small, ("widths", "blocks")), (self.branched, ("alpha", "beta"))):
+            for name in names:
+                if (getattr(self, name) is None) == needed:
+                    problem = "is missing for" if needed else "is not allowed with"
+                    raise ValueError(f"{name} {problem} architecture {self.architecture}")
+        if self.branched:
+            big_little.check_stages(self.stages())
+        elif self.small:
+            self.stages()
+        if self.architecture != "resnet101" and isinstance(self.weights, Weights):
+            raise ValueError(f"weights of pack {self.weights.pack} are only allowed with architecture resnet101")
         return self
 
-    def stages(self) -> list[tuple[int, int]]:
+    @property
+    def small(self) -> bool:
+        """Whether the network is one for small images, whose stages are given."""
+        return self.architecture in ("small", "big_little")
+
+    @property
+    def stem(self) -> Literal["imagenet", "small"]:
+        return "small" if self.small else "imagenet"
+
+    @property
+    def branched(self) -> bool:
+        """Whether the network is a Big-Little ResNet."""
+        return self.architecture not in ("resnet101", "small")
+
+    def stages(self) -> list[Stage]:
         """Returns the width and the number of bottlenecks of each stage."""
-        sizes = RESNET101 if self.widths is None else {"widths": self.widths, "blocks": self.blocks}
-        return list(zip(sizes["widths"], sizes["blocks"], strict=True))
+        if self.small:
+            return paired(self.widths, self.blocks)
+        return (big_little if self.branched else bottleneck_resnet).PUBLISHED[self.architecture]
+
+    def fans(self, which: Literal["paper", "wide"]) -> set[int]:
+        """Returns the fans that occur among the slabs, on any side."""
+        if self.branched:
+            return big_little.fans(self.stages(), self.alpha, self.beta, self.stem, which)
+        return bottleneck_resnet.fans(self.stages(), which)
 
 
 class Augmentation(Section):
@@ -157,18 +200,6 @@ class Settings(TaskSettings):
     def prepared_steps(self, _: Path, index: Mapping[str, Any]) -> int:
         """Returns the steps per epoch with the prepared data that `index` describes."""
         return len(index["splits"]["train"]["labels"]) // self.training.batch_size
-
-    def fans(self) -> dict[str, set[int]]:
-        """Returns the fans that occur among the slabs of each model, on any side."""
-        found = {}
-        for label, model in self.models.items():
-            fans, inputs = set(), model.stages()[0][0]
-            for width, blocks in model.stages():
-                outputs = EXPANSION * width
-                fans |= {inputs, width} | ({outputs} if blocks > 1 or self.slabs == "wide" else set())
-                inputs = outputs
-            found[label] = fans
-        return found
 
     @model_validator(mode="after")
     def _batch_fits(self) -> "Settings":

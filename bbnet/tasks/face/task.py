@@ -40,7 +40,7 @@ def random_batch(settings: Settings, pack: Pack | None, device: torch.device) ->
     people = pack.counts["identities"] if pack else settings.data.identities
     images = torch.randint(0, 256, (settings.training.batch_size, 3, settings.size, settings.size), dtype=torch.uint8)
     labels = torch.randint(people, (len(images),))
-    index = {"identities": [""] * people, "mean": [127.0] * 3, "sd": [64.0] * 3}
+    index = {"identities": [""] * people, "mean": [127.0] * 3, "sd": [64.0] * 3, "size": settings.size}
     return index, Batch(images.to(device), labels.to(device))
 
 
@@ -72,7 +72,7 @@ def evaluate(model: nn.Module, split: Faces, device: torch.device) -> tuple[Item
     The predictions are `identity` int32 [images], the predicted label, and `answer` int32 [probes], the predicted
     person of the gallery or -1 for nobody.
     """
-    ranks, predicted = [], []
+    ranks, predicted = ([torch.zeros(0, dtype=torch.int64)] for _ in range(2))  # there may be no images to classify
     for indices in split.in_order():
         batch = split.batch(indices, device)
         logits = model(batch.images.float())

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from bbnet.data.files import contents, files_below, normal_form
+from bbnet.data.files import beside, contents, files_below, normal_form
 from bbnet.data.packs import DOWNLOADS, bring, read_pack, refuse_incomplete, spread
 from bbnet.tasks.asr.data.features import read_audio
 from bbnet.tasks.asr.settings import Data, SpokenWords
@@ -21,6 +21,7 @@ AUDIO = (
     *(".mp3", ".ogg", ".oga", ".opus"),
 )
 ALLOWED = f"{{speaker}}/{{chapter}}/* of {', '.join(AUDIO)}"
+DOCUMENTS = tuple(f"{name}.TXT" for name in ("BOOKS", "CHAPTERS", "LICENSE", "README", "SPEAKERS"))  # of LibriSpeech
 SPLITS = {"train": ("train-clean-100",), "val": ("dev-clean",), "test": ("test-clean", "test-other")}
 
 
@@ -33,19 +34,23 @@ class Utterance:
     text: str
 
 
-def fetch(data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS) -> dict[str, Any]:
+def fetch(
+    data: Mapping[str, Any], target: Path, downloads: Path = DOWNLOADS, test_only: bool = False
+) -> dict[str, Any]:
     """Synthesises the embedded pack or unpacks LibriSpeech into `target`, or uses the given folder; and checks it.
 
     Returns the manifest: the folders of each split, their numbers of audio files, and the entries of `bring`.
     Raises: ValueError naming a missing or incomplete folder, one without audio, or a file that cannot be downloaded.
     """
     pack = TypeAdapter(Data).validate_python(data)
+    splits = SPLITS | ({} if isinstance(pack, SpokenWords) else {"train": tuple(pack.train)})
+    if test_only:
+        splits |= {"train": (), "val": ()}
+    folders = folders_of(splits)
     if isinstance(pack, SpokenWords):
         _synthesise(pack, target)
-        return {"pack": pack.pack, "splits": SPLITS, "audio_files": _count_audio(target, folders_of(SPLITS))}
-    splits = SPLITS | {"train": tuple(pack.train)}
-    folders = folders_of(splits)
-    asked = {"complete": pack.complete, "holding": folders, "parts": pack.files()}
+        return {"pack": pack.pack, "splits": splits, "audio_files": _count_audio(target, folders)}
+    asked = {"complete": pack.complete, "holding": folders, "parts": [f"{folder}.tar.gz" for folder in folders]}
     root, origin = bring(pack.pack, pack.path, target, downloads, **asked)
     counts = _count_audio(root, folders)
     if pack.complete:
@@ -157,6 +162,16 @@ def read_folder(root: Path, folder: str) -> tuple[list[Utterance], dict[str, str
             instead = f", and {unread[key]} is not read; allowed is {ALLOWED}" if key in unread else ""
             unpaired[key] = f"{homes[key] / key}.flac: has a transcript but no audio{instead}"
     return utterances, unpaired, files.unread
+
+
+def unread_beside(root: Path, folders: Sequence[str]) -> tuple[list[Path], list[Path]]:
+    """Returns the files beside the folders of a corpus, and the published folders that are not among `folders`.
+
+    The documents of LibriSpeech and the files in its other folders, of which a study chooses some, are not among them.
+    """
+    published = [root / name for name in read_pack("librispeech").counts]
+    known = [*published, *(root / name for name in (*folders, *DOCUMENTS))]
+    return beside(root, known), [path for path in published if path.name not in folders and path.is_dir()]
 
 
 def _read_transcript(path: Path) -> list[tuple[str, str]]:

@@ -20,10 +20,11 @@ from bbnet.data.files import warn_of_unread
 from bbnet.data.process import cores, worker_pool
 from bbnet.data.progress import track
 from bbnet.data.store import appended_array, whole_file
-from bbnet.tasks.asr.data.corpus import ALLOWED, SPLITS, Utterance, folders_of, read_folder
+from bbnet.tasks.asr.data.corpus import ALLOWED, SPLITS, Utterance, folders_of, read_folder, unread_beside
 from bbnet.tasks.asr.data.features import BINS, SAMPLE_RATE, UndecodableError, log_mel, positions, read_audio
-from bbnet.tasks.asr.data.tokens import normalise, train_tokeniser
+from bbnet.tasks.asr.data.tokens import copy_tokeniser, normalise, train_tokeniser
 from bbnet.tasks.asr.settings import Faults, Tokens
+from bbnet.tasks.task import Trained
 
 logger = logging.getLogger(__name__)
 UTTERANCES_PER_SHARD = 32
@@ -68,8 +69,10 @@ class FaultyUtterances:
         kinds.setdefault(folder, {})[kind] = sorted(found)
 
     def leave_out(self, root: Path, folder: str, unread: Sequence[Path]) -> None:
-        """Adds the files in a folder that are not read to `skipped`, and warns of them."""
-        warn_of_unread(root / folder, unread, f"{ALLOWED}, and {{speaker}}/{{chapter}}/*.trans.txt")
+        """Adds the files in a folder, or `.` for beside all, that are not read to `skipped`, and warns of them."""
+        where = "{split}/" if folder == "." else ""
+        read = f"{where}{ALLOWED}, and {where}{{speaker}}/{{chapter}}/*.trans.txt"
+        warn_of_unread(root / folder, unread, read)
         if unread:
             self.skipped.setdefault(folder, {})["not_read"] = [str(file.relative_to(root)) for file in unread]
 
@@ -92,7 +95,9 @@ class Shard:
         return len(self.utterances)
 
 
-def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
+def prepare(
+    manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path, trained: Trained | None = None
+) -> dict[str, Any]:
     """Computes features and tokens of every utterance, in the order train, val, test-clean, test-other.
 
     Writes `features.npy`, float32 [frames, 80], normalised per bin by the statistics of the training split;
@@ -104,11 +109,17 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
     """
     faulty = FaultyUtterances(Faults(**settings["faults"]))
     splits = {split: manifest["splits"][split] for split in SPLITS}  # in the order in which `Utterances` reads them
-    found: dict[str, list[Utterance]] = {}
+    root, found = Path(manifest["root"]), {}
     for folder in folders_of(splits):
-        found[folder], unpaired, unread = read_folder(Path(manifest["root"]), folder)
+        found[folder], unpaired, unread = read_folder(root, folder)
         faulty.judge(folder, "unpaired", unpaired)
-        faulty.leave_out(Path(manifest["root"]), folder, unread)
+        faulty.leave_out(root, folder, unread)
+    unread, not_chosen = unread_beside(root, list(found))
+    faulty.leave_out(root, ".", unread)
+    if not_chosen:
+        logger.info(
+            "%s: folders that data.train does not choose: %s", root, ", ".join(path.name for path in not_chosen)
+        )
     shards = list(_shards(found, target / "shards", faulty.rules.low_rate))
     _compute(shards)
     kept = {folder: _usable(folder, shards, faulty) for folder in found}
@@ -116,25 +127,31 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
         wordless = {row.key: f"{row.key}: its transcript has no letters A to Z" for row in rows if not row.text}
         kept[folder] = faulty.others(rows, folder, "no_words", wordless)
     _refuse_empty(manifest, kept)
-    tokens: Tokens = TypeAdapter(Tokens).validate_python(settings["tokens"])
-    tokeniser = train_tokeniser(tokens, [row.text for folder in splits["train"] for row in kept[folder]], target)
+    if trained is None:
+        tokens: Tokens = TypeAdapter(Tokens).validate_python(settings["tokens"])
+        tokeniser = train_tokeniser(tokens, [row.text for folder in splits["train"] for row in kept[folder]], target)
+    else:
+        tokeniser = copy_tokeniser(trained.folder, trained.index, target)
     for folder, rows in kept.items():
         kept[folder] = [row._replace(tokens=tokeniser.encode(row.text)) for row in rows]
     for folder in splits["train"]:
         kept[folder] = faulty.others(kept[folder], folder, "too_many_tokens", _too_many_tokens(kept[folder]))
     _refuse_empty(manifest, kept)
-    mean, sd = _write_features(shards, kept, splits["train"], target)
+    if trained is None:
+        train = [row for folder in splits["train"] for row in kept[folder]]
+        index = _statistics(shards, kept, splits["train"]) | {
+            "tokens": settings["tokens"] | {"vocabulary": tokeniser.size},
+            "mean_frames": round(sum(row.frames for row in train) / len(train)),
+            "mean_tokens": max(1, round(sum(len(row.tokens) for row in train) / len(train))),
+        }
+    else:
+        index = {name: trained.index[name] for name in ("mean", "sd", "tokens", "mean_frames", "mean_tokens")}
+    _write_features(shards, kept, index["mean"], index["sd"], target)
     all_tokens = [row.tokens for rows in kept.values() for row in rows]
     np.save(target / "tokens.npy", np.array([token for tokens in all_tokens for token in tokens], dtype=np.int32))
     np.save(target / "token_starts.npy", np.cumsum([0, *map(len, all_tokens)], dtype=np.int64))
     shutil.rmtree(target / "shards")
-    train = [row for folder in splits["train"] for row in kept[folder]]
-    return {
-        "tokens": settings["tokens"] | {"vocabulary": tokeniser.size},
-        "mean": mean,
-        "sd": sd,
-        "mean_frames": round(sum(row.frames for row in train) / len(train)),
-        "mean_tokens": max(1, round(sum(len(row.tokens) for row in train) / len(train))),
+    return index | {
         "skipped": faulty.skipped,
         "resampled": faulty.resampled,
         "splits": {
@@ -258,11 +275,11 @@ def _too_many_tokens(rows: Sequence[Usable]) -> dict[str, str]:
     return found
 
 
-def _write_features(
-    shards: Sequence[Shard], kept: Mapping[str, list[Usable]], training: Sequence[str], target: Path
-) -> tuple[list[float], list[float]]:
-    """Writes `features.npy` and `starts.npy`; returns mean and sd per bin over the training folders."""
-    keys = {folder: {row.key for row in rows} for folder, rows in kept.items()}
+def _statistics(
+    shards: Sequence[Shard], kept: Mapping[str, list[Usable]], training: Sequence[str]
+) -> dict[str, list[float]]:
+    """Returns `mean` and `sd` per bin over the training folders."""
+    keys = _keys(kept)
     count, total, squares = 0, np.zeros(BINS), np.zeros(BINS)
     for shard in shards:
         if shard.folder in training:
@@ -272,12 +289,23 @@ def _write_features(
             squares += np.square(features).sum(0)
     mean = total / count
     sd = np.maximum(np.sqrt(np.maximum(squares / count - mean**2, 0)), SMALLEST_SD)
+    return {"mean": mean.tolist(), "sd": sd.tolist()}
+
+
+def _keys(kept: Mapping[str, list[Usable]]) -> dict[str, set[str]]:
+    return {folder: {row.key for row in rows} for folder, rows in kept.items()}
+
+
+def _write_features(
+    shards: Sequence[Shard], kept: Mapping[str, list[Usable]], mean: list[float], sd: list[float], target: Path
+) -> None:
+    """Writes `features.npy`, normalised per bin by `mean` and `sd`, and `starts.npy`."""
+    keys = _keys(kept)
     starts = np.cumsum([0, *(row.frames for rows in kept.values() for row in rows)], dtype=np.int64)
     np.save(target / "starts.npy", starts)
     with appended_array(target / "features.npy", (int(starts[-1]), BINS), np.float32) as append:
         for shard in track(shards, "prepare: normalise", size=Shard.size):
-            append((_kept_features(shard, keys[shard.folder]) - mean) / sd)
-    return mean.tolist(), sd.tolist()
+            append((_kept_features(shard, keys[shard.folder]) - np.array(mean)) / np.array(sd))
 
 
 def _kept_features(shard: Shard, keys: set[str]) -> np.ndarray:

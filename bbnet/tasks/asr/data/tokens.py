@@ -1,13 +1,12 @@
 """Converts text to tokens and back. Tokens are characters, or subwords learned from the training text."""
 
-import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from bbnet.data import pieces
 from bbnet.data.files import normal_form
-from bbnet.data.store import whole_file
 from bbnet.tasks.asr.settings import SentencePiece, Tokens
 
 PAD = 0  # also the blank of CTC
@@ -15,7 +14,6 @@ EOS = 1  # also the first input of the decoder
 SPECIALS = 2
 APOSTROPHES = str.maketrans(dict.fromkeys("\u2019\u02bc\uff07", "'"))  # of typesetters, of linguists, and full-width
 ALPHABET = " 'ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-MODEL_FILE = "tokeniser.model"
 
 
 def normalise(text: str) -> str:
@@ -45,17 +43,8 @@ class CharacterTokeniser:
         return "".join(ALPHABET[token - SPECIALS] for token in tokens)
 
 
-class PieceTokeniser:
-    """A sentencepiece model. Raises ValueError naming the file if it does not contain one."""
-
-    def __init__(self, path: Path) -> None:
-        from sentencepiece import SentencePieceProcessor  # imported here because characters do not need it
-
-        try:
-            self._model = SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"{path}: not a sentencepiece model ({error})") from None
-        self.size: int = self._model.get_piece_size()
+class PieceTokeniser(pieces.PieceTokeniser):
+    """A sentencepiece model."""
 
     def encode(self, text: str) -> list[int]:
         return self._model.encode(text)
@@ -68,33 +57,27 @@ def train_tokeniser(tokens: Tokens, texts: Iterable[str], folder: Path) -> Token
     """Returns a tokeniser, trained on normalised texts if necessary; raises ValueError if the text is too short."""
     if not isinstance(tokens, SentencePiece):
         return CharacterTokeniser()
-    from sentencepiece import SentencePieceTrainer
-
-    model = io.BytesIO()
-    try:
-        SentencePieceTrainer.train(
-            sentence_iterator=iter([text for text in texts if text]),
-            model_writer=model,
-            model_type=tokens.kind,
-            vocab_size=tokens.size,
-            pad_id=PAD,
-            eos_id=EOS,
-            unk_id=SPECIALS,
-            bos_id=-1,
-            required_chars=ALPHABET.strip(),
-            character_coverage=1.0,
-            normalization_rule_name="identity",
-            num_threads=1,
-            minloglevel=2,
-        )
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        why = f"the training text does not allow {tokens.kind} of size {tokens.size} ({reason})"
-        raise ValueError(f"tokens: {why}") from None
-    with whole_file(folder / MODEL_FILE) as partial:
-        partial.write_bytes(model.getvalue())
-    return PieceTokeniser(folder / MODEL_FILE)
+    model = pieces.train_pieces(
+        tokens.kind,
+        tokens.size,
+        [text for text in texts if text],
+        folder,
+        pad_id=PAD,
+        eos_id=EOS,
+        unk_id=SPECIALS,
+        bos_id=-1,
+        required_chars=ALPHABET.strip(),
+        character_coverage=1.0,
+    )
+    return PieceTokeniser(model)
 
 
 def load_tokeniser(prepared: Path, index: Mapping[str, Any]) -> Tokeniser:
-    return CharacterTokeniser() if index["tokens"]["kind"] == "characters" else PieceTokeniser(prepared / MODEL_FILE)
+    characters = index["tokens"]["kind"] == "characters"
+    return CharacterTokeniser() if characters else PieceTokeniser(prepared / pieces.MODEL_FILE)
+
+
+def copy_tokeniser(prepared: Path, index: Mapping[str, Any], folder: Path) -> Tokeniser:
+    """Returns the tokeniser of prepared data, and copies its file, if it has one, into `folder`."""
+    pieces.copy_pieces(prepared, folder)
+    return load_tokeniser(prepared, index)

@@ -1,38 +1,35 @@
 """Decodes image files into arrays and writes their index."""
 
-import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-
-from bbnet.data.images import Converted, PixelMoments, decode
-from bbnet.data.progress import track
-from bbnet.data.store import create_array
+from bbnet.data.files import beside, named
+from bbnet.data.image_folders import Faulty, LabelledFiles, remove_progress, write_images
+from bbnet.data.images import Converted, PixelMoments
 from bbnet.tasks.face.data.pack import (
     CLASSIFICATION_FOLDERS,
+    COMPLETE_PARTS,
     HALVES,
     PROBE_FOLDERS,
-    Faulty,
-    Images,
     read_classification,
     read_verification,
 )
 from bbnet.tasks.face.settings import Faults
+from bbnet.tasks.task import Trained
 
-IMAGES_AT_ONCE = 256
-LONGEST_SCALED = 4  # largest ratio of the edges of an image that is scaled
-COMPLETE_PARTS = ("train", "known")  # parts in which every identity must have an image
+logger = logging.getLogger(__name__)
 
 
-def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path) -> dict[str, Any]:
+def prepare(
+    manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Path, trained: Trained | None = None
+) -> dict[str, Any]:
     """Decodes train, val, test, known, probes_dev and probes_test to `{part}.npy`, uint8 [images, 3, size, size].
 
     If test has no identities or no labels, every second image or probe of dev, by identity and name, is used instead.
+    With `trained`, train and val are left out, and test is empty if it has an identity that the run does not know:
+    then only verification can be scored. Identities are known by their names.
 
     Returns the index: identities, files and labels of each part, mean and sd of the training pixels, and the files
         that were skipped and converted, by kind.
@@ -41,80 +38,48 @@ def prepare(manifest: Mapping[str, Any], settings: Mapping[str, Any], target: Pa
     """
     root = Path(manifest["root"])
     classification, verification = (root / manifest[half] for half in HALVES)
-    faulty = Faulty(Faults(**settings["faults"]))
+    faulty = Faulty(Faults(**settings["faults"]), root)
     parts, identities, divided = read_classification(classification, faulty)
     known, probes, gallery, divided_probes = read_verification(verification, faulty)
+    faulty.leave_out(root, beside(root, (classification, verification)), "*classification and *verification")
     parts |= {"known": known} | {f"probes_{split}": probes[split] for split in PROBE_FOLDERS}
     index: dict[str, Any] = {"size": settings["size"], "identities": identities, "gallery": gallery, "splits": {}}
+    if trained is not None:
+        index |= {name: trained.index[name] for name in ("identities", "mean", "sd")}
+        parts["test"] = _known_by_name(parts["test"], identities, index["identities"])
+        del parts["train"], parts["val"]
     converted = Converted()
     for part, images in parts.items():
         pixels = PixelMoments()
-        used, conversions = _write(images, settings, target / f"{part}.npy", part, faulty, pixels)
+        path = target / f"{part}.npy"
+        used, conversions = write_images(images, settings["size"], settings["resize"], path, faulty, pixels)
         for file, kinds in zip(used.files, conversions, strict=True):
             converted.add(str(file.relative_to(root)), kinds)
-        if part in CLASSIFICATION_FOLDERS and not used.files:
-            raise ValueError(f"{classification / CLASSIFICATION_FOLDERS[part]}: no image is left")
+        if part in CLASSIFICATION_FOLDERS and not used.files and trained is None:
+            raise ValueError(f"{named(classification, CLASSIFICATION_FOLDERS[part])}: no image is left")
         if part == "train":
             index["mean"], index["sd"] = pixels.mean_and_sd()
         lost = sorted(set(images.labels) - set(used.labels))
         if lost and part in COMPLETE_PARTS:
             raise ValueError(f"{images.files[images.labels.index(lost[0])].parent}: no image of this identity is left")
         index["splits"][part] = {"files": [str(file.relative_to(root)) for file in used.files], "labels": used.labels}
+    remove_progress(target)
     converted.report()
     return index | {"skipped": faulty.skipped, "converted": converted.files, "divided": divided + divided_probes}
 
 
-def _write(
-    images: Images, settings: Mapping[str, Any], path: Path, part: str, faulty: Faulty, pixels: PixelMoments
-) -> tuple[Images, list[list[str]]]:
-    """Writes the images to `path`, uint8 [images, 3, size, size], the decodable ones first.
-
-    Returns the decodable ones, and the conversions of each of them.
-    """
-    size = settings["size"]
-    read = partial(_read, size=size, rule=settings["resize"])
-    array = create_array(path, (len(images.files), 3, size, size), np.uint8)
-    usable, faults, conversions = [], [], []
-    groups = [images.files[first : first + IMAGES_AT_ONCE] for first in range(0, len(images.files), IMAGES_AT_ONCE)]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for group in track(groups, f"prepare {part}", size=len):
-            decoded = list(pool.map(read, group))
-            faults += [str(one) for one in decoded if isinstance(one, ValueError)]
-            pictures = [one[0] for one in decoded if not isinstance(one, ValueError)]
-            conversions += [one[1] for one in decoded if not isinstance(one, ValueError)]
-            start = sum(usable)
-            if pictures:
-                array[start : start + len(pictures)] = pictures
-                pixels.add(np.stack(pictures))
-            usable += [not isinstance(one, ValueError) for one in decoded]
-    faulty.judge("undecodable", faults, "cannot be used")
-    return images.chosen(usable), conversions
-
-
-def _read(path: Path, size: int, rule: str) -> tuple[np.ndarray, list[str]] | ValueError:
-    """Returns the image, uint8 [3, size, size], and its conversions, or the error of a file that cannot be decoded."""
-    try:
-        image, conversions = decode(path, "RGB")
-    except ValueError as error:
-        return error
-    return np.asarray(resize(image, size, rule)).transpose(2, 0, 1), conversions
-
-
-def resize(image: Image.Image, size: int, rule: str) -> Image.Image:
-    """Resizes to `size` x `size` pixels by a rule of `Settings.resize`; bilinear, with antialiasing when shrinking."""
-    width, height = image.size
-    if rule == "stretch":
-        return image.resize((size, size), Image.Resampling.BILINEAR)
-    edge = min(width, height) if rule == "crop" else max(width, height)
-    if rule == "crop" and max(width, height) > LONGEST_SCALED * edge:  # scaling a narrow strip would exhaust memory
-        image = _centred(image, min(width, LONGEST_SCALED * edge), min(height, LONGEST_SCALED * edge))
-    scaled = image.resize(
-        (max(1, round(image.width * size / edge)), max(1, round(image.height * size / edge))), Image.Resampling.BILINEAR
-    )
-    return _centred(scaled, size, size)
-
-
-def _centred(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Crops the image about its centre, or pads it with black on both sides."""
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))
+def _known_by_name(images: LabelledFiles, identities: Sequence[str], trained: Sequence[str]) -> LabelledFiles:
+    """Returns images with labels in the order of `trained`, or no images if not all their identities are there."""
+    place = {name: label for label, name in enumerate(trained)}
+    found = {identities[label] for label in images.labels}
+    unknown = sorted(found - place.keys())
+    if unknown:
+        logger.warning(
+            "%d of the %d identities of test are not among those that the run was trained on, such as %s: only "
+            "verification is scored",
+            len(unknown),
+            len(found),
+            unknown[0],
+        )
+        return LabelledFiles([], [])
+    return LabelledFiles(images.files, [place[identities[label]] for label in images.labels])

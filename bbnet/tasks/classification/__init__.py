@@ -1,0 +1,1 @@
+"""Image classification: data in CIFAR's layout or as a folder per class."""

@@ -1,0 +1,1 @@
+"""Language modelling: text in folders, a causal decoder, perplexity by Head, Mid and Tail."""

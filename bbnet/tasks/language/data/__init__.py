@@ -1,0 +1,1 @@
+"""Finds documents, makes tokens of them, scores the 5-gram floor, and serves windows of tokens."""
