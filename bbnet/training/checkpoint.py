@@ -25,12 +25,19 @@ def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Loads weights into `model`. Raises ValueError naming the file if its tensors are not those of `model`."""
+    weights = read_weights(path)
     try:
-        model.load_state_dict(load_file(path))
-    except SafetensorError as error:
-        raise ValueError(f"{path}: not a whole file of weights ({error})") from None
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"{path}: weights of another model: {' '.join(str(error).split())}") from None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Returns the tensors of a file of weights. Raises ValueError naming the file if it is damaged."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole file of weights ({error})") from None
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
@@ -38,6 +45,22 @@ def save_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
     packed, shapes = pack_masks(dict(masks))
     with whole_file(path) as partial:
         partial.write_bytes(_with_sorted_header(save(packed, metadata=shapes)))
+
+
+def save_latent(path: Path, latent: Mapping[str, Tensor], half_ranges: Mapping[str, float]) -> None:
+    """Saves the latent weights of binary layers, as `{layer}.weight`, and in the metadata h of each layer."""
+    tensors = {f"{layer}.weight": weight.contiguous() for layer, weight in latent.items()}
+    metadata = {layer: repr(half_range) for layer, half_range in half_ranges.items()}
+    with whole_file(path) as partial:
+        partial.write_bytes(_with_sorted_header(save(tensors, metadata=metadata)))
+
+
+def load_latent(path: Path) -> dict[str, Tensor]:
+    """Returns the latent weights, by the names of the parameters."""
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a whole file of latent weights ({error})") from None
 
 
 def _with_sorted_header(content: bytes) -> bytes:

@@ -22,17 +22,24 @@ M_MMAP_MAX, NO_MMAP = -4, 0
 
 
 def choose_device(wanted: str, gpu_slots: int = 1) -> torch.device:
-    """Returns the device to compute on, and claims a slot of the GPU with the most free slots.
+    """Returns the device to compute on; see `choose_devices`."""
+    return choose_devices(wanted, gpu_slots)[0]
 
-    The slot is held until this process ends. On a CPU, freed memory is kept by the process (see `keep_freed_memory`).
-    CUDA_VISIBLE_DEVICES names the GPUs to choose from. If it names a single one, that GPU is used and no slot is
-    claimed, because a scheduler or the user has assigned it.
+
+def choose_devices(wanted: str, gpu_slots: int = 1, count: int = 1, number: int | None = None) -> list[torch.device]:
+    """Returns the devices to compute on, and claims a slot of each of the GPUs with the most free slots.
+
+    The slots are held until this process ends. On a CPU, freed memory is kept by the process (see `keep_freed_memory`).
+    CUDA_VISIBLE_DEVICES names the GPUs to choose from. If it names as many as are needed, these are used and no slot is
+    claimed, because a scheduler or the user has assigned them.
 
     Args:
         wanted: `cpu`, `cuda`, or `auto`, which is BBNET_DEVICE if set, else `cuda` if torch sees a GPU. The recipe of a
             run says `auto` also if `cpu` is asked for where `auto` was a CPU before.
         gpu_slots: number of processes that may share a GPU.
-    Raises: ValueError for `cuda` if torch sees no GPU.
+        count: number of devices; GPUs are different ones.
+        number: the GPU to use, as torch counts them, which another process has claimed.
+    Raises: ValueError for `cuda` if torch sees no GPU, or if it sees fewer than are needed.
     """
     if wanted == "auto":
         wanted = os.environ.get("BBNET_DEVICE", "auto")
@@ -40,18 +47,29 @@ def choose_device(wanted: str, gpu_slots: int = 1) -> torch.device:
         raise ValueError("device cuda: torch sees no GPU; allowed here: auto, cpu")
     if wanted == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
-        return torch.device("cpu")
+        return [torch.device("cpu")] * count
+    names = gpu_names()
+    needed = count if number is None else number + 1
+    if len(names) < needed:
+        raise ValueError(f"training.devices needs {needed} GPUs, but torch sees {len(names)}")
+    if number is not None:
+        numbers = [number]
+    elif os.environ.get("CUDA_VISIBLE_DEVICES") and len(names) == count:
+        numbers = list(range(count))
+    else:
+        claimed = claim_slots(names, gpu_slots, slots_folder(), count)
+        numbers = [names.index(name) for name in claimed]
+        logger.info("using GPU %s of %s", ", ".join(claimed), ", ".join(names))
+    devices = [torch.device("cuda", number) for number in numbers]
+    torch.cuda.set_device(devices[0])
+    return devices
+
+
+def gpu_names() -> list[str]:
+    """Returns the names of the GPUs that torch sees, by its numbers: those in CUDA_VISIBLE_DEVICES, or the numbers."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = [str(number) for number in range(torch.cuda.device_count())]
-    names = [name.strip() for name in given.split(",")][: len(gpus)] if given else gpus
-    if given and len(gpus) == 1:
-        number = 0
-    else:
-        number = names.index(claim_slot(names, gpu_slots, slots_folder()))
-        logger.info("using GPU %s of %s", names[number], ", ".join(names))
-    device = torch.device("cuda", number)
-    torch.cuda.set_device(device)
-    return device
+    return [name.strip() for name in given.split(",")][: len(gpus)] if given else gpus
 
 
 def keep_freed_memory() -> None:
@@ -75,8 +93,8 @@ def slots_folder() -> Path:
 _claimed: list[IO] = []
 
 
-def claim_slot(gpus: Sequence[str], slots: int, folder: Path) -> str:
-    """Claims a slot of the GPU with the most free slots and returns that GPU; waits until a slot is free.
+def claim_slots(gpus: Sequence[str], slots: int, folder: Path, count: int = 1) -> list[str]:
+    """Claims a slot of each of the `count` GPUs with the most free slots and returns these; waits until all are free.
 
     A slot is a lock on a file, which the system releases when the process ends, even if it is killed.
 
@@ -87,23 +105,26 @@ def claim_slot(gpus: Sequence[str], slots: int, folder: Path) -> str:
     waits = False
     while True:
         with alone(folder / "claim.lock"):
-            gpu = _claim_if_free(gpus, slots, folder)
-        if gpu is not None:
-            return gpu
+            claimed = _claim_if_free(gpus, slots, folder, count)
+        if claimed:
+            return claimed
         if not waits:
-            logger.info("all %d slots of %d GPUs are in use; waiting for a free one", slots * len(gpus), len(gpus))
+            logger.info("waiting for free slots of %d of %d GPUs, which have %d each", count, len(gpus), slots)
         waits = True
         time.sleep(POLL_SECONDS)
 
 
-def _claim_if_free(gpus: Sequence[str], slots: int, folder: Path) -> str | None:
-    """Claims one free slot. All other locks are released on return, or the next process would take them for claimed."""
+def _claim_if_free(gpus: Sequence[str], slots: int, folder: Path, count: int) -> list[str]:
+    """Claims a free slot of each of `count` GPUs, or none, and returns these GPUs.
+
+    All other locks are released on return, or the next process would take them for claimed.
+    """
     free = {gpu: _free_slots(folder, gpu, slots) for gpu in gpus}
-    gpu = max(gpus, key=lambda gpu: len(free[gpu]))
-    if not free[gpu]:
-        return None
-    _claimed.append(free[gpu][0])
-    return gpu
+    chosen = sorted(gpus, key=lambda gpu: -len(free[gpu]))[:count]
+    if not all(free[gpu] for gpu in chosen):
+        return []
+    _claimed.extend(free[gpu][0] for gpu in chosen)
+    return chosen
 
 
 def _free_slots(folder: Path, gpu: str, slots: int) -> list[IO]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bbnet.sparsity.sparsifier import Sparsifier
 from bbnet.tasks.batches import Batch
 from bbnet.tasks.settings import Training
+from bbnet.training.ranks import backward
 
 logger = logging.getLogger(__name__)
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -37,6 +38,7 @@ def optimiser_step(
     generator: torch.Generator,
     precision: torch.dtype = torch.float32,
     sparsifier: Sparsifier | None = None,
+    share: float = 1.0,
 ) -> Tensor:
     """Performs one training step and returns its loss, a scalar tensor on the device, without synchronising with it.
 
@@ -44,16 +46,17 @@ def optimiser_step(
         model: the model that the task's loss calls, either the model itself or its compiled version.
         generator: random generator of the augmentation, on the device of the batch.
         precision: dtype of the activations; weights, gradients and the optimiser's state stay float32.
+        share: of several ranks, the share of `batch` in the whole batch, of which all make the step.
     """
     batch = task.augment(batch, training, generator)
     with sparsifier.valid(task.valid_positions(batch)) if sparsifier else nullcontext():
         loss = forward(task, model, batch, precision)
-    loss.backward()
+    loss = backward(model, loss, share)
     if training.clip_norm is not None:
         nn.utils.clip_grad_norm_(model.parameters(), training.clip_norm)
     optimizer.step()
     optimizer.zero_grad()
-    return loss.detach()
+    return loss
 
 
 def forward(task: ModuleType, model: nn.Module, batch: Batch, precision: torch.dtype) -> Tensor:

@@ -23,11 +23,13 @@ UNTIMED_STEPS = 2
 def measure(study: Study, task_name: str, label: str, device: torch.device) -> dict[str, Any]:
     """Measures the mean time of a dense training step of a study's model, on a random batch on the device.
 
+    Of a training on several devices it is the step of one of them with its share of the batch, without the others.
     Up to 20 steps are timed, fewer if they take more than a minute. Returns `step_seconds`, `steps` and `weights`.
     """
     torch.set_num_threads(study.cpu_threads)
     torch.manual_seed(0)
     task, settings = tasks.load(task_name), study.task_settings()[task_name]
+    settings = settings.model_copy(update={"training": settings.training.on_one_device()})
     index, batch = task.random_batch(settings, pack_of(settings.data), device)
     model = task.build_model(settings.models[label], index, device)
     optimizer = make_optimizer(model, settings.training)
