@@ -1,26 +1,18 @@
 """Tests the paper's claims about units in each slab: balance of on-rate and degree, entropy, correlation, rank."""
 
-import numpy as np
 import pandas as pd
 
+from bbnet.analysis.balance import NO_SPREAD, selectivity
 from bbnet.analysis.collect import KEYS
 
 SLAB = ["slab", "slab_side"]
 WARM_START = ["task", "model", "seed", *SLAB, "unit"]
-NO_SPREAD = 1e-9  # sums of squares up to this are rounding errors
-CLIP = 1e-3  # minimum distance of on-rates from 0 and 1, as in the allocation of degrees
 MEASURES = {
     "binary_entropy": "entropy of a unit (bits)",
     "code_entropy": "entropy of codes (bits per unit)",
     "correlation": "mean |correlation| of units",
     "effective_rank": "effective rank (share of units)",
 }
-
-
-def selectivity(on_rates: pd.Series) -> pd.Series:
-    """Returns log((1 - a) / a) of on-rates a, clipped to [1e-3, 1 - 1e-3]."""
-    rates = on_rates.clip(CLIP, 1 - CLIP)
-    return np.log((1 - rates) / rates)
 
 
 def slabs_table(codes: pd.DataFrame, units: pd.DataFrame) -> pd.DataFrame:

@@ -11,18 +11,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bbnet.analysis import weights
+from bbnet.analysis.draws import mean_metrics, split_draws
 from bbnet.analysis.metric import Metric
+from bbnet.binary.settings import is_binary
 
 KEYS = ["task", "model", "method", "side", "budget", "seed"]
 COST_METRICS = {
     "density": Metric("density", "share", "lower", 0, 1),
     "net_density": Metric("net density", "share", "lower", 0, 1),
     "flops": Metric("FLOPs", "FLOPs", "lower", 0),
+    "parameters": Metric("kept parameters", "parameters", "lower", 0),
+    "bytes": Metric("stored bytes", "bytes", "lower", 0),
     "churn": Metric("churn", "share", "lower", 0, 1),
     "units_at_smallest": Metric("units at k_min", "share", "lower", 0, 1),
     "silent_units": Metric("silent units", "share", "lower", 0, 1),
 }
 COSTS = ("density", "net_density")
+NO_LATENT = pd.DataFrame(columns=["weights", "statistics", "metric", "value"])
 
 Metrics = Callable[[Mapping[str, np.ndarray]], Mapping[str, float]]
 
@@ -59,6 +65,8 @@ class Run:
     codes: pd.DataFrame
     history: pd.DataFrame
     refreshes: pd.DataFrame
+    weights: pd.DataFrame
+    latent: pd.DataFrame
 
 
 def read_runs(
@@ -90,13 +98,25 @@ def _read_run(cell: Cell, metrics: Metrics, selection: str) -> Run:
         raise ValueError(f"record.json: belongs to another run, {record.get('run')}")
     items = _read(folder / "items.parquet", pd.read_parquet)
     _check_metrics(values, items, metrics, selection)
-    if not all(_is_number(cost.get(name)) for name in COSTS) or not _is_number(cost.get("flops", {}).get("sparse")):
-        raise ValueError("cost.json: density, net density or FLOPs is missing or not a finite number")
-    history = _read(folder / "history.csv", pd.read_csv)
+    numbers = [
+        *map(cost.get, (*COSTS, "weights")),
+        cost.get("flops", {}).get("sparse"),
+        cost.get("bytes", {}).get("stored"),
+    ]
+    if not all(map(_is_number, numbers)):
+        raise ValueError("cost.json: density, net density, weights, FLOPs or bytes is missing or not a finite number")
+    history = _read(folder / "history.csv", read_rows)
     history["selected"] = history["epoch"] == record["selected_epoch"]
-    refreshes = _read(folder / "refreshes.csv", lambda path: pd.read_csv(path, dtype={"budget": str}))
-    units, codes = (_read(folder / f"{name}.csv", pd.read_csv) for name in ("units", "codes"))
-    return Run(cell.keys, record, cost, values, items, units, codes, history, refreshes)
+    refreshes, units, codes = (_read(folder / f"{name}.csv", read_rows) for name in ("refreshes", "units", "codes"))
+    recorded, method = record.get("half_ranges", {}), record.get("config", {}).get("method", {})
+    of_layers = weights.weights_table(folder, recorded) if is_binary(method) else weights.NO_WEIGHTS
+    latent = _read(folder / "latent.csv", read_rows) if is_binary(method) else NO_LATENT
+    return Run(cell.keys, record, cost, values, items, units, codes, history, refreshes, of_layers, latent)
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """Reads a table of a run. Budgets and slabs are text, also the slab 0 of an nn.Sequential."""
+    return pd.read_csv(path, dtype={"budget": str, "slab": str})
 
 
 def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
@@ -114,7 +134,8 @@ def _check_metrics(values: Mapping[str, Any], items: pd.DataFrame, metrics: Metr
     if selection not in values or selection in undefined:
         raise ValueError(f"metrics.json: {selection} is {values.get(selection, 'missing')}")
     if undefined:
-        recomputed = metrics({name: items[name].to_numpy() for name in items})
+        of_draws = [{name: each[name].to_numpy() for name in each} for each in split_draws(items)]
+        recomputed = mean_metrics(metrics, of_draws)
         wrong = [name for name in undefined if not math.isnan(recomputed.get(name, 0.0))]
         if wrong:
             value = float(recomputed.get(wrong[0], 0.0))
@@ -133,8 +154,12 @@ def grid_table(cells: Sequence[Cell]) -> pd.DataFrame:
 def runs_table(runs: Sequence[Run], relative_metrics: Mapping[str, Callable] = MappingProxyType({})) -> pd.DataFrame:
     """Returns one row per run and metric: metrics on test, metrics relative to dense, and `COST_METRICS`.
 
-    `flops` is per sample; `churn` is `steady_churn`; `units_at_smallest` (degree k_min or less) and `silent_units` (on
-    dev) are shares of the units of all slabs.
+    Metrics of a run with several calibration draws are means over them.
+
+    `flops` is per sample; `parameters` counts those of the network that are kept, of which a binary weight is one;
+    `bytes` is what storing the network takes (`bbnet.sparsity.cost.stored_bytes`); `churn` is
+    `steady_churn`; `units_at_smallest` (degree k_min or less) and `silent_units` (on dev) are shares of the units of
+    all slabs.
 
     Args:
         relative_metrics: by task, a function of the items of a run and of the dense run of the same seed. Its metrics
@@ -146,9 +171,10 @@ def runs_table(runs: Sequence[Run], relative_metrics: Mapping[str, Callable] = M
         values = dict(run.metrics)
         dense_run = dense.get(_comparable(run))
         if dense_run is not None and dense_run is not run and run.keys["task"] in relative_metrics:
-            relative = relative_metrics[run.keys["task"]](run.items, dense_run.items)
-            values |= {name: float(value) for name, value in relative.items()}
-        values |= {name: run.cost[name] for name in COSTS} | {"flops": run.cost["flops"]["sparse"]}
+            values |= mean_metrics(relative_metrics[run.keys["task"]], split_draws(run.items), dense_run.items)
+        values |= {name: run.cost[name] for name in COSTS}
+        values |= {"flops": run.cost["flops"]["sparse"], "bytes": run.cost["bytes"]["stored"]}
+        values["parameters"] = round(run.cost["weights"] * run.cost["net_density"])
         values |= {
             "churn": steady_churn(run.refreshes),
             "units_at_smallest": run.units["at_smallest"].mean(),
@@ -219,13 +245,51 @@ def units_table(runs: Sequence[Run], warm_ups: Sequence[tuple[dict[str, Any], Pa
     found = [({"phase": "run"} | run.keys, _side_of_slab(run.units)) for run in runs]
     for keys, folder in warm_ups:
         if (folder / "units.csv").is_file():
-            found.append(({"phase": "warm_up"} | keys, _side_of_slab(pd.read_csv(folder / "units.csv"))))
+            found.append(({"phase": "warm_up"} | keys, _side_of_slab(read_rows(folder / "units.csv"))))
     return _join(found, ["phase", *KEYS])
 
 
 def codes_table(runs: Sequence[Run]) -> pd.DataFrame:
-    """Returns one row per run and slab with the joint statistics of its units, `bbnet.training.codes.MEASURES`."""
-    return _join([(run.keys, _side_of_slab(run.codes)) for run in runs])
+    """Returns one row per run and slab: joint statistics of its units (`bbnet.training.codes.MEASURES`), and costs.
+
+    The costs are `fan`, kept `connections`, and the FLOPs of its layer, dense and as sparsified; of a dense run they
+    are NaN for slabs of side `out` that are on side `in` no slabs.
+    """
+    return _join(
+        [(run.keys, _side_of_slab(run.codes).merge(_costs_of_slabs(run), on="slab", how="left")) for run in runs]
+    )
+
+
+def _costs_of_slabs(run: Run) -> pd.DataFrame:
+    rows = [
+        (name, slab["fan"], slab["connections"], slab["flops"]["dense"], slab["flops"]["sparse"])
+        for name, slab in run.record["slabs"].items()
+    ]
+    return pd.DataFrame(rows, columns=["slab", "fan", "connections", "flops_dense", "flops"])
+
+
+def weights_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Returns one row per run with binary weights, layer and kind: the columns of `weights.weights_table`."""
+    binary = [(run.keys, run.weights) for run in runs if len(run.weights)]
+    return _join(binary) if binary else pd.DataFrame(columns=[*KEYS, *weights.COLUMNS])
+
+
+def latent_table(runs: Sequence[Run]) -> pd.DataFrame:
+    """Returns the scores of runs with binary weights: one row per run, weights, statistics and metric.
+
+    `weights` are binary or latent. `statistics` of batch norms are as trained, with the binary weights, or taken anew
+    from training batches. The run's own scores are those of binary weights and trained statistics.
+    """
+    own = [
+        pd.DataFrame(
+            {"weights": "binary", "statistics": "trained", "metric": list(run.metrics), "value": run.metrics.values()}
+        )
+        for run in runs
+    ]
+    parts = [
+        (run.keys, pd.concat([scores, run.latent])) for run, scores in zip(runs, own, strict=True) if len(run.latent)
+    ]
+    return _join(parts) if parts else pd.DataFrame(columns=[*KEYS, *NO_LATENT])
 
 
 def _side_of_slab(frame: pd.DataFrame) -> pd.DataFrame:

@@ -19,10 +19,12 @@ import pandas as pd
 from bbnet.analysis.collect import COST_METRICS, KEYS
 from bbnet.analysis.statistics import CELL_KEYS, holm, p_of
 
-EXACT_METRICS = ("density", "net_density", "flops")
+EXACT_METRICS = ("density", "net_density", "flops", "parameters", "bytes")
 COUNTS = ("epochs", "steps", "refreshes")
 MASK_METRICS = ("units_at_smallest",)  # a share of units, tested too: it shows what scores hardly show, as another gain
-FREE_SETTINGS = ("name", "description", "cpu_threads")  # no difference is expected of these, other than other bits
+# No difference is expected of these, other than other bits; `reference` and `baseline` decide what is compared.
+FREE_SETTINGS = ("name", "description", "cpu_threads", "reference")
+FREE_SETTINGS_OF_TASKS = ("baseline",)
 SETTINGS, RUNS = "settings", "runs"  # values of the column `metric` in rows about the study and the grid
 ALL_CELLS = "all cells"
 OK, OUT, NOT_COMPARABLE = "ok", "out", "not comparable"
@@ -88,12 +90,13 @@ def _row(task: str, cell: str, metric: str, verdict: str, why: str, **others: An
 
 
 def _settings(new: Summary, reference: Summary) -> Iterator[dict[str, Any]]:
-    """Yields a row for each setting that differs, except `FREE_SETTINGS`."""
+    """Yields a row for each setting that differs, except the free ones."""
     ours, theirs = _flat(new.study), _flat(reference.study)
     for name in sorted(ours.keys() | theirs.keys()):
         mine, other = ours.get(name, "absent"), theirs.get(name, "absent")
-        if mine != other and name not in FREE_SETTINGS:
-            task = name.split(".")[1] if name.startswith("tasks.") else ""
+        section, _, of_task = name.partition(".")
+        task, _, setting = of_task.partition(".") if section == "tasks" else ("", "", "")
+        if mine != other and name not in FREE_SETTINGS and setting not in FREE_SETTINGS_OF_TASKS:
             yield _row(task, "", SETTINGS, OUT, f"{name}: {mine} in {new.name}, {other} in {reference.name}")
 
 

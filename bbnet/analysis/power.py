@@ -33,7 +33,7 @@ def components_of(contrasts: pd.DataFrame) -> Components | None:
     """Returns the mean components of contrasts of one metric; None if none of them has two seeds.
 
     Args:
-        contrasts: rows of `contrasts.contrasts_table`.
+        contrasts: rows of a table of `contrasts.contrasts_tables`.
     """
     rows = contrasts[contrasts["n_seeds"] > 1].dropna(subset=["n_items", "item_variance", "interaction_variance"])
     rows = rows[rows["n_items"] > 1]

@@ -1,13 +1,14 @@
 """Computes the mean, sd and 95 % interval of every cell. Items are crossed with seeds: all seeds share one test set."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 from scipy import optimize, special
 
+from bbnet.analysis.draws import DRAW
 from bbnet.analysis.metric import Metric
 
 CELL_KEYS = ["task", "model", "method", "side", "budget"]
@@ -20,6 +21,7 @@ CELL_COLUMNS = [
     *(*CELL_KEYS, "metric", "unit", "mean", "sd", "n_seeds", "low", "high"),
     *("n_items", "item_variance", "interaction_variance"),
 ]
+DRAW_COLUMNS = ["n_draws", "draw_variance"]
 
 Metrics = Callable[..., Mapping[str, np.ndarray]]
 ItemCounts = Callable[[Mapping[str, np.ndarray]], Mapping[str, int]]
@@ -155,12 +157,16 @@ class Resampled:
         items: names of the cell's items, in the order used for the bootstrap.
         variances: by metric, the variance of the mean over seeds that is due to the items.
         draws: by metric to compare, the bootstrap values, [seeds, replicates].
+        calibrations: the number of calibration draws of each seed, on average; 1 without such draws.
+        calibration_variances: by metric, the variance over the draws of a seed, averaged over seeds; empty without.
     """
 
     seeds: list[int]
     items: np.ndarray
     variances: dict[str, ItemVariance]
     draws: dict[str, np.ndarray]
+    calibrations: float = 1.0
+    calibration_variances: Mapping[str, float] = field(default_factory=dict)
 
 
 def resample_cells(
@@ -204,17 +210,41 @@ def _resampled(
     contrasted: Sequence[str],
     item_counts: ItemCounts | None,
 ) -> Resampled:
-    paired, names = _paired_items(items)
-    draws = bootstrap(paired, metrics)
+    paired, names, owners = _paired_items(items)
+    draws = {name: _of_seeds(values, owners) for name, values in bootstrap(paired, metrics).items()}
     counts = {} if item_counts is None else item_counts({name: values[0] for name, values in paired.items()})
     of_items = dict(draws)
     if dense is not None:
         own = items[items["seed"].isin(dense["seed"])]
         common_dense = dense[dense["seed"].isin(items["seed"])]
         if len(own):
-            of_items |= bootstrap(_paired_items(own)[0], relative_metrics, _paired_items(common_dense)[0])
+            paired_own, _, of_own = _paired_items(own)
+            repeated = {name: values[of_own] for name, values in _paired_items(common_dense)[0].items()}
+            relative = bootstrap(paired_own, relative_metrics, repeated)
+            of_items |= {name: _of_seeds(values, of_own) for name, values in relative.items()}
     variances = {name: ItemVariance.of_draws(values, counts.get(name, len(names))) for name, values in of_items.items()}
-    return Resampled(sorted(items["seed"].unique()), names, variances, {name: draws[name] for name in contrasted})
+    seeds = sorted(items["seed"].unique())
+    compared = {name: draws[name] for name in contrasted}
+    if len(owners) == len(seeds):
+        return Resampled(seeds, names, variances, compared)
+    of_draws = _draw_variances(metrics(paired, np.ones(len(names))), owners)
+    return Resampled(seeds, names, variances, compared, len(owners) / len(seeds), of_draws)
+
+
+def _of_seeds(values: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """Returns the means [seeds, ...] of values [rows, ...] over the rows of each seed, whose index is in `owners`."""
+    if len(owners) == owners[-1] + 1:
+        return values
+    return np.stack([values[owners == seed].mean(axis=0) for seed in range(owners[-1] + 1)])
+
+
+def _draw_variances(values: Mapping[str, np.ndarray], owners: np.ndarray) -> dict[str, float]:
+    """Returns the variance over the rows of a seed, averaged over the seeds that have several, of each metric."""
+    of_seeds = [np.flatnonzero(owners == seed) for seed in range(owners[-1] + 1)]
+    return {
+        name: float(np.mean([np.var(found[rows], ddof=1) for rows in of_seeds if len(rows) > 1]))
+        for name, found in values.items()
+    }
 
 
 def cells_table(
@@ -223,7 +253,8 @@ def cells_table(
     """Returns one row per cell and metric: mean, sd, n_seeds, and the 95 % interval of the mean, `low` to `high`.
 
     The interval is that of `half_width`, limited to the values that the metric can take. `n_items`, `item_variance` and
-    `interaction_variance` are the fields of `ItemVariance`.
+    `interaction_variance` are the fields of `ItemVariance`. If a cell has several calibration draws for a seed, there
+    are also `n_draws`, their number, and `draw_variance`, the variance of a single draw around the mean of its seed.
 
     Args:
         runs: `collect.runs_table`. Costs are not computed from items, so their item variance is 0.
@@ -240,8 +271,14 @@ def cells_table(
                 | {"metric": name, "unit": metric.unit, "mean": mean, "sd": values.std(ddof=1), "n_seeds": len(values)}
                 | {"low": max(mean - half, metric.low), "high": min(mean + half, metric.high)}
                 | {"n_items": items.items, "item_variance": items.shared, "interaction_variance": items.interaction}
+                | _draw_columns(resampled[keys], name)
             )
-    return pd.DataFrame(rows, columns=CELL_COLUMNS)
+    with_draws = any(cell.calibration_variances for cell in resampled.values())
+    return pd.DataFrame(rows, columns=[*CELL_COLUMNS, *(DRAW_COLUMNS if with_draws else ())])
+
+
+def _draw_columns(cell: Resampled, metric: str) -> dict[str, float]:
+    return dict(zip(DRAW_COLUMNS, (cell.calibrations, cell.calibration_variances.get(metric, np.nan)), strict=True))
 
 
 def curves_table(items: pd.DataFrame, curve: Metrics) -> pd.DataFrame:
@@ -253,11 +290,13 @@ def curves_table(items: pd.DataFrame, curve: Metrics) -> pd.DataFrame:
     """
     rows = []
     for keys, cell in items.groupby(CELL_KEYS, sort=False):
-        paired, _ = _paired_items(cell)
+        paired, names, owners = _paired_items(cell)
         draws = bootstrap(paired, curve)
-        each_once = np.ones((1, len(cell) // cell["seed"].nunique()))
-        for point, of_seeds in curve(paired, each_once).items():
-            half = half_width(of_seeds, ItemVariance.of_draws(draws[point], each_once.size))
+        each_once = np.ones((1, len(names)))
+        for point, values in curve(paired, each_once).items():
+            of_seeds = _of_seeds(values, owners)
+            variance = ItemVariance.of_draws(_of_seeds(draws[point], owners), each_once.size)
+            half = half_width(of_seeds, variance)
             mean = float(of_seeds.mean())
             rows.append(
                 dict(zip(CELL_KEYS, keys, strict=True))
@@ -267,17 +306,23 @@ def curves_table(items: pd.DataFrame, curve: Metrics) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _paired_items(items: pd.DataFrame) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Returns a cell's numeric columns as [seeds, items] arrays, and its text columns, which name the items.
+def _paired_items(items: pd.DataFrame) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Returns a cell's numeric columns as [rows, items] arrays, its text columns, which name the items, and owners.
+
+    There is a row for each seed, or for each draw of each seed; `owners` [rows] are the indices of their seeds.
 
     Raises: ValueError if the seeds were scored on different items.
     """
-    columns = [name for name in items.columns if name not in [*CELL_KEYS, "seed"] and items[name].notna().all()]
+    keys = ["seed", DRAW] if DRAW in items and items[DRAW].notna().all() else ["seed"]
+    not_scores = (*CELL_KEYS, "seed", DRAW)
+    columns = [name for name in items.columns if name not in not_scores and items[name].notna().all()]
     names = [name for name in columns if pd.api.types.is_string_dtype(items[name])]
-    by_seed = [frame.sort_values(names) for _, frame in items.groupby("seed")]
+    groups = list(items.groupby(keys))
+    by_seed = [frame.sort_values(names) for _, frame in groups]
+    owners = np.unique([key[0] for key, _ in groups], return_inverse=True)[1]
     for frame in by_seed[1:]:
         if not np.array_equal(frame[names].to_numpy(), by_seed[0][names].to_numpy()):
             cell = "/".join(items[CELL_KEYS].iloc[0])
             raise ValueError(f"{cell}: seeds were scored on different items")
     paired = {name: np.stack([frame[name].to_numpy() for frame in by_seed]) for name in columns if name not in names}
-    return paired, by_seed[0][names].to_numpy()
+    return paired, by_seed[0][names].to_numpy(), owners

@@ -1,6 +1,7 @@
 """Reads the tables of a summary on first use and caches them."""
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,23 @@ import pandas as pd
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Reads a table of the summary. Budgets are strings; only empty fields are NaN, so labels such as NA are kept."""
-    return pd.read_csv(path, dtype={"budget": str}, keep_default_na=False, na_values=[""])
+    """Reads a table of the summary. Budgets, slabs and layers are text; only empty fields are NaN, not a label NA."""
+    return pd.read_csv(
+        path, dtype=dict.fromkeys(("budget", "slab", "layer"), str), keep_default_na=False, na_values=[""]
+    )
+
+
+def baselines_of(study: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the baseline of each task whose models are compared: those that name one and have another model.
+
+    Args:
+        study: `Summary.study`. Studies of older versions name no baselines.
+    """
+    return {
+        task: settings["baseline"]
+        for task, settings in study["tasks"].items()
+        if settings.get("baseline") is not None and len(settings["models"]) > 1
+    }
 
 
 class Summary:
@@ -34,6 +50,11 @@ class Summary:
             return table
         of_task = table[table["task"] == self.task]
         return of_task if self.model is None else of_task[of_task["model"] == self.model]
+
+    @property
+    def baseline(self) -> str | None:
+        """The model with which the others of the task are compared, if there is one."""
+        return baselines_of(self.study).get(self.task)
 
     @property
     def data(self) -> dict[str, Any]:

@@ -8,12 +8,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bbnet.analysis.claims import SLAB, selectivity, with_warm_start
+from bbnet.analysis.balance import selectivity
+from bbnet.analysis.claims import SLAB, with_warm_start
 from bbnet.analysis.summary import Summary
 from bbnet.plots.style import method_colours, method_label
 
 MAX_METHODS = 8
 WIDTH_OF_METHOD, WIDTH_OF_REST, HEIGHT = 2.3, 0.8, 5.0
+LABEL_POINTS = 75  # beside the side and the budget
 ROWS = {"on_rate_before": "warm start", "on_rate": "after training"}
 
 
@@ -46,7 +48,7 @@ def plot_balance(slabs: pd.DataFrame, units: pd.DataFrame) -> tuple[Figure, pd.D
         mine = units[(units["method"] == method) & ~units["silent"].astype(bool)]
         mine = mine[(mine["budget"] == budget) & (mine["seed"] == seed)]
         drawn.append(mine)
-        column[0].set_title(f"{method_label(method, side)}, budget {budget.lstrip('0')}")
+        column[0].set_title(f"{method_label(method, side, LABEL_POINTS)}, budget {budget.lstrip('0')}")
         for axis, rates, r2 in zip(column, ROWS, ("r2_before", "r2"), strict=True):
             _draw_units(axis, mine, rates, colours[method])
             fit = f"median $R^2$ = {fits[r2].median():.2f}"

@@ -24,11 +24,15 @@ def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
     cells, runs, items = (summary.read(name) for name in ("cells", "runs", "items"))
     _, of_one_run = next(iter(items.groupby(KEYS, sort=False)))
     names = [metric for of_buckets in task.BY_BUCKET.values() for metric in of_buckets.values()]
-    better = task.METRICS[names[0]].better
-    name = f"Δ{task.METRICS[task.SELECTION].title}"
-    sizes = task.bucket_sizes(of_one_run)
-    figure = plot_by_bucket(cells, runs, task.BY_BUCKET, sizes, name, better, task.COUNTED)
+    sizes, better = task.bucket_sizes(of_one_run), task.METRICS[names[0]].better
+    figure = plot_by_bucket(cells, runs, task.BY_BUCKET, sizes, common_name(task), better, task.COUNTED)
     return figure, cells[cells["metric"].isin(names)]
+
+
+def common_name(task: ModuleType) -> str:
+    """Returns the name that the relative metrics of all buckets share, such as ΔWER of `ΔWER head`."""
+    bucket, metric = next(iter(next(iter(task.BY_BUCKET.values())).items()))
+    return task.METRICS[metric].title.removesuffix(f" {bucket}")
 
 
 def plot_by_bucket(
@@ -42,6 +46,7 @@ def plot_by_bucket(
 ) -> Figure:
     """Draws one column of axes per budget and one row per test set, with all methods in each bucket and dense at 0.
 
+    If no type is in a bucket, as in balanced data, the figure says so.
     With at least 3 seeds, the mean and its 95 % interval are shown; otherwise the mean and the single seeds.
 
     Args:
@@ -54,6 +59,11 @@ def plot_by_bucket(
         counted: what buckets consist of, such as words.
     """
     relative = cells[cells["metric"].isin([metric for row in metrics.values() for metric in row.values()])]
+    if relative.empty:
+        figure, axis = plt.subplots(figsize=(WIDTH_OF_BUDGET + WIDTH_OF_REST, HEIGHT_OF_LEGEND_ENTRY * 3))
+        axis.set_axis_off()
+        axis.set_title(f"nothing to show: no {counted} are in a bucket")
+        return figure
     budgets = sorted(set(relative["budget"]))
     colours = method_colours(list(cells["method"]))
     methods = list(dict.fromkeys(zip(relative["method"], relative["side"], strict=True)))
@@ -76,7 +86,7 @@ def plot_by_bucket(
                         draw_cell(axis, x + place, cell, values, colours[method], side)
     for axis, budget in zip(axes[0], budgets, strict=True):
         axis.set_title(f"budget {budget}")
-    figure.supylabel(f"{name} relative to dense ({relative['unit'].iloc[0]}; {better} is better)", fontsize="medium")
+    figure.supylabel(f"{name} relative to dense\n({relative['unit'].iloc[0]}; {better} is better)", fontsize="medium")
     handles = [plt.Line2D([], [], **DENSE_LINE), *method_handles(methods, colours)]
     title = seeds_title(relative["n_seeds"], "; methods in this\norder from left to right")
     figure.legend(handles=handles, loc="outside right center", title=title)

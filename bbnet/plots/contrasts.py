@@ -13,6 +13,7 @@ from bbnet.analysis.summary import Summary
 from bbnet.plots.style import DENSE_COLOUR, MARKERS, SEEDS_FOR_INTERVALS, method_colours, method_label
 
 WIDTH_OF_METRIC, WIDTH_OF_LABELS, HEIGHT_OF_ROW, HEIGHT_OF_REST = 4.2, 2.6, 0.2, 1.3
+LABEL_POINTS = 90  # of each of two methods
 KEYS = ["budget", "method", "side", "reference", "reference_side"]
 
 
@@ -67,7 +68,8 @@ def _draw_contrast(axis: Axes, place: int, contrast: pd.Series, colour: str, mar
 
 def _label_rows(axis: Axes, rows: list[tuple]) -> None:
     labels = [
-        f"{method_label(method, side)} − {method_label(reference, other)}   {budget.lstrip('0')}"
+        " − ".join(method_label(*one, LABEL_POINTS) for one in ((method, side), (reference, other)))
+        + f"   {budget.lstrip('0')}"
         for budget, method, side, reference, other in rows
     ]
     axis.set_yticks(range(len(rows)), labels)

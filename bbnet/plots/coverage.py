@@ -6,8 +6,10 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from bbnet.analysis.summary import Summary
+from bbnet.plots.style import LABEL_SIZE, method_label, shown_name
 
 CELL_WIDTH, CELL_HEIGHT, WIDTH_OF_LABELS, HEIGHT_OF_REST = 1.1, 0.24, 2.6, 1.1
+MODEL_POINTS = 80
 NOTHING, SOME, ALL = range(3)
 COLOURS = ListedColormap(["#d9d9d9", "#fdd49e", "#c7e9c0"])
 
@@ -42,9 +44,13 @@ def plot_coverage(counts: pd.DataFrame) -> Figure:
         axis.annotate(text, place[::-1], ha="center", va="center", fontsize="small")
     axis.imshow(shades, cmap=COLOURS, vmin=NOTHING, vmax=ALL, aspect="auto")
     axis.set_xticks(range(len(budgets)), budgets)
-    axis.set_yticks(range(len(rows)), [f"{task} {model}: {method}" for task, model, method in rows])
+    axis.set_yticks(range(len(rows)), [_label(*row) for row in rows])
     axis.set_xlabel("budget (cells: runs done / all runs)")
     axis.grid(visible=False)
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
     return figure
+
+
+def _label(task: str, model: str, method: str) -> str:
+    return f"{task} {shown_name(model, MODEL_POINTS, LABEL_SIZE)}: {method_label(method, 'none')}"

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from bbnet.analysis.collect import KEYS
 from bbnet.analysis.summary import Summary
-from bbnet.plots.style import LINES, method_colours
+from bbnet.plots.style import LINES, method_colours, method_label
 
 PHASES = {"warm_up": ("end of warm-up", ":"), "sparse": ("start of the freeze", "--")}
 
@@ -52,7 +52,7 @@ def plot_learning_curves(history: pd.DataFrame, metric: str, heading: str) -> Fi
     axes[1, 0].set_ylabel("density of slabs\n(share)")
     sides = dict(zip(history["method"], history["side"], strict=True))
     handles = [
-        plt.Line2D([], [], color=colour, linestyle=LINES[sides[method]], label=method)
+        plt.Line2D([], [], color=colour, linestyle=LINES[sides[method]], label=method_label(method, "none"))
         for method, colour in colours.items()
     ]
     handles.append(plt.Line2D([], [], color="0.4", marker="o", linestyle="none", markersize=4, label="selected epoch"))

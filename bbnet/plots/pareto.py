@@ -7,19 +7,27 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation, Transform
 
 from bbnet.analysis.metric import Metric
 from bbnet.analysis.summary import Summary
-from bbnet.plots.style import LINES, MARKERS, SEEDS_FOR_INTERVALS, method_colours, method_label, seeds_title
+from bbnet.binary.settings import is_binary
+from bbnet.plots.style import (
+    LINES,
+    MARKERS,
+    SEEDS_FOR_INTERVALS,
+    label_points,
+    method_colours,
+    method_label,
+    seeds_title,
+)
 
-LABEL_POINTS = (20, 8)
 MAX_LABELLED_METHODS = 8
 DODGE_POINTS = 3
 MAX_DODGE_POINTS = 24
 WIDTH, HEIGHT, HEIGHT_OF_LEGEND_ENTRY = 12, 3.8, 0.2
+BYTES = {"bytes": "stored bytes (share of dense)"}
 AXES = {
     "budget": "budget (kept share of the slabs)",
     "net_density": "net density (kept share of all weights)",
@@ -28,11 +36,13 @@ AXES = {
 
 
 def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
-    """Returns the figure of one task and model, and the data shown."""
+    """Returns the figure of one task and model, and the data shown. Bytes are shown where weights are binary."""
     cells = summary.read("cells")
-    shown = cells["metric"].isin([*task.PRIMARY, *AXES])
+    binary = any(map(is_binary, summary.study["methods"].values()))
+    axes = AXES | BYTES if binary else AXES
+    shown = cells["metric"].isin([*task.PRIMARY, *axes])
     metrics = {name: task.METRICS[name] for name in task.PRIMARY}
-    return plot_pareto(cells, summary.read("runs"), metrics), cells[shown]
+    return plot_pareto(cells, summary.read("runs"), metrics, axes, WIDTH * len(axes) / len(AXES)), cells[shown]
 
 
 def plot_pareto(
@@ -53,7 +63,7 @@ def plot_pareto(
         cells: `cells.csv` of one task and model.
         runs: `runs.csv` of the same task and model.
         metrics: the metrics to show, by name.
-        costs_shown: the label of the axis of each cost to show, which are some of `AXES`.
+        costs_shown: the label of the axis of each cost to show, which are some of `AXES` and `BYTES`.
         width: of the figure, in inches.
         height: of a row of axes, in inches.
     """
@@ -61,8 +71,10 @@ def plot_pareto(
     costs = {
         "budget": pd.Series(values.index.get_level_values("budget").astype(float), values.index),
         "net_density": values["net_density"],
-        "flops": values["flops"] / float(values.loc["dense", "flops"].iloc[0]),
     }
+    for name in ("flops", "bytes"):
+        if name in costs_shown:
+            costs[name] = values[name] / float(values.loc["dense", name].iloc[0])
     metrics = {name: metric for name, metric in metrics.items() if name in values}
     colours = method_colours(list(values.index.get_level_values("method")))
     size = width, max(height * len(metrics), 1 + HEIGHT_OF_LEGEND_ENTRY * len(colours))
@@ -88,7 +100,10 @@ def plot_pareto(
     figure.draw_without_rendering()
     for name, row in zip(metrics, axes, strict=True):
         for axis, cost in zip(row, costs_shown, strict=True):
-            _label_points(axis, costs[cost], _shown(values, name, cost), colours)
+            shown = _shown(values, name, cost)
+            label_points(
+                axis, [(costs[cost][key], shown[key], key[2].lstrip("0"), colours[key[0]]) for key in shown.index]
+            )
     return figure
 
 
@@ -133,20 +148,3 @@ def _draw_method(
     place = _dodge(axis, list(colours), method)
     for line in lines:
         line.set_transform(place)
-
-
-def _label_points(axis: Axes, x: pd.Series, y: pd.Series, colours: dict[str, str]) -> None:
-    """Writes the budget to the right of each point, shifted up where it would overlap the label below."""
-    taken: list[tuple[float, float]] = []
-    for key in y.sort_values().index:
-        method, _, budget = key
-        across, up = axis.transData.transform((x[key], y[key])) * 72 / axis.figure.dpi
-        height = up
-        for other_across, other_height in taken:
-            if abs(across - other_across) < LABEL_POINTS[0]:
-                height = max(height, other_height + LABEL_POINTS[1])
-        taken.append((across, height))
-        offset = (9, height - up)
-        white_edge = [withStroke(linewidth=2, foreground="white")]
-        style = {"color": colours[method], "fontsize": 7, "va": "center", "path_effects": white_edge}
-        axis.annotate(budget.lstrip("0"), (x[key], y[key]), xytext=offset, textcoords="offset points", **style)

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -17,15 +18,20 @@ from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ft2font import LoadFlags
+from matplotlib.patheffects import withStroke
 
 MARKERS = {"none": "s", "in": "o", "out": "^", "both": "D"}
+METHOD_SHAPES = ("o", "s", "^", "D", "v", "<", ">", "p", "d", "h", "*", "P", "X")
+METHOD_FILLS = ("full", "none", "left", "top")
 LINES = {"none": "-", "in": "-", "out": "--", "both": "-."}
 DENSE_COLOUR = "0.25"
 SEEDS_FOR_INTERVALS = 3
+SIZE_OF_POINT_LABEL = (20, 8)  # width and height in points of what is written beside a point
 DODGE, MAX_DODGE = 0.13, 0.76
 COLOURBLIND_COLOURS = 10
 SIDE_SUFFIX = re.compile("_(in|out|both)$")
 FONT = "DejaVu Sans"  # comes with matplotlib and has the widest letters of the sans-serif fonts that the style names
+LABEL_SIZE, LABEL_POINTS = 9.6, 130  # largest letters of legends, titles and ticks, and the width of a method there
 LACKING = "□"  # in place of a character that the font lacks
 FILE_METADATA = {".pdf": {"CreationDate": None}, ".png": {}}
 
@@ -40,7 +46,7 @@ def use_style() -> None:
             "axes.spines.right": False,
             "axes.spines.top": False,
             "figure.constrained_layout.use": True,
-            "savefig.dpi": 150,
+            "figure.dpi": 150,  # of files too: widths of letters depend on it, and the layout must be that of the files
             "legend.frameon": False,
             "pdf.fonttype": 42,
         },
@@ -53,14 +59,30 @@ def method_colours(methods: Sequence[str]) -> dict[str, str]:
     Labels that differ only in a final side, such as sp_in and sp_out, share a colour; marker and line style differ.
     """
     families = {method: SIDE_SUFFIX.sub("", method) for method in methods if method != "dense"}
-    names = list(dict.fromkeys(families.values()))
-    palette = seaborn.color_palette("colorblind" if len(names) <= COLOURBLIND_COLOURS else "husl", max(len(names), 1))
-    colours = dict(zip(names, palette.as_hex(), strict=True)) if names else {}
+    colours = model_colours(list(families.values()))
     return {"dense": DENSE_COLOUR} | {method: colours[family] for method, family in families.items()}
 
 
-def method_label(method: str, side: str) -> str:
-    return method if side == "none" else f"{method} ({side})"
+def model_colours(models: Sequence[str]) -> dict[str, str]:
+    """Returns a colour per model, in the order of their first occurrence."""
+    names = list(dict.fromkeys(models))
+    palette = seaborn.color_palette("colorblind" if len(names) <= COLOURBLIND_COLOURS else "husl", max(len(names), 1))
+    return dict(zip(names, palette.as_hex(), strict=True)) if names else {}
+
+
+def method_markers(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Returns the shape and the fill of the marker of each method, where colours show something else.
+
+    They are different for up to 52 methods, and depend only on `methods` and their order.
+    """
+    shapes = [(shape, fill) for fill in METHOD_FILLS for shape in METHOD_SHAPES]
+    return dict(zip(dict.fromkeys(methods), cycle(shapes), strict=False))
+
+
+def method_label(method: str, side: str, width: float = LABEL_POINTS) -> str:
+    """Returns a method and its side for a legend or title; a method wider than `width` points is shortened."""
+    shown = shown_name(method, width, LABEL_SIZE)
+    return shown if side == "none" else f"{shown} ({side})"
 
 
 def shown_name(name: str, width: float, size: float, font: str = FONT) -> str:
@@ -132,6 +154,33 @@ def draw_cell(axis: Axes, x: float, cell: pd.Series, singles: Sequence[float], c
     else:
         axis.plot([x] * len(singles), singles, ".", color=colour, markersize=4, alpha=0.6)
     axis.plot([x], [cell["mean"]], color=colour, marker=MARKERS[side], markersize=5, linestyle="none")
+
+
+def label_points(
+    axis: Axes, points: Sequence[tuple[float, float, str, str]], offset: tuple[float, float] = (9, 0)
+) -> None:
+    """Writes a text beside each point (x, y, text, colour), shifted further where it would overlap another text.
+
+    The figure must have been drawn, because places depend on the limits of the axes.
+
+    Args:
+        offset: of the text from its point, in points of length, to the right (else to the left) and up. Texts below
+            their points are shifted down, others up.
+    """
+    width, height = SIZE_OF_POINT_LABEL
+    right, upward = offset[0] > 0, -1 if offset[1] < 0 else 1
+    taken: list[tuple[float, float]] = []
+    for x, y, text, colour in sorted(points, key=lambda point: upward * point[1]):
+        across, up = axis.transData.transform((x, y)) * 72 / axis.figure.dpi
+        place = upward * (up + offset[1])
+        for other_across, other_place in taken:
+            if abs(across - other_across) < width:
+                place = max(place, other_place + height)
+        taken.append((across, place))
+        white_edge = [withStroke(linewidth=2, foreground="white")]
+        style = {"color": colour, "fontsize": 7, "va": "center", "path_effects": white_edge}
+        style |= {"ha": "left" if right else "right", "xytext": (offset[0], upward * place - up)}
+        axis.annotate(text, (x, y), textcoords="offset points", **style)
 
 
 def side_by_side(count: int) -> np.ndarray:
