@@ -63,10 +63,11 @@ if KNOBS.results_from == "runs" and KNOBS.cells == "all":
 
 include: "rules/figures.smk"
 include: "rules/tables.smk"
+include: "rules/diagnostics.smk"
 
 
 # Forced by the user, which does not include what Snakemake repeats because it was interrupted: such a training resumes.
-# What starts from a forced warm-up is forced as well.
+# What starts from a forced warm-up, or prunes a forced dense run, is forced as well.
 onstart:
     if workflow.is_main_process:
         settings = workflow.dag_settings
@@ -78,6 +79,8 @@ onstart:
             and (
                 settings.forceall
                 or forced & {"warm_up", job.rule.name, *map(str, job.output), str(job.input.get("warm_start"))}
+                or forced & {"train" if job.input.get("source") else "", *map(str, job.input.get("source") or ())}
+                or forced & {*map(str, job.input.get("dense") or ())}
             )
         )
 

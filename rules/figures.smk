@@ -1,10 +1,11 @@
-# Figures and their data, from the summary alone: one job for the study, and one for each task and model.
+# Figures and their data, from the summary alone: one job for the study, one for all models of a task with a baseline, and
+# one for each task and model.
 for part, figures in WORKFLOW.figures.items():
     task, model = part
 
     rule:
         name:
-            f"figures_{task}_{model}" if task else "figures_study"
+            "_".join(("figures", *filter(None, part))) if task else "figures_study"
         input:
             SUMMARY_FILES,
             [f"<results>/summary/panels/{task}.npz"] if any(name.startswith("panels-") for name in figures) else [],
@@ -28,10 +29,10 @@ for part, figures in WORKFLOW.figures.items():
         params:
             code=recipe.task_code("figures", task) if task else recipe.summary_code("figures"),
             figures=figures,
-            part=["--task", task, "--model", model] if task else [],
+            part=part_arguments(task, model),
             results=subpath(output[0], ancestor=2),
         message:
-            f"figures of {task} {model}" if task else "figures of the study"
+            " ".join(("figures of", *filter(None, part))) if task else "figures of the study"
         shell:
             "exec python workflow_scripts/figures.py --results {params.results:q} {params.part:q}"
             " --figures {params.figures:q} --log {log:q}"

@@ -52,24 +52,26 @@ rule warm_up:
     input:
         prepared=prepared_index,
         weights=weights_manifest,
+        source=source_files,
     output:
         checkpoint=update("<results>/warm_up/{task}/{model}/s{seed}/checkpoint.pt"),
         history=update("<results>/warm_up/{task}/{model}/s{seed}/history.csv"),
         units=update("<results>/warm_up/{task}/{model}/s{seed}/units.csv"),
     log:
         "<results>/logs/warm_up/{task}-{model}-s{seed}.log",
-    threads: STUDY.cpu_threads
+    threads: lambda wildcards: STUDY.cpu_threads * WORKFLOW.devices[wildcards.task]
     resources:
-        gpu=WORKFLOW.gpus_per_job,
+        gpu=lambda wildcards: WORKFLOW.gpus_per_device * WORKFLOW.devices[wildcards.task],
     params:
         config=lambda wildcards: canonical_json(warm_up_recipe(wildcards)),
         fingerprint=lambda wildcards: fingerprint(warm_up_recipe(wildcards)),
+        source=lambda wildcards, input: os.path.dirname(input.source[0]) if input.source else [],
         folder=subpath(output.checkpoint, parent=True),
     message:
         "warm up {wildcards.task} {wildcards.model}, seed {wildcards.seed}"
     shell:
         "exec python workflow_scripts/warm_up.py --config {params.config:q} --fingerprint {params.fingerprint:q}"
-        " --prepared {input.prepared:q} --weights {input.weights:q} --folder {params.folder:q} --log {log:q}"
+        " --prepared {input.prepared:q} --weights {input.weights:q} --source {params.source:q} --folder {params.folder:q} --log {log:q}"
 
 
 rule buckets:
@@ -95,6 +97,7 @@ rule train:
     input:
         prepared=prepared_index,
         warm_start="<results>/warm_up/{task}/{model}/s{seed}/checkpoint.pt",
+        dense=pruned_files,
         buckets=buckets_of,
     output:
         model=update("<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/model.safetensors"),
@@ -110,18 +113,19 @@ rule train:
         cost="<results>/runs/{task}/{model}/{method}/b{budget}/s{seed}/cost.json",
     log:
         "<results>/logs/train/{task}-{model}-{method}-b{budget}-s{seed}.log",
-    threads: STUDY.cpu_threads
+    threads: lambda wildcards: STUDY.cpu_threads * WORKFLOW.devices[wildcards.task]
     resources:
-        gpu=WORKFLOW.gpus_per_job,
+        gpu=lambda wildcards: WORKFLOW.gpus_per_device * WORKFLOW.devices[wildcards.task],
     params:
         run=lambda wildcards: canonical_json(asdict(run_of(wildcards))),
         config=lambda wildcards: canonical_json(RECIPES.train(run_of(wildcards))),
         fingerprint=lambda wildcards: RECIPES.run_fingerprint(run_of(wildcards)),
         scoring=lambda wildcards: canonical_json(RECIPES.tasks[wildcards.task].scoring()),
+        dense=lambda wildcards, input: os.path.dirname(input.dense[0]) if input.dense else [],
         folder=subpath(output.metrics, parent=True),
     message:
         "train {wildcards.task} {wildcards.model} {wildcards.method}, budget {wildcards.budget}, seed {wildcards.seed}"
     shell:
         "exec python workflow_scripts/train.py --run {params.run:q} --config {params.config:q}"
         " --fingerprint {params.fingerprint:q} --scoring {params.scoring:q} --prepared {input.prepared:q}"
-        " --warm-start {input.warm_start:q} --buckets {input.buckets:q} --folder {params.folder:q} --log {log:q}"
+        " --warm-start {input.warm_start:q} --dense {params.dense:q} --buckets {input.buckets:q} --folder {params.folder:q} --log {log:q}"

@@ -13,12 +13,17 @@ rule collect:
         data="<results>/summary/data.json",
         grid="<results>/summary/grid.csv",
         timing="<results>/summary/timing.csv",
+        weights=[f"<results>/summary/{file}" for file in WORKFLOW.collected_weights],
     log:
         "<results>/logs/collect.log",
     localrule: True
     params:
         grid=fingerprint(
-            {"grid": [RECIPES.run_fingerprint(run) for run in WORKFLOW.runs.values()], "cells": KNOBS.cells}
+            {
+                "grid": [RECIPES.run_fingerprint(run) for run in WORKFLOW.runs.values()],
+                "cells": KNOBS.cells,
+                "baselines": baselines(STUDY),
+            }
         ),
         code=[recipe.task_code("collect", task) for task in WORKFLOW.tasks],
         knobs=canonical_json(KNOBS.model_dump(exclude={"device"})),
@@ -42,6 +47,7 @@ rule compare:
         cells="<results>/summary/cells.csv",
         contrasts="<results>/summary/contrasts.csv",
         claims="<results>/summary/claims.csv",
+        models=[f"<results>/summary/{file}" for file in WORKFLOW.contrasted_models],
     log:
         "<results>/logs/compare.log",
     localrule: True
@@ -69,7 +75,7 @@ rule panels:
         code=lambda wildcards: recipe.task_code("panels", wildcards.task),
         results=subpath(output.panels, ancestor=3),
     message:
-        "panels {wildcards.task}: best, median and worst case beside dense"
+        "panels {wildcards.task}: selected test cases beside dense or the baseline"
     shell:
         "exec python workflow_scripts/panels.py --task {wildcards.task:q} --shown {params.shown:q} --results {params.results:q}"
         " --prepared {input.prepared:q} --panels {output.panels:q} --log {log:q}"

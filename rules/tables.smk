@@ -4,7 +4,7 @@ for part, tables in WORKFLOW.tables.items():
 
     rule:
         name:
-            f"tables_{task}_{model}" if task else "tables_study"
+            "_".join(("tables", *filter(None, part))) if task else "tables_study"
         input:
             SUMMARY_FILES,
         output:
@@ -26,10 +26,10 @@ for part, tables in WORKFLOW.tables.items():
         params:
             code=recipe.task_code("tables", task) if task else recipe.summary_code("tables"),
             tables=tables,
-            part=["--task", task, "--model", model] if task else [],
+            part=part_arguments(task, model),
             results=subpath(output[0], ancestor=2),
         message:
-            f"tables of {task} {model}" if task else "tables of the study"
+            " ".join(("tables of", *filter(None, part))) if task else "tables of the study"
         shell:
             "exec python workflow_scripts/tables.py --results {params.results:q} {params.part:q}"
             " --tables {params.tables:q} --log {log:q}"

@@ -8,8 +8,8 @@ from pathlib import Path
 from common import JSON, arguments, read_json, run, to_json, write_frame, write_text
 
 from bbnet.analysis import claims, collect
-from bbnet.study.config import Knobs, read_study
-from bbnet.study.grid import runs
+from bbnet.study.config import Knobs, read_chosen_study
+from bbnet.study.grid import has_binary_weights, runs
 from bbnet.study.recipe import Recipes
 from bbnet.study.record import run_status
 from bbnet.tasks.task import load_metrics, relative_metrics
@@ -17,7 +17,7 @@ from bbnet.tasks.task import load_metrics, relative_metrics
 
 def main(options) -> None:
     knobs = Knobs(**{"device": os.environ.get("BBNET_DEVICE", "auto")} | options.knobs)
-    study = read_study(knobs.study, Path("studies"))
+    study = read_chosen_study(knobs, Path("studies"))
     recipes = Recipes(study, knobs)
     asked = [cell(one, options.results / "runs", recipes.run_fingerprint(one), knobs.cells) for one in runs(study)]
     tasks = {name: load_metrics(name) for name in study.task_settings()}
@@ -50,6 +50,8 @@ def main(options) -> None:
         "history.parquet": collect.history_table(found),
         "refreshes.parquet": collect.refreshes_table(found),
     }
+    if has_binary_weights(study):
+        tables |= {"weights.csv": collect.weights_table(found), "latent.csv": collect.latent_table(found)}
     for name, table in tables.items():
         write_frame(options.summary / name, table)
     described = study.model_dump(mode="json") | {

@@ -46,6 +46,9 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     gc.freeze()
     gc.enable()
     options = parser.parse_args()
+    rank = os.environ.get("RANK", "0")
+    if rank != "0":  # one of the processes of a training on several devices, of which the first has the log of the job
+        options.log = options.log.with_suffix(f".rank{rank}.log")
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, _exit)
@@ -55,7 +58,7 @@ def run(main: Callable[[argparse.Namespace], None], parser: argparse.ArgumentPar
     terminal.setFormatter(logging.Formatter(f"[{options.log.stem}] %(message)s"))
     terminal.addFilter(lambda record: not getattr(record, "only_in_log", False))
     logging.basicConfig(level=logging.WARNING, handlers=[terminal])
-    logging.getLogger("bbnet").setLevel(logging.INFO)
+    logging.getLogger("bbnet").setLevel(logging.INFO if rank == "0" else logging.WARNING)
     logging.raiseExceptions = False  # if the log cannot be written, do not print a traceback for each message
     try:
         options.log.parent.mkdir(parents=True, exist_ok=True)

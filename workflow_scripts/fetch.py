@@ -1,5 +1,6 @@
 """Downloads and unpacks a pack, or generates an embedded one, checks it, and writes its manifest."""
 
+import inspect
 from contextlib import nullcontext
 
 from common import JSON, arguments, run, says_how_to_look_again, to_json
@@ -9,7 +10,11 @@ from bbnet.tasks import task as tasks
 
 
 def main(options) -> None:
-    task = tasks.load(options.config["task"])
+    task, asked = tasks.load(options.config["task"]), options.config.get("asked", {})
+    if not asked.keys() <= inspect.signature(task.fetch).parameters.keys():
+        raise ValueError(
+            f"task {options.config['task']} cannot score other data: its fetch knows no {', '.join(asked)}"
+        )
     folder = options.manifest.with_suffix("")
     with alone(options.partial / f".{folder.name}.lock"):
         if options.manifest.exists():  # another process made it while this one waited
@@ -19,7 +24,7 @@ def main(options) -> None:
         says = says_how_to_look_again() if local else nullcontext()
         with says, whole_folder(folder, options.partial) as target:
             try:
-                manifest = task.fetch(data, target, options.downloads)
+                manifest = task.fetch(data, target, options.downloads, **asked)
             except ValueError as error:
                 raise ValueError(str(error).replace(f"{target}", f"{data['pack']}, unpacked")) from None
         with whole_file(options.manifest) as partial:

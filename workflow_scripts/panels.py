@@ -1,4 +1,4 @@
-"""Selects the test cases that figures show side by side, for each method and its dense run."""
+"""Selects the test cases that figures show side by side, for each pair of a run and its reference."""
 
 import importlib
 
@@ -7,6 +7,7 @@ from common import JSON, TEXT, arguments, read_json, run, to_json
 import numpy as np
 import pandas as pd
 
+from bbnet.analysis.draws import split_draws
 from bbnet.data.store import whole_file
 
 
@@ -14,10 +15,11 @@ def main(options) -> None:
     panels = importlib.import_module(f"bbnet.tasks.{options.task}.panels")
     prepared, index = options.prepared.with_suffix(""), read_json(options.prepared)
     arrays, described = {}, {}
-    for model, (dense, *others) in options.shown.items():
-        for other in others:
+    for model, pairs in options.shown.items():
+        for dense, other in pairs:
             items = {
-                name: pd.read_parquet(options.results / "runs" / name / "items.parquet") for name in (dense, other)
+                name: split_draws(pd.read_parquet(options.results / "runs" / name / "items.parquet"))[0]
+                for name in (dense, other)
             }
             predictions = {
                 name: dict(np.load(options.results / "runs" / folder / "predictions.npz"))

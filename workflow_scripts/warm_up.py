@@ -9,6 +9,7 @@ import torch
 
 from bbnet.data.store import alone
 from bbnet.study.record import sha256_of
+from bbnet.training import ranks
 from bbnet.training.checkpoint import load_state, save_state
 from bbnet.training.live import live_as_configured
 from bbnet.training.resume import StateFile
@@ -19,8 +20,14 @@ logger = logging.getLogger("bbnet")
 
 def main(options) -> None:
     """Trains, unless the folder holds this warm-up already, as when the data were removed and prepared again."""
+    data = sha256_of(options.prepared)
+    if ranks.is_follower(ranks.device_count(options.config)):
+        if not is_warm(options.folder, options.fingerprint, data):
+            job, weights = opened(options)
+            with job.together():
+                warm_up(job, weights, source=options.source)
+        return
     with alone(options.folder / ".lock"):
-        data = sha256_of(options.prepared)
         if is_warm(options.folder, options.fingerprint, data):
             logger.info("%s: is trained, by its checkpoint", options.folder)
         else:
@@ -36,16 +43,22 @@ def is_warm(folder: Path, wanted: str, data: str) -> bool:
     return written and (found["fingerprint"], found.get("prepared")) == (wanted, data)
 
 
+def opened(options) -> tuple[Job, Path | None]:
+    """Returns the job and the file of the initial weights, if the model has one."""
+    devices = ranks.device_count(options.config)
+    job = Job(options.config, options.prepared.with_suffix(""), read_json(options.prepared), devices)
+    if options.weights is None:
+        return job, None
+    manifest = read_manifest(options.weights)
+    return job, Path(manifest["root"], manifest["file"])
+
+
 def train_and_write(options, data: str) -> None:
     folder = options.folder
-    job = Job(options.config, options.prepared.with_suffix(""), read_json(options.prepared))
-    weights = None
-    if options.weights is not None:
-        manifest = read_manifest(options.weights)
-        weights = Path(manifest["root"], manifest["file"])
+    job, weights = opened(options)
     state_file = StateFile.as_configured(folder / "state.pt", job.device, options.fingerprint, data)
-    with live_as_configured("/".join(folder.parts[-4:]), options.config) as live, state_file:
-        state, history, units = warm_up(job, weights, on_epoch=live, resume=state_file)
+    with live_as_configured("/".join(folder.parts[-4:]), options.config) as live, state_file, job.together():
+        state, history, units = warm_up(job, weights, on_epoch=live, resume=state_file, source=options.source)
     write_csv(folder / "history.csv", history)
     write_csv(folder / "units.csv", units)
     # Last, since the checkpoint says that the warm-up is complete.
@@ -53,4 +66,15 @@ def train_and_write(options, data: str) -> None:
     state_file.discard()
 
 
-run(main, arguments(__doc__, config=JSON, fingerprint=TEXT, prepared={}, weights={"nargs": "?"}, folder={}))
+run(
+    main,
+    arguments(
+        __doc__,
+        config=JSON,
+        fingerprint=TEXT,
+        prepared={},
+        weights={"nargs": "?"},
+        source={"nargs": "?", "required": False},
+        folder={},
+    ),
+)

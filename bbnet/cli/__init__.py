@@ -1,4 +1,4 @@
-"""The command line tool `bbnet`: planning, monitoring and checking a study. It does not import torch."""
+"""The command line tool `bbnet`: planning, monitoring and checking studies and their runs. It does not import torch."""
 
 import argparse
 import io
@@ -26,11 +26,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(arguments: Sequence[str] | None) -> None:
     # Imported here, since they need packages that an installation of the core lacks.
-    from bbnet.cli import check, plan, status, verify
+    from bbnet.cli import check, graph, pack, plan, score, ship, status, verify, weights
 
-    parser = argparse.ArgumentParser(prog="bbnet", description="Plan, monitor and check a study.")
+    parser = argparse.ArgumentParser(prog="bbnet", description="Plan, monitor and check studies and their runs.")
     commands = parser.add_subparsers(required=True, metavar="command")
-    for command in (plan, status, check, verify):
+    for command in (plan, graph, status, check, verify, score, weights, pack, ship):
         command.add_to(commands)
     options = parser.parse_args(arguments)
     options.run(options)

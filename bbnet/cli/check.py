@@ -13,6 +13,7 @@ from tabulate import tabulate
 from bbnet.analysis import differences
 from bbnet.analysis.collect import KEYS
 from bbnet.analysis.differences import COUNTS, Summary
+from bbnet.analysis.draws import mean_metrics, split_draws
 from bbnet.analysis.statistics import CELL_KEYS, DENSE
 from bbnet.cli.knobs import add_knobs, chosen_knobs
 from bbnet.tasks.task import load_metrics, relative_metrics
@@ -150,14 +151,15 @@ def _read_items(path: Path) -> tuple[dict[tuple, frozenset], pd.DataFrame]:
         items = rows.drop(columns=KEYS).dropna(axis=1)
         text = [name for name in items if pd.api.types.is_string_dtype(items[name])]
         names[keys[:5]] = frozenset(items[text].itertuples(index=False, name=None))
-        of_run[keys] = {name: items.sort_values(text)[name].to_numpy() for name in items if name not in text}
+        of_draws = (each.sort_values(text) for each in split_draws(items))
+        of_run[keys] = [{name: each[name].to_numpy() for name in each if name not in text} for each in of_draws]
     relative = relative_metrics({keys[0] for keys in of_run})
-    for keys, items in of_run.items():
+    for keys, of_draws in of_run.items():
         task, model, method, *_, seed = keys
-        found = dict(load_metrics(task).metrics(items))
+        found = mean_metrics(load_metrics(task).metrics, of_draws)
         dense = of_run.get((task, model, *DENSE, seed))
         if method != "dense" and dense is not None and task in relative:
-            found |= relative[task](items, dense)
+            found |= mean_metrics(relative[task], of_draws, dense[0])
         metrics += [(*keys, metric, float(value)) for metric, value in found.items()]
     return names, pd.DataFrame(metrics, columns=[*KEYS, "metric", "value"])
 

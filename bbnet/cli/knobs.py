@@ -10,6 +10,8 @@ from bbnet.study.config import ConfigError, Knobs, read_knobs
 STUDIES = Path("studies")
 HELP = {
     "study": "name of a file in studies/, without .yaml (default: that of config.yaml)",
+    "tasks": "all, or the tasks to look at, as in asr,face (default: that of config.yaml)",
+    "data_dir": "folder of downloaded and prepared data (default: that of config.yaml)",
     "results_dir": "folder of the results (default: that of config.yaml)",
     "device": "auto, cpu or cuda (default: that of config.yaml)",
 }

@@ -3,10 +3,10 @@
 import argparse
 import json
 import re
-import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,18 @@ import pandas as pd
 from tabulate import tabulate
 
 from bbnet.analysis.contrasts import COLUMNS as CONTRAST_COLUMNS
-from bbnet.analysis.contrasts import pairs
+from bbnet.analysis.contrasts import MODEL_COLUMNS, model_pairs, pairs
 from bbnet.analysis.power import components_of, detectable_difference
 from bbnet.analysis.summary import read_csv
+from bbnet.cli import own_process
 from bbnet.cli.check import REFERENCE, read_part, summary_folder
 from bbnet.cli.knobs import STUDIES, add_knobs, chosen_knobs
 from bbnet.data.packs import pack_of
 from bbnet.data.unpack import SUFFIXES
 from bbnet.study import grid, machine
-from bbnet.study.config import ConfigError, Knobs, Study, check_sources, read_study
+from bbnet.study.config import ConfigError, Knobs, Study, check_sources, read_chosen_study, sources
 from bbnet.study.recipe import Recipes
-from bbnet.tasks.settings import Estimate
+from bbnet.tasks.settings import Estimate, Training
 from bbnet.tasks.task import load_metrics
 
 BENCHMARKS = Path("benchmarks", "results")
@@ -38,7 +39,7 @@ def add_to(commands: Any) -> None:
     parser = commands.add_parser(
         "plan", help="estimate runs, disk space, hours and detectable differences of a study", description=__doc__
     )
-    add_knobs(parser, "study", "device")
+    add_knobs(parser, "study", "tasks", "device")
     parser.add_argument(
         "--like",
         type=Path,
@@ -52,7 +53,7 @@ def add_to(commands: Any) -> None:
 def print_plan(options: argparse.Namespace) -> None:
     """Prints the estimates. Raises ConfigError if the study is invalid."""
     knobs = chosen_knobs(options)
-    study = read_study(knobs.study, STUDIES)
+    study = read_chosen_study(knobs, STUDIES)
     check_sources(study, STUDIES / f"{knobs.study}.yaml")
     recipes, tasks = Recipes(study, knobs), study.task_settings()
     packs = [pack for task in tasks for data in recipes.packs(task) if (pack := pack_of(data)) and data.path is None]
@@ -66,10 +67,12 @@ def print_plan(options: argparse.Namespace) -> None:
         for label in tasks[task].models
     ]
     print(_hours_table(costs))
+    for place, source in sources(study).items():
+        print(f"{'/'.join(place)} starts from the dense run of {'/'.join(source)} of the same seed, trained first.\n")
     print(_disk_table(recipes, estimates, costs))
     like = options.like or (EARLIER_STUDY if EARLIER_STUDY.is_dir() else None)
     if like is not None:
-        print(f"\n{_detectable_table(study, summary_folder(like) / 'contrasts.csv')}")
+        print(f"\n{_detectable_table(study, summary_folder(like))}")
     for pack in packs:
         if pack.notice:
             print(f"\n{pack.title}: {pack.notice}")
@@ -77,11 +80,15 @@ def print_plan(options: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Cost:
-    """Runs of one model of a task, their training steps in total, and the time of a step; None where unknown."""
+    """Runs of one model of a task, the devices of each, their training steps in total, and the time of a step.
+
+    None stands where it is unknown.
+    """
 
     task: str
     model: str
     runs: int
+    devices: int
     steps: int | None
     step_seconds: float | None
     source: str
@@ -96,21 +103,32 @@ def _cost(
     study: Study, knobs: Knobs, recipes: Recipes, device: str, task: str, label: str, estimate: Estimate | None
 ) -> Cost:
     runs = [run for run in grid.runs(study) if (run.task, run.model) == (task, label)]
-    training = recipes.tasks[task].training
-    epochs = len(runs) * training.sparse_epochs + len(study.seeds) * training.warm_up_epochs
+    training = recipes.tasks[task].training_of(label)
+    epochs = len(study.seeds_of(task)) * training.warm_up_epochs + sum(
+        _epochs_of(study, study.methods[run.method], training) for run in runs
+    )
     measured, source = _recorded(device, recipes.step_key(task, label))
     if measured is None:
         measured, source = _measured_here(study, knobs, task, label)
-    stored = len(runs) + WEIGHTS_PER_WARM_START * len(study.seeds)
+    binary = sum(study.methods[run.method].weights != "float" for run in runs)  # these store latent weights too
+    stored = len(runs) + binary + WEIGHTS_PER_WARM_START * len(study.seeds_of(task))
     return Cost(
         task,
         label,
         len(runs),
+        training.device_count,
         estimate and epochs * estimate.steps_per_epoch,
         measured and measured["step_seconds"],
         source,
         measured and BYTES_PER_WEIGHT * measured["weights"] * stored,
     )
+
+
+def _epochs_of(study: Study, method: Any, training: Training) -> int:
+    """Returns the number of epochs that a run trains after its warm start."""
+    if grid.is_one_shot(method):
+        return method.one_shot.recovery_epochs * len(study.calibration_seeds)
+    return training.sparse_epochs
 
 
 def _estimate(settings: Any, prepared: Path) -> Estimate | None:
@@ -125,7 +143,7 @@ def _estimate(settings: Any, prepared: Path) -> Estimate | None:
             return Estimate(steps, sum(path.stat().st_size for path in prepared.iterdir()))
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ConfigError(f"{index}: cannot be read: {error!r}") from None
-    own = not getattr(settings.data, "complete", True)
+    own = not (getattr(settings.data, "complete", True) and getattr(settings.data, "published", True))
     return None if own else settings.estimate(pack_of(settings.data))
 
 
@@ -145,20 +163,12 @@ def benchmark_file(device: str) -> Path:
 
 
 def _measured_here(study: Study, knobs: Knobs, task: str, label: str) -> tuple[Mapping[str, Any] | None, str]:
-    """Times training steps on this machine, in a separate process."""
+    """Times training steps on this machine."""
     print(f"timing {task} {label}: {BENCHMARKS} has no time of such a step on this device ...", file=sys.stderr)
-    command = [sys.executable, "-m", "bbnet.training.step_time"]
-    result = subprocess.run(
-        [*command, "--task", task, "--model", label, "--device", knobs.device],
-        input=study.model_dump_json(exclude_unset=True),
-        capture_output=True,
-        encoding="utf-8",
-        errors="replace",
-    )
-    if result.returncode:
-        why = result.stderr.strip().splitlines()[-1:] or [f"ended by signal {-result.returncode}"]
-        return None, f"unknown: timing failed ({why[0]})"
-    measured = json.loads(result.stdout)
+    try:
+        measured = own_process.call("bbnet.training.step_time", study, task, label, "--device", knobs.device)
+    except ValueError as error:
+        return None, f"unknown: timing failed ({error})"
     return measured, f"{measured['steps']} timed steps here"
 
 
@@ -170,6 +180,7 @@ def _hours_table(costs: list[Cost]) -> str:
             cost.runs,
             _shown_steps(cost.steps),
             "unknown" if cost.step_seconds is None else _shown_step(cost.step_seconds),
+            cost.devices,
             "unknown" if cost.hours is None else _shown_hours(cost.hours),
             cost.source,
         )
@@ -178,10 +189,13 @@ def _hours_table(costs: list[Cost]) -> str:
     known = [cost.hours for cost in costs if cost.hours is not None]
     total = _shown_hours(sum(known)) if len(known) == len(costs) else "unknown"
     steps = None if any(cost.steps is None for cost in costs) else sum(cost.steps for cost in costs)
-    rows.append(("all", "", sum(cost.runs for cost in costs), _shown_steps(steps), "", total, ""))
-    headers = ("task", "model", "runs", "steps", "time per step", "hours", "source")
+    rows.append(("all", "", sum(cost.runs for cost in costs), _shown_steps(steps), "", "", total, ""))
+    headers = ("task", "model", "runs", "steps", "time per step", "devices", "hours", "source")
     table = tabulate(rows, headers=headers, disable_numparse=True)
-    note = "Hours on one device, for training at the speed of dense; scoring and data preparation are not included."
+    note = (
+        "Hours of all runs one after another, each on its number of devices, at the speed of dense. Scoring, the\n"
+        "preparation of data, and the exchange of gradients between several devices are not included."
+    )
     return f"{table}\n\n{note}\n"
 
 
@@ -199,43 +213,60 @@ def _shown_hours(hours: float) -> str:
 
 def _detectable_table(study: Study, like: Path) -> str:
     """Returns a table of the differences that are detected, by numbers of seeds and test items."""
-    contrasts = read_part(like, read_csv)
-    lacks = [name for name in CONTRAST_COLUMNS if name not in contrasts]
-    if lacks:
-        raise ConfigError(f"{like}: has no column {', '.join(lacks)}; summaries of older versions lack some of them")
+    of_models = like / "model_contrasts.csv"
+    tables = {"methods": _read_contrasts(like / "contrasts.csv", CONTRAST_COLUMNS)}
+    tables["models"] = _read_contrasts(of_models, MODEL_COLUMNS) if of_models.is_file() else tables["methods"][:0]
     rows = []
-    for task, metric, count in _contrast_counts(study):
+    for task, between, metric, count in _contrast_counts(study):
+        contrasts = tables[between]
         of_metric = contrasts[(contrasts["task"] == task) & (contrasts["metric"] == metric)]
         found = components_of(of_metric)
         if found is None or not count:
-            rows.append((task, metric, count, *["unknown"] * (2 + len(MORE_ITEMS))))
+            rows.append((task, between, metric, count, *["unknown"] * (2 + len(MORE_ITEMS))))
             continue
         kind = load_metrics(task).METRICS[metric]
         unit, largest = kind.difference_unit, kind.largest_difference
-        for seeds in sorted({*SHOWN_SEEDS, len(study.seeds)} - {1}):
+        own = len(study.seeds_of(task))
+        for seeds in sorted({*SHOWN_SEEDS, own} - {1}):
             differences = [detectable_difference(found, seeds, count, more) for more in MORE_ITEMS]
-            mark = " (this study)" if seeds == len(study.seeds) else ""
+            mark = " (this study)" if seeds == own else ""
             shown = ["none" if value > largest else f"{value:.2g}{unit}" for value in differences]
-            rows.append((task, metric, count, found.items, f"{seeds}{mark}", *shown))
-    headers = ("task", "metric", "about contrasts", "items", "seeds", *(f"items x {more}" for more in MORE_ITEMS))
+            rows.append((task, between, metric, count, found.items, f"{seeds}{mark}", *shown))
+    of_items = (f"items x {more}" for more in MORE_ITEMS)
+    headers = ("task", "between", "metric", "about contrasts", "items", "seeds", *of_items)
     note = (
-        "Smallest difference between two methods that is significant with a probability of 80 %, after Holm's method\n"
-        "over all contrasts of the task. Variances and the number of test items are those of\n"
-        f"{like}. None: not even the largest. Unknown: that study has no\n"
+        "Smallest difference, between two methods or between a model and the task's baseline, that is significant\n"
+        "with a probability of 80 %, after Holm's method over all contrasts of the task. Variances and the number of\n"
+        f"test items are those of {like}. None: not even the largest. Unknown: that study has no\n"
         "contrast of the metric with at least two seeds, or this one has none."
     )
     return f"{tabulate(rows, headers=headers, disable_numparse=True)}\n\n{note}"
 
 
-def _contrast_counts(study: Study) -> list[tuple[str, str, int]]:
-    """Returns the number of contrasts of each task, with each of its primary metrics."""
+def _read_contrasts(path: Path, columns: list[str]) -> pd.DataFrame:
+    contrasts = read_part(path, read_csv)
+    lacks = [name for name in columns if name not in contrasts]
+    if lacks:
+        raise ConfigError(f"{path}: has no column {', '.join(lacks)}; summaries of older versions lack some of them")
+    return contrasts
+
+
+def _contrast_counts(study: Study) -> list[tuple[str, str, str, int]]:
+    """Returns the number of contrasts of each task, with `methods` or `models`, and each of its primary metrics."""
     runs = pd.DataFrame([vars(run) for run in grid.runs(study)]).drop(columns="seed").drop_duplicates()
     cells = [tuple(cell) for cell in runs.itertuples(index=False, name=None)]
     slabs = {cell: "in" if cell[3] == "none" else cell[3] for cell in cells}
     methods = {label: method.model_dump() for label, method in study.methods.items()}
-    tasks = [cell[0] for cell, _ in pairs(cells, methods, slabs)]
+    baselines = grid.baselines(study)
+    compared = chain(pairs(cells, methods, slabs, study.reference), model_pairs(cells, baselines))
+    tasks = [cell[0] for cell, _ in compared]
     primary = {task: load_metrics(task).PRIMARY for task in study.task_settings()}
-    return [(task, metric, tasks.count(task) * len(primary[task])) for task in primary for metric in primary[task]]
+    return [
+        (task, between, metric, tasks.count(task) * len(primary[task]))
+        for task in primary
+        for between in ("methods", "models")[: 1 + (task in baselines)]
+        for metric in primary[task]
+    ]
 
 
 def _disk_table(recipes: Recipes, estimates: Mapping[str, Estimate | None], costs: list[Cost]) -> str:

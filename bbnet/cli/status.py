@@ -16,7 +16,7 @@ from tabulate import tabulate
 
 from bbnet.cli.knobs import STUDIES, add_knobs, chosen_knobs
 from bbnet.study import grid
-from bbnet.study.config import read_study
+from bbnet.study.config import read_chosen_study
 from bbnet.study.grid import Run
 from bbnet.study.recipe import Recipes
 from bbnet.study.record import run_status
@@ -27,14 +27,14 @@ STATES = ("done", "running", "failed", "stale", "missing")
 
 def add_to(commands: Any) -> None:
     parser = commands.add_parser("status", help="states of a study's runs, and the remaining time", description=__doc__)
-    add_knobs(parser, "study", "results_dir", "device")
+    add_knobs(parser, "study", "tasks", "results_dir", "device")
     parser.set_defaults(run=print_status)
 
 
 def print_status(options: argparse.Namespace) -> None:
     """Prints the tables. Raises ConfigError if the study is invalid."""
     knobs = chosen_knobs(options)
-    study = read_study(knobs.study, STUDIES)
+    study = read_chosen_study(knobs, STUDIES)
     recipes = Recipes(study, knobs)
     results = Path(knobs.results_dir, knobs.study, "runs")
     snakemakes = _snakemake_starts()

@@ -15,7 +15,11 @@ import numpy as np
 import pandas as pd
 from safetensors import safe_open
 
-from bbnet.study.record import TRAINED, Record, fingerprint, read_record, sha256_of
+from bbnet.analysis.draws import mean_metrics, split_draws
+from bbnet.cli.runs import record_of
+from bbnet.study.record import LATENT, Record, fingerprint, read_record, sha256_of, trained_files
+
+WARM_START, SOURCE = "its warm start", "the run that it started from"
 
 
 def add_to(commands: Any) -> None:
@@ -23,8 +27,8 @@ def add_to(commands: Any) -> None:
         "verify",
         help="check whether runs match their records",
         description="Recomputes from a run's files what its record.json states: hashes, the fingerprint of its "
-        "configuration, the connections of every slab, that pruned weights are 0, densities, and the metrics from the "
-        "items. Exit status 1 if anything differs.",
+        "configuration, the connections of every slab, that pruned weights are 0, the signs of binary weights, "
+        "densities, and the metrics from the items. Exit status 1 if anything differs.",
     )
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, with its record.json")
     parser.set_defaults(run=verify_runs)
@@ -35,8 +39,9 @@ def verify_runs(options: argparse.Namespace) -> None:
     for folder in options.runs:
         found = list(differences(folder))
         wrong += bool(found)
-        absent = [what for what, path in compared_with(folder).items() if not path.is_file()]
-        but = f" (missing, so not compared: {', '.join(absent)})" if absent and not found else ""
+        others = {} if found else compared_with(folder, record_of(folder))
+        absent = [what for what, path in others.items() if not path.is_file()]
+        but = f" (missing, so not compared: {', '.join(absent)})" if absent else ""
         print(f"{folder}: " + ("does not match its record" if found else f"matches its record{but}"))
         for difference in found:
             print(f"  {difference}")
@@ -44,12 +49,14 @@ def verify_runs(options: argparse.Namespace) -> None:
         sys.exit(f"{wrong} of {len(options.runs)} runs do not match their records")
 
 
-def compared_with(folder: Path) -> dict[str, Path]:
+def compared_with(folder: Path, record: Record) -> dict[str, Path]:
     """Returns the files to compare a run with, found from its path `runs/{task}/{model}/{method}/{budget}/{seed}`."""
     task, model, _, _, seed = place_of(folder)
     results = Path(os.path.abspath(folder.joinpath(*[".."] * 6)))
     warm_start = results / "warm_up" / task / model / seed / "checkpoint.pt"
-    return {"its warm start": warm_start, "scores": folder / "metrics.json"}
+    begun = record.started_from
+    source = {} if begun is None else {SOURCE: results / "runs" / begun.run / "model.safetensors"}
+    return {WARM_START: warm_start, "scores": folder / "metrics.json"} | source
 
 
 def place_of(folder: Path) -> list[str]:
@@ -67,7 +74,7 @@ def differences(folder: Path) -> Iterator[str]:
     except (OSError, ValueError) as error:
         yield str(error)
         return
-    checks: list[Callable[[Path, Record], Iterator[str]]] = [_configuration, _files, _masks, _weights, _scores]
+    checks: list[Callable[[Path, Record], Iterator[str]]] = [_configuration, _files, _masks, _weights, _binary, _scores]
     for check in checks:
         try:
             yield from check(folder, record)
@@ -83,6 +90,10 @@ def _configuration(folder: Path, record: Record) -> Iterator[str]:
     for key, value in (made_with | {"side": record.config["method"].get("side", "none")}).items():
         if record.run.get(key) != value:
             yield f"record.json: {key} is {record.run.get(key)} in run, {value} in config"
+    source = record.config.get("source", {}).get("run")
+    found = record.started_from and record.started_from.run
+    if found != source:
+        yield f"record.json: started from {found or 'no run'}, by its configuration from {source or 'no run'}"
     run = record.run
     place = [str(run["task"]), str(run["model"]), str(run["method"]), f"b{run['budget']}", f"s{run['seed']}"]
     if folder.absolute().parts[-6:-5] == ("runs",) and place_of(folder) != place:
@@ -90,7 +101,7 @@ def _configuration(folder: Path, record: Record) -> Iterator[str]:
 
 
 def _files(folder: Path, record: Record) -> Iterator[str]:
-    for name in TRAINED:
+    for name in trained_files(record):
         if name not in record.files:
             yield f"record.json: has no hash of {name}"
         elif not (folder / name).is_file():
@@ -99,9 +110,12 @@ def _files(folder: Path, record: Record) -> Iterator[str]:
             yield f"{name}: is not the file that the run wrote: its hash differs"
     if record.selected_epoch not in pd.read_csv(folder / "history.csv")["epoch"].tolist():
         yield f"record.json: selected epoch {record.selected_epoch} is not in history.csv"
-    warm_start = compared_with(folder)["its warm start"]
+    beside = compared_with(folder, record)
+    warm_start, source = beside[WARM_START], beside.get(SOURCE)
     if warm_start.is_file() and sha256_of(warm_start) != record.inputs["warm_start"]:
         yield f"{warm_start}: is not the warm start of this run: its hash differs"
+    if source is not None and source.is_file() and sha256_of(source) != record.started_from.weights:
+        yield f"{source}: is not what this run started from: its hash differs"
 
 
 def _masks(folder: Path, record: Record) -> Iterator[str]:
@@ -118,8 +132,14 @@ def _masks(folder: Path, record: Record) -> Iterator[str]:
         if slab.density != kept / mask.size:
             yield f"slab {name}: density {kept / mask.size}, recorded {slab.density}"
         required = kept_of(record, mask.size)
-        if record.config["method"].get("distribution", "uniform") == "uniform" and kept != required:
+        if distribution_of(record) == "uniform" and kept != required:
             yield f"slab {name}: {kept} connections, budget {record.run['budget']} requires {required}"
+
+
+def distribution_of(record: Record) -> str:
+    """Returns how the connections of a run are distributed over its slabs."""
+    method = record.config["method"]
+    return method.get("one_shot", {}).get("allocation") or method.get("distribution", "uniform")
 
 
 def kept_of(record: Record, possible: int) -> int:
@@ -149,10 +169,11 @@ def _weights(folder: Path, record: Record) -> Iterator[str]:
             pruned += int((~mask).sum()) * kernel
             possible += weight.size
     kept, required = possible - pruned, kept_of(record, possible)
-    if (
-        record.config["method"].get("distribution", "uniform") != "uniform"
-        and not 0 <= required - kept < largest_kernel
-    ):
+    of_all = kept_of(record, sum(mask.size for mask in masks.values()))
+    connections = sum(int(mask.sum()) for mask in masks.values())
+    if distribution_of(record) == "owl" and connections != of_all:
+        yield f"{connections} connections of the slabs, budget {record.run['budget']} requires {of_all}"
+    if distribution_of(record) in ("erk", "global") and not 0 <= required - kept < largest_kernel:
         yield f"{kept} weights of the slabs, budget {record.run['budget']} requires {required} up to one kernel"
     if record.cost.density != kept / possible:
         yield f"density {kept / possible}, recorded {record.cost.density}"
@@ -161,13 +182,33 @@ def _weights(folder: Path, record: Record) -> Iterator[str]:
         yield f"net density {net_density}, recorded {record.cost.net_density}"
 
 
+def _binary(folder: Path, record: Record) -> Iterator[str]:
+    """Checks that binary weights are h times the signs of their latent weights, which are within [-h, h]."""
+    if LATENT not in trained_files(record):
+        return
+    with safe_open(folder / LATENT, "np") as latent, safe_open(folder / "model.safetensors", "np") as model:
+        written = {layer: float(half_range) for layer, half_range in (latent.metadata() or {}).items()}
+        if written != record.half_ranges:
+            other = ", ".join(sorted(dict(written.items() ^ record.half_ranges.items())))
+            yield f"{LATENT}: its binary layers, or their h, are not the recorded ones: {other}"
+        for layer, half_range in record.half_ranges.items():
+            real = latent.get_tensor(f"{layer}.weight")
+            h = real.dtype.type(half_range)
+            wrong = int(np.count_nonzero(model.get_tensor(f"{layer}.weight") != np.sign(real) * h))
+            if wrong:
+                yield f"layer {layer}: {wrong} binary weights are not {h} times the sign of their latent weight"
+            if np.abs(real).max() > h:
+                yield f"layer {layer}: a latent weight is {np.abs(real).max()}, beyond {h}"
+
+
 def _scores(folder: Path, record: Record) -> Iterator[str]:
     """Compares metrics and costs, if the run is scored."""
     if not (folder / "metrics.json").is_file():
         return
     metrics = importlib.import_module(f"bbnet.tasks.{record.config['task']}.metrics").metrics
     items = pd.read_parquet(folder / "items.parquet")
-    again = metrics({name: items[name].to_numpy() for name in items})
+    of_draws = [{name: each[name].to_numpy() for name in each} for each in split_draws(items)]
+    again = mean_metrics(metrics, of_draws)
     written = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     for name, value in again.items():
         if not _equal(float(value), written.get(name, math.inf)):

@@ -9,7 +9,10 @@ from typing import Annotated, Literal, Union
 from pydantic import BaseModel, Field, create_model
 
 import bbnet
+from bbnet.binary.settings import WeightValues
+from bbnet.sparsity.one_shot.settings import METHODS, OneShotMethod
 from bbnet.sparsity.parameters import parameters_of
+from bbnet.study.sparsity import SparsifyingMethod
 
 PACKAGE = Path(bbnet.__file__).parent
 ALGORITHMS = PACKAGE / "sparsity" / "algorithms"
@@ -21,11 +24,19 @@ def algorithm_names() -> list[str]:
 
 
 def method_type() -> type:
-    """Returns the type of a method of a study: an algorithm's name and its parameters."""
+    """Returns the type of a method of a study: an algorithm's name, its parameters, what its weights may be, and when.
+
+    Of algorithms that can prune a trained network, it also says whether they do.
+    """
     models = tuple(
         create_model(
             f"{name}_method",
-            __base__=parameters_of(name),
+            __base__=(
+                parameters_of(name),
+                *([OneShotMethod] if name in METHODS else []),
+                WeightValues,
+                *(() if name == "dense" else (SparsifyingMethod,)),
+            ),
             algorithm=(Literal[name], Field(description=f"bbnet/sparsity/algorithms/{name}.py")),
         )
         for name in algorithm_names()
@@ -37,9 +48,13 @@ def task_names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules([str(TASKS)]) if module.ispkg)
 
 
+def settings_type(task: str) -> type[BaseModel]:
+    return importlib.import_module(f"bbnet.tasks.{task}.settings").Settings
+
+
 def tasks_type() -> type[BaseModel]:
     """Returns the type of the `tasks` section of a study: the settings of each task, all optional."""
-    settings = {name: importlib.import_module(f"bbnet.tasks.{name}.settings").Settings for name in task_names()}
+    settings = {name: settings_type(name) for name in task_names()}
     return create_model(
         "Tasks",
         __config__={"extra": "forbid"},
@@ -57,6 +72,12 @@ def has_buckets(task: str) -> bool:
 def has_pairs(task: str) -> bool:
     """Whether the task scores pairs, for which there is an ROC curve."""
     return (TASKS / task / "verification.py").exists()
+
+
+@cache
+def has_scaling(task: str) -> bool:
+    """Whether the task counts the training steps of models of different widths to a level of its selection metric."""
+    return (TASKS / task / "scaling.py").exists()
 
 
 @cache

@@ -4,6 +4,7 @@ A recipe is a plain dictionary that becomes a parameter of the Snakemake job, as
 that the result depends on. Editing one of them runs the job again; a clone or a new algorithm does not.
 """
 
+import importlib
 import json
 from collections.abc import Iterable
 from functools import cache
@@ -16,7 +17,7 @@ from pydantic import BaseModel
 from bbnet.data.files import state_of
 from bbnet.study.config import ConfigError, Knobs, Study
 from bbnet.study.discover import PACKAGE
-from bbnet.study.grid import Run, runs
+from bbnet.study.grid import Run, pruned_run, runs, source_run
 from bbnet.study.record import code_fingerprint, fingerprint
 
 ROOT = PACKAGE.parent
@@ -24,7 +25,17 @@ SCRIPTS = ROOT / "workflow_scripts"
 SPARSITY = PACKAGE / "sparsity"
 PACKS = PACKAGE / "data" / "packs.yaml"
 DEVICES = ("auto", "cpu", "cuda")
-NO_RESULT_DEPENDS_ON = {"devices.py", "live.py", "resume.py", "step_time.py"}  # files of training/
+# Files of training/; latent.py matters to runs with binary weights alone, and one_shot.py to those of one-shot methods.
+NO_RESULT_DEPENDS_ON = {
+    "devices.py",
+    "diagnose.py",
+    "graph.py",
+    "latent.py",
+    "live.py",
+    "one_shot.py",
+    "resume.py",
+    "step_time.py",
+}
 
 
 class Recipes:
@@ -55,7 +66,7 @@ class Recipes:
     def packs(self, task: str) -> list[BaseModel]:
         """Returns the packs of the task's data and of the weights that its models start from."""
         weights = (getattr(model, "weights", None) for model in self.tasks[task].models.values())
-        return [self.tasks[task].data, *(pack for pack in weights if pack is not None)]
+        return [self.tasks[task].data, *(each for each in weights if hasattr(each, "pack"))]
 
     def fetch(self, task: str, data: BaseModel) -> dict[str, Any]:
         generator = PACKAGE / "data" / "synthetic" / f"{data.pack}.py"
@@ -63,16 +74,18 @@ class Recipes:
         return {"task": task, "data": data.model_dump(), "code": _code(files)} | self._published(data)
 
     def _published(self, data: BaseModel) -> dict[str, Any]:
-        """Returns checksums and counts of a published pack, and the state of the file or folder at `path`, if any."""
+        """Returns the state of the file or folder at `path`, if any, and checksums and counts of a published pack."""
         if not hasattr(data, "path"):
             return {}
+        try:
+            state = None if data.path is None else self._state_of(Path(data.path))
+        except OSError as error:
+            raise ConfigError(f"{error.filename or data.path}: cannot be read ({error.strerror})") from None
+        if not getattr(data, "published", True):
+            return {"state": state}
         pack = _packs().get(data.pack)
         if not isinstance(pack, dict) or not isinstance(pack.get("files"), dict):
             raise ConfigError(f"{PACKS}: {data.pack}: must be a map with a map of files")
-        try:
-            state = None if data.path is None else self._state_of(Path(data.path).expanduser())
-        except OSError as error:
-            raise ConfigError(f"{error.filename or data.path}: cannot be read ({error.strerror})") from None
         return {
             "files": {name: _identity(file) for name, file in pack["files"].items()},
             "counts": pack.get("counts"),
@@ -80,11 +93,22 @@ class Recipes:
         }
 
     def prepare(self, task: str) -> dict[str, Any]:
-        later = {"models", "training", "slabs", *self.tasks[task].scoring()}
+        later = {"models", "baseline", "training", "slabs", *self.tasks[task].scoring()}
         settings = self.tasks[task].model_dump(exclude=later)
-        files = [SCRIPTS / "prepare.py", *_data_code(task)]
         raw = self.raw_key(task, self.tasks[task].data)
-        return {"task": task, "settings": settings, "raw": raw, "code": _code(files)}
+        return {"task": task, "settings": settings, "raw": raw, "code": _prepare_code(task)}
+
+    def fetch_to_score(self, task: str, data: BaseModel) -> dict[str, Any]:
+        """Returns the recipe of a pack of which only test is needed."""
+        return self.fetch(task, data) | {"asked": {"test_only": True}}
+
+    def prepare_to_score(self, task: str, settings: dict[str, Any], raw: str, trained: str) -> dict[str, Any]:
+        """Returns the recipe of test of the raw pack `raw`, for runs on the prepared data with the key `trained`."""
+        return {"task": task, "settings": settings, "raw": raw, "trained": trained, "code": _prepare_code(task)}
+
+    def score_code(self, task: str, algorithm: str, weights: str) -> str:
+        """Returns the fingerprint of the code that the scores of a run depend on."""
+        return self._training_code("score", task, algorithm, weights)
 
     def raw_key(self, task: str, data: BaseModel) -> str:
         """Returns the name of the raw pack's folder, `{pack}-{key}`."""
@@ -103,10 +127,11 @@ class Recipes:
 
     def _warm_up(self, task: str, model: str, seed: int, device: str) -> dict[str, Any]:
         settings = self.tasks[task]
-        return {
+        source = source_run(self.study, task, model, seed)
+        recipe = {
             "task": task,
-            "model": settings.models[model].model_dump(),
-            "training": settings.training.model_dump(),
+            "model": self._network(task, model),
+            "training": settings.training_of(model).model_dump(),
             "slabs": settings.slabs,
             "method": {"algorithm": "dense"},
             "seed": seed,
@@ -118,17 +143,35 @@ class Recipes:
             "data": self.prepared_key(task),
             "code": self._training_code("warm_up", task, "dense"),
         }
+        if source is None:
+            return recipe
+        return recipe | {"source": {"run": source.folder, "fingerprint": self.run_fingerprint(source)}}
+
+    def _network(self, task: str, model: str, *without: str) -> dict[str, Any]:
+        """Returns the settings of a model that are not of its training."""
+        settings = self.tasks[task].models[model]
+        return settings.model_dump(exclude={*settings.of_training, *without})
 
     def _train(self, run: Run, device: str, warm_up_device: str) -> dict[str, Any]:
         warm_up = self._warm_up(*_warm_up_of(run), device)
-        method = self.study.methods[run.method].model_dump()
-        return warm_up | {
+        chosen = self.study.methods[run.method]
+        method = chosen.model_dump(exclude={"sparsity"})
+        recipe = warm_up | {
             "method": method,
             "budget": run.budget,
             "smallest_budget": min(self.study.budgets),
-            "sparsity": self.study.sparsity.model_dump(),
+            "sparsity": self.study.sparsity_of(chosen).model_dump(),
+            "latest_freeze": self.study.latest_freeze(run.task),
             "warm_start": self._warm_start(*_warm_up_of(run), warm_up_device),
-            "code": self._training_code("train", run.task, method["algorithm"]),
+            "code": self._training_code("train", run.task, method["algorithm"], method["weights"]),
+        }
+        dense = pruned_run(self.study, run)
+        if dense is None:
+            return recipe
+        return recipe | {
+            "dense": self.run_fingerprint(dense),
+            "calibration_seeds": self.study.calibration_seeds,
+            "one_shot_code": _code([PACKAGE / "training" / "one_shot.py", *(SPARSITY / "one_shot").glob("*.py")]),
         }
 
     def _warm_start(self, task: str, model: str, seed: int, device: str) -> str:
@@ -155,14 +198,26 @@ class Recipes:
         recorded = next(filter(None, map(self._as_recorded, started)), None)
         return self.device if recorded is None else recorded[1]
 
+    def diagnose(self, run: Run, dense: Run | None) -> dict[str, Any]:
+        """Returns what the diagnostics of a run depend on; `dense` is the run that it is compared with, if any."""
+        asked = self.study.diagnostics
+        files = [SCRIPTS / "diagnose.py", PACKAGE / "training" / "diagnose.py", *(PACKAGE / "diagnostics").glob("*.py")]
+        return {
+            "run": self.run_fingerprint(run),
+            "dense": None if dense is None else self.run_fingerprint(dense),
+            "settings": {"steps": asked.steps, "every": asked.every, "layers": asked.layers},
+            "code": _code(files),
+        }
+
     def step_key(self, task: str, model: str) -> str:
         """Returns a key of everything but the machine that the time of a training step depends on."""
         settings = self.tasks[task]
-        schedule = {"epochs", "warm_up_epochs", "learning_rate", "rise"}
+        of_no_matter = {"epochs", "warm_up_epochs", "learning_rate", "rise", "large_batch", "nesterov", "devices"}
+        not_inputs = {"models", "baseline", "training", "slabs", "faults", *settings.scoring()}
         step = {
-            "model": settings.models[model].model_dump(exclude={"weights"}),
-            "training": settings.training.model_dump(exclude=schedule),
-            "inputs": settings.model_dump(exclude={"models", "training", "slabs", "faults", *settings.scoring()}),
+            "model": self._network(task, model, "weights"),
+            "training": settings.training.on_one_device().model_dump(exclude=of_no_matter),
+            "inputs": settings.model_dump(exclude=not_inputs),
             "cpu_threads": self.study.cpu_threads,
             "precision": self.study.precision,
         }
@@ -197,7 +252,9 @@ def _packs() -> dict[str, Any]:
 def summary_code(script: str) -> str:
     """Returns the fingerprint of a script for the summary, figures or tables, and of the code that these share."""
     folders = [PACKAGE / "analysis", PACKAGE / "plots"]
-    return _code([SCRIPTS / f"{script}.py", *(file for folder in folders for file in folder.rglob("*.py"))])
+    elsewhere = ("binary/half_range.py", "diagnostics/thresholds.py", "models/settings/big_little.py")
+    others = [PACKAGE / file for file in elsewhere]
+    return _code([SCRIPTS / f"{script}.py", *others, *(file for folder in folders for file in folder.rglob("*.py"))])
 
 
 def page_code() -> str:
@@ -218,21 +275,37 @@ def task_code(script: str, task: str) -> str:
     return fingerprint({"summary": summary_code(script), "task": own})
 
 
+def _prepare_code(task: str) -> str:
+    return _code([SCRIPTS / "prepare.py", *_data_code(task)])
+
+
 def _data_code(task: str) -> list[Path]:
     """Returns the files of the task's module or package `data` and of the code that all tasks' data share."""
     folder = PACKAGE / "tasks" / task
-    shared = [PACKAGE / "data" / f"{name}.py" for name in ("files", "images", "store")]
+    shared = [PACKAGE / "data" / f"{name}.py" for name in ("files", "image_folders", "images", "pieces", "store")]
     return [*folder.glob("data.py"), *folder.glob("data/*.py"), *shared]
 
 
-def _training_code(script: str, task: str, algorithm: str) -> str:
+def _training_code(script: str, task: str, algorithm: str, weights: str = "float") -> str:
     """Returns the fingerprint of a training script and of all code that its result depends on."""
+    binarizer = [PACKAGE / "binary" / f"{name}.py" for name in ("binarizer", "half_range")]
+    binary = [] if weights == "float" else [*binarizer, PACKAGE / "training" / "latent.py"]
     core = [*SPARSITY.glob("*.py"), *(SPARSITY / folder / "__init__.py" for folder in ("algorithms", "parameters"))]
-    shared = [*(PACKAGE / "tasks").glob("*.py"), PACKAGE / "data" / "store.py", PACKAGE / "analysis" / "alignment.py"]
+    analysis = [PACKAGE / "analysis" / f"{name}.py" for name in ("alignment", "balance")]
+    data = [PACKAGE / "data" / f"{name}.py" for name in ("pieces", "store")]
+    shared = [*(PACKAGE / "tasks").glob("*.py"), *data, *analysis]
     folders = [PACKAGE / "training", PACKAGE / "tasks" / task]
     files = [file for folder in folders for file in folder.rglob("*.py") if file.name not in NO_RESULT_DEPENDS_ON]
     own = [path for folder in ("algorithms", "parameters") for path in SPARSITY.glob(f"{folder}/{algorithm}.py")]
-    return _code([SCRIPTS / f"{script}.py", *core, *shared, *files, *own])
+    return _code([SCRIPTS / f"{script}.py", *core, *shared, *files, *own, *binary, *_networks(task)])
+
+
+def _networks(task: str) -> list[Path]:
+    """Returns the files of `bbnet.models` that a task uses: the modules and packages of `NETWORKS` in its settings."""
+    names = getattr(importlib.import_module(f"bbnet.tasks.{task}.settings"), "NETWORKS", ())
+    home = PACKAGE / "models"
+    of_names = [[*home.rglob(f"{name}.py"), *home.glob(f"{name}/*.py")] for name in names]
+    return [file for files in of_names for file in sorted(files)]
 
 
 def _code(files: Iterable[Path]) -> str:

@@ -16,10 +16,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StringConstraints, ValidationError
 
 import bbnet
+from bbnet.binary.settings import is_binary
 
 logger = logging.getLogger(__name__)
-# The files of a run whose hashes are in its record.
+# The files of a run whose hashes are in its record, beside the latent weights of a run with binary weights.
 TRAINED = ("model.safetensors", "masks.safetensors", "history.csv", "refreshes.csv")
+LATENT = "latent.safetensors"
 VERSIONS_OF = ("torch", "torchvision", "torchaudio", "numpy", "scipy", "snakemake")
 
 Fingerprint = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
@@ -32,30 +34,52 @@ class Part(BaseModel, extra="forbid", frozen=True, strict=True):
     """A part of a record. Unknown keys and values of another type are errors."""
 
 
+class Flops(Part):
+    """FLOPs of one sample, two for each multiply-add (MAC)."""
+
+    dense: Count
+    sparse: Count
+
+
 class SlabRecord(Part):
-    """A slab that kept `connections` of its `units` x `fan` connections."""
+    """A slab that kept `connections` of its `units` x `fan` connections, and the FLOPs of its layer."""
 
     side: Literal["in", "out"]
     units: Count
     fan: Count
     connections: Count
     density: Density
+    flops: Flops
 
 
-class Flops(Part):
-    """FLOPs of one sample."""
+class Bytes(Part):
+    """Bytes of the parameters and buffers: as computed with, and at least needed to store them (`stored_bytes`)."""
 
-    dense: Count
-    sparse: Count
+    memory: Count
+    stored: Count
 
 
 class Cost(Part):
-    """The kept shares of all slabs and of all weights, the number of weights, and the FLOPs."""
+    """The kept shares of all slabs and of all weights, the number of weights, their bytes, and the FLOPs."""
 
     density: Density
     net_density: Density
     weights: Count
+    bytes: Bytes
     flops: Flops
+
+
+class StartedFrom(Part):
+    """The dense run of another model that a warm-up started from, and the SHA-256 hash of its `weights`.
+
+    Tensors of the run are either `loaded` or `unused`; those of the model that are not loaded are `untouched`.
+    """
+
+    run: str
+    weights: Sha256
+    loaded: list[str]
+    unused: list[str]
+    untouched: list[str]
 
 
 class Environment(Part):
@@ -72,18 +96,23 @@ class Record(Part):
 
     `config` is the run's recipe (`bbnet.study.recipe`): settings, the key of the prepared data and the fingerprints of
     the warm start and the code. `fingerprint` is the hash of `config`. `inputs` and `files` are SHA-256 hashes of the
-    files that the run read and wrote. `precision` is that of the activations in training, and `compiled` says whether
-    steps were compiled. `seconds` is the total time of the training, including earlier parts if it was interrupted.
-    The entries from `environment` on may differ between equal runs.
+    files that the run read and wrote. `started_from` is None for a model that does not start from another run.
+    `half_ranges` has h of each layer with binary weights. `precision` is that of the activations in training, and
+    `compiled` says whether steps were compiled. `seconds` is the total time of the training, including earlier parts if
+    it was interrupted. `calibration` has, for each calibration seed of a one-shot method, its training samples in the
+    order in which they were read, and a hash of them. The entries from `environment` on may differ between equal runs.
     """
 
     run: dict[str, str | int]
     fingerprint: Fingerprint
     config: dict[str, Any]
     inputs: dict[str, Sha256]
+    started_from: StartedFrom | None = None
     files: dict[str, Sha256]
     selected_epoch: Count
     left_dense: dict[str, str]
+    half_ranges: dict[str, float]
+    calibration: list[dict[str, Any]] = []
     slabs: dict[str, SlabRecord]
     cost: Cost
     precision: str
@@ -106,6 +135,17 @@ def read_record(path: Path) -> Record:
         raise ValueError(f"{path}: {'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}") from None
 
 
+def trained_files(record: Record) -> tuple[str, ...]:
+    """Returns the names of the files that the training of a run writes."""
+    of_draws = [name for draw in range(1, len(record.calibration)) for name in draw_files(draw)]
+    return (*TRAINED, *of_draws, *([LATENT] if is_binary(record.config["method"]) else []))
+
+
+def draw_files(draw: int) -> tuple[str, str]:
+    """Returns the names of the files with weights and masks of a further draw of a one-shot method, from 1."""
+    return f"model-{draw}.safetensors", f"masks-{draw}.safetensors"
+
+
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -113,7 +153,7 @@ def sha256_of(path: Path) -> str:
 
 def check_files(folder: Path, record: Record) -> None:
     """Raises ValueError naming the first file of a run whose hash is not that in its record."""
-    for name in TRAINED:
+    for name in trained_files(record):
         if sha256_of(folder / name) != record.files.get(name):
             raise ValueError(f"{folder / name}: is not the file that the run wrote, by its record.json")
 

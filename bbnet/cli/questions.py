@@ -1,0 +1,109 @@
+"""The questions that each study answers, and the tables that answer them."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import pandas as pd
+
+from bbnet.analysis import answers
+from bbnet.analysis.claims import MEASURES
+from bbnet.analysis.summary import Summary
+from bbnet.tasks.task import load_metrics
+
+Questions = Iterator[tuple[str, pd.DataFrame]]
+OURS = {"in": "log_odds_in", "out": "log_odds_out"}
+RIVALS = ("magnitude", "magnitude_global", "rigl", "rigl_erk", "set", "random", "random_erk", "wanda")
+LAWS = ("uniform", "shuffled", "inverted", "linear", "traffic")
+LINES = ("log_odds_in", "inverted_in", "shuffled_in", "magnitude_in", "rigl_in", "set_in", "random_in", "wanda_in")
+CHURNING = ("uniform_in", "inverted_in", "magnitude_in", "rigl_in", "set_in", "wanda_in")
+OURS_ONCE = ("bb_in_once", "bb_both_once")
+RIVALS_ONCE = ("wanda_once", "sparsegpt_once", "magnitude_once")
+
+
+def ours_against(names: tuple[str, ...], known: Mapping[str, object]) -> list[tuple[str, str]]:
+    """Returns the pairs of Budgeted Broadcast and each other method on the same side, of those that a study has."""
+    return [(ours, f"{name}_{side}") for name in names for side, ours in OURS.items() if f"{name}_{side}" in known]
+
+
+def of_controls(controls: Summary) -> Questions:
+    methods = controls.study["methods"]
+    yield "dense", answers.between_methods(controls, [(name, "dense") for name in (*OURS.values(), "log_odds_both")])
+    yield "rivals", answers.between_methods(controls, ours_against(RIVALS, methods))
+    yield "laws", answers.between_methods(controls, ours_against(LAWS, methods))
+    yield "silent", answers.between_methods(controls, [(OURS["in"], "literal_in")])
+    yield "small", answers.at_equal_cost(controls)
+    runs, claims = controls.read("runs"), controls.read("claims")
+    references = [f"{name}_in" for name in ("magnitude", *LAWS)]
+    yield "tails", answers.paired(_tail_minus_head(runs), [(OURS["in"], name) for name in references], "runs.csv")
+    units = claims.rename(columns={"measure": "metric"})
+    of_units = units[units["metric"].isin(MEASURES)]
+    dense = of_units[of_units["method"] == OURS["in"]].assign(
+        method="dense", budget="1.00", value=lambda rows: rows["dense"]
+    )
+    with_dense = pd.concat([of_units, dense.drop_duplicates(["task", "metric", "seed"])])
+    pairs = [(OURS["in"], name) for name in ("dense", *references)]
+    yield "units", answers.paired(with_dense, pairs, "claims.csv")
+    yield "line", answers.means(units[units["metric"].isin(["r2_before", "r2"])], LINES, "claims.csv")
+    churn = runs[runs["metric"] == "churn"]
+    yield "churn", answers.paired(churn, [(OURS["in"], name) for name in CHURNING], "runs.csv")
+    yield "churn_means", answers.means(churn, (OURS["in"], *CHURNING), "runs.csv")
+
+
+def _tail_minus_head(runs: pd.DataFrame) -> pd.DataFrame:
+    """Returns by run how much more the tail gains than the head, relative to dense, in points of words or images.
+
+    A task without buckets has no rows.
+    """
+    rows = []
+    for task, of_task in runs.groupby("task", sort=False):
+        metrics = load_metrics(task)
+        if not hasattr(metrics, "BY_BUCKET"):
+            continue
+        of_buckets = next(iter(metrics.BY_BUCKET.values()))
+        sign = 1 if metrics.METRICS[of_buckets["tail"]].better == "higher" else -1
+        scale = 1 if metrics.METRICS[of_buckets["tail"]].unit == "points" else 100
+        keys = ["task", "model", "method", "side", "budget", "seed"]
+        values = of_task.pivot_table(index=keys, columns="metric", values="value")
+        gain = sign * scale * (values[of_buckets["tail"]] - values[of_buckets["head"]])
+        rows.append(gain.rename("value").reset_index().assign(metric="tail_minus_head"))
+    return pd.concat(rows) if rows else runs.assign(metric="tail_minus_head")[:0]
+
+
+def of_sensitivity(summary: Summary) -> Questions:
+    default, rivals = answers.of_factors(summary)
+    yield "factors", default
+    yield "rank", rivals
+
+
+def of_big_little(summary: Summary) -> Questions:
+    yield "scores", answers.scores(summary, ["top1", "nll"])
+    yield "models", answers.between_models(summary)
+    yield "methods", answers.within_models(summary)
+
+
+def of_language(summary: Summary) -> Questions:
+    yield "claim", answers.between_methods(summary, [(ours, rival) for ours in OURS_ONCE for rival in RIVALS_ONCE])
+    yield "dense", answers.between_methods(summary, [(method, "dense") for method in summary.study["methods"]])
+    perplexities = ["bits_per_byte", "perplexity", "perplexity_head", "perplexity_mid", "perplexity_tail"]
+    yield "scores", answers.scores(summary, perplexities)
+    floor = answers.scores(summary, [f"floor_{name}" for name in perplexities])
+    yield "floor", floor[floor["method"] == "dense"]  # it is the same beside every method
+
+
+def of_detector(summary: Summary) -> Questions:
+    detection = Summary(summary.folder, "detection")
+    yield "scores", answers.scores(detection, ["map50", "map"])
+    yield "ablation", answers.between_models(detection)
+    yield "methods", answers.within_models(detection)
+    runs = detection.read("runs")
+    pairs = [("sp_in", reference) for reference in ("magnitude", "rigl")]
+    yield "tails", answers.paired(_tail_minus_head(runs), pairs, "runs.csv")
+
+
+OF_STUDY: dict[str, Callable[[Summary], Questions]] = {
+    "controls": of_controls,
+    "sensitivity": of_sensitivity,
+    "language": of_language,
+    "big_little": of_big_little,
+    "detector": of_detector,
+}
+"""By study, a function that yields the key of each question and its table of `answers.COLUMNS`."""
