@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader, Dataset
 
+import bbnet
 from bbnet.sparsity.sparsifier import METHODS, Sparsifier, sparsify
 from bbnet.tasks.asr.data.batches import Batch as Utterances
 from bbnet.tasks.asr.data.features import log_mel, read_audio
@@ -147,6 +149,25 @@ def overheads(case: Case, names: Sequence[str]) -> dict[str, dict[str, float]]:
             figures[name]["refresh_ms"] = 1e3 * fastest_quartile(arms[name].refreshes)
     figures["dense"] |= {"step_ms": 1e3 * median(time_of["reference"]) / (case.every - 1), "every": case.every}
     return figures
+
+
+def watching(case: Case, every: int = 10) -> dict[str, float]:
+    """Returns `ratio`, the time of dense steps of which bbnet.watch observes one in `every`, relative to dense steps.
+
+    Every second step is observed here, so that observed steps alternate with others, on which the watch spends
+    microseconds; the fastest quarters of both are compared. On a CPU it is the processor time, because other processes
+    disturb it less.
+    """
+    arm = Arm(case, "dense")
+    clock = time.process_time if case.device.type == "cpu" else partial(now, case.device)
+    times = []
+    with bbnet.watch(arm.model, arm.trainer.optimizer, every=2):
+        for _ in range(6 + 2 * case.steps):
+            began = clock()
+            arm.step()
+            times.append(clock() - began)
+    observed, others = times[6::2], times[7::2]  # the first ones are warm-up
+    return {"ratio": 1 + (fastest_quartile(observed) / fastest_quartile(others) - 1) / every, "every": every}
 
 
 class _StepsDoneError(Exception):

@@ -30,11 +30,41 @@ def section(results: Mapping[str, Any]) -> str:
         f"## Training on {results['machine']}",
         f"Device `{results['device']}`, Python {results['python']}, torch {results['torch']}.",
     ]
+    if "binary" in results:
+        blocks += _binary(results["binary"])
+    if "operators" in results:
+        blocks += _operators(results["operators"])
     if "transformers" in results:
         blocks += _transformers(results["transformers"])
     if "cases" in results:
         blocks += _tasks(results)
     return "\n\n".join(blocks) + "\n"
+
+
+def _operators(found: Mapping[str, Any]) -> list[str]:
+    """Returns the blocks on the operators of the hybrid detector."""
+    blocks = [
+        "### Operators of the hybrid detector, forward and backward",
+        f"A step of the small detector on 8 images of 96 pixels, without optimiser, takes {found['step_ms']:.0f} ms.",
+    ]
+    for name, cases in (("neighbourhood attention", found["neighbourhood"]), ("sampling", found["sampling"])):
+        forms = list(next(iter(cases.values())))
+        rows = [[title, *(f"{times[form]:.2f} ms" for form in forms)] for title, times in cases.items()]
+        blocks.append(_table([name, *forms], rows))
+    return blocks
+
+
+def _binary(models: Mapping[str, Any]) -> list[str]:
+    """Returns the blocks on binary weights."""
+    kinds = list(next(iter(models.values()))["ratios"])
+    rows = [
+        [title, f"{one['step_ms']:.1f} ms", *(f"{one['ratios'][kind]:.3f}" for kind in kinds)]
+        for title, one in models.items()
+    ]
+    return [
+        "### Time of a step with binary weights relative to float weights",
+        _table(["", "float step", *kinds], rows),
+    ]
 
 
 def _transformers(models: Mapping[str, Any]) -> list[str]:
@@ -67,6 +97,7 @@ def _tasks(results: Mapping[str, Any]) -> list[str]:
         ),
         "### Time of a sparse step relative to a dense step",
         _table(["", "dense step", *methods], [_overhead_row(*pair, methods) for pair in full.items()]),
+        *_watching(full),
         "### Throughput compared with a loop that decodes files",
         _table(
             ["", "bbnet", "decoding", "ratio", "input, bbnet", "input, decoding", "ratio"],
@@ -86,6 +117,17 @@ def _tasks(results: Mapping[str, Any]) -> list[str]:
             ["study, task and model", "time of a step", "weights"],
             [[one["title"], f"{1e3 * one['step_seconds']:.4g} ms", f"{one['weights']:,}"] for one in throughput],
         ),
+    ]
+
+
+def _watching(cases: Mapping[str, Any]) -> list[str]:
+    """Returns the block on bbnet.watch, if it was measured."""
+    rows = [[title, f"{case['watch']['ratio']:.3f}"] for title, case in cases.items() if "watch" in case]
+    if not rows:
+        return []
+    return [
+        "### Time of a step that is watched, one in ten observed, relative to a dense step",
+        _table(["", "ratio"], rows),
     ]
 
 

@@ -1,7 +1,8 @@
 """Benchmarks of training: `make bench`, or `make bench DEVICE=cuda` on a GPU.
 
 Writes benchmarks/results/{machine}.json, replacing the results of an earlier run on the same machine, and renders
-docs/benchmarks.md from all such files. With `--transformers` only their part is measured and replaced.
+docs/benchmarks.md from all such files. With `--transformers`, `--binary` or `--operators` only that part is measured
+and replaced.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from binary import measure_binary
 from cases import ROOT, Case, default_case, paper_case, small_model_case
 from growth import growth
 from large import MODELS, measure_large
@@ -30,7 +32,9 @@ from loops import (
     seconds,
     shares,
     time_refreshes,
+    watching,
 )
+from operators import measure_operators
 from page import write_page
 
 from bbnet.cli.plan import benchmark_file
@@ -56,7 +60,7 @@ def measure_case(case: Case, names: Iterable[str], trace: Path | None) -> dict[s
     figures = {"loop": ours_and_limit(case), "shares": shares(case, min(case.steps, 20))}
     figures["overheads"] = overheads(case, ["dense", *names, "torch.prune"])
     gc.collect()  # hooks and weights form reference cycles
-    return figures | {"decoding": against_decoding(case)}
+    return figures | {"watch": watching(case), "decoding": against_decoding(case)}
 
 
 def _trace(case: Case, path: Path) -> None:
@@ -155,11 +159,18 @@ def measure_tasks(device: torch.device, trace: Path | None) -> dict[str, Any]:
     }
 
 
+def _write(results: dict[str, Any], path: Path) -> None:
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--trace", type=Path, help="folder for profiles of each case, for chrome://tracing")
     parser.add_argument("--transformers", action="store_true", help="measure the two Transformers alone")
+    parser.add_argument("--binary", action="store_true", help="measure binary weights alone")
+    parser.add_argument("--operators", action="store_true", help="measure the operators of the detector alone")
     options = parser.parse_args()
     torch.set_num_threads(1)
     device = choose_device(options.device)
@@ -170,15 +181,25 @@ def main() -> None:
         "torch": torch.__version__,
     }
     path = ROOT / benchmark_file(results["machine"])
-    if options.transformers:
+    parts = {"transformers", "binary", "operators"}
+    chosen = {part for part in parts if getattr(options, part)}
+    if chosen:
         results |= json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     else:
         results |= measure_tasks(device, options.trace)
-    for model in MODELS:
-        _report(model)
-        results.setdefault("transformers", {})[model] = measure_large(model, device)
-        with whole_file(path) as partial:
-            partial.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if "binary" in (chosen or parts):
+        with tempfile.TemporaryDirectory() as folder:
+            results["binary"] = measure_binary(device, Path(folder), _report)
+        _write(results, path)
+    if "operators" in (chosen or parts):
+        _report("operators")
+        results["operators"] = measure_operators(device)
+        _write(results, path)
+    if "transformers" in (chosen or parts):
+        for model in MODELS:
+            _report(model)
+            results.setdefault("transformers", {})[model] = measure_large(model, device)
+            _write(results, path)
     write_page()
 
 
