@@ -21,7 +21,7 @@ SHARES = {
     "efficientnet_b0": (0.36, 0.33, 0.70),
 }
 # The largest share of the parameters that remains after the removal of half of the units of the slabs of side in.
-TRAINED = {"resnet50": 0.54, "convnext_atto": 0.56, "vit_tiny_patch16_224": 0.68, "efficientnet_b0": 0.93}
+TRAINED = {"resnet50": 0.50, "convnext_atto": 0.56, "vit_tiny_patch16_224": 0.68, "efficientnet_b0": 0.93}
 # By default the blocks of a new ResNet or ConvNeXt hardly change its outputs, so that no error in them would be seen.
 OPTIONS = {"resnet50": {"zero_init_last": False}, "convnext_atto": {"ls_init_value": 1.0}}
 METHODS = {"in": "sp_in", "out": "sp_out", "both": {"algorithm": "budgeted_broadcast", "side": "both"}}
@@ -97,7 +97,15 @@ def test_units_without_connections_are_removed_from_the_export(name, check_exact
     with torch.no_grad():
         for slab in slabs:
             weight = model.get_submodule(slab.name).weight
-            weight[: len(weight) // 2] *= 1e-4  # magnitude prunes these units first
+            pruned = len(weight) // 2
+            weight[:pruned] *= 1e-4  # magnitude prunes these units first
+            if name == "resnet50":
+                # ReLU turns a negative bias to zero, and the unit is removed. A positive constant is not the same at
+                # the border of a padded convolution, so its unit stays. A bias that starts at zero would be trained
+                # to either side, by the rounding of the processor.
+                bias = model.get_submodule(slab.name.replace("conv", "bn")).bias
+                bias[:pruned] = -0.01
+                bias[:pruned:4] = 0.01
     sparsifier = train(model, slabs, "magnitude")
     check_exact(model, sparsifier, slabs, BUDGET)
     smaller = bbnet.export(model, remove_units=True)
