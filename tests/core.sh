@@ -12,7 +12,7 @@ rm -rf "$work"
 # The tests without the checkout, so that bbnet can only be imported from the wheel.
 mkdir -p "$work/copy/tests"
 cp pyproject.toml "$work/copy"
-cp -r tests/conftest.py tests/sparsity "$work/copy/tests"
+cp -r tests/conftest.py tests/sparsity tests/binary tests/diagnostics "$work/copy/tests"
 cd "$work/copy"
 for torch in "$@"; do
     requirement=torch==$torch
@@ -21,5 +21,5 @@ for torch in "$@"; do
     "$bin/uv" pip install --quiet --python "$work/env" "$work"/wheel/*.whl "$requirement" \
         "pytest<9.2" pytest-xdist hypothesis
     "$work/env/bin/python" -c 'import bbnet, torch; print("bbnet", bbnet.__version__, bbnet.__file__, "torch", torch.__version__)'
-    OMP_NUM_THREADS=1 "$work/env/bin/pytest" -n auto --dist loadgroup -m "not slow and not thorough" tests/sparsity
+    OMP_NUM_THREADS=1 "$work/env/bin/pytest" -n auto --dist loadgroup -m "not slow and not thorough" tests/sparsity tests/binary tests/diagnostics
 done

@@ -80,7 +80,7 @@ def test_the_workflow_uses_the_image_that_the_recipe_says_how_to_build():
 def test_jobs_in_a_container_take_its_python_and_others_this_one(tmp_path, monkeypatch, variable):
     """Runs the prefix of every job in a shell whose environment is that of a container, and in one that is not."""
     monkeypatch.chdir(ROOT)
-    prefix = open_workflow({"study": "smoke", "data_dir": tmp_path, "results_dir": tmp_path}).shell_prefix()
+    prefix = open_workflow({"study": "smoke", "data_dir": str(tmp_path), "results_dir": str(tmp_path)}).shell_prefix()
     command = prefix.format() + "echo $PATH; echo $BBNET_LIVE $BBNET_PARENT"
     here = str(Path(sys.executable).parent)
     outside, inside = (

@@ -11,6 +11,8 @@ import torch
 import yaml
 from PIL import Image
 
+import bbnet
+from bbnet.diagnostics import checks
 from bbnet.sparsity.algorithms import SlabView
 from bbnet.tasks.task import Task
 from tests.workflow.conftest import build_project
@@ -50,6 +52,42 @@ def test_every_make_target_named_exists(page):
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"(?:`|^    )make ([a-z][a-z-]*)", (ROOT / page).read_text(), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_loop_of_binary_weights_trains_resumes_and_stays_ternary(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs/binary.md").read_text(encoding="utf-8")
+    loop, packing = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    namespace: dict = {}
+    exec(compile(loop + packing, "binary.md", "exec"), namespace)
+    inputs = namespace["inputs"]
+    assert torch.equal(namespace["plain"].eval()(inputs), namespace["model"].eval()(inputs))
+    weight = namespace["model"][3].weight
+    assert len(weight.unique()) == 3
+    assert int((weight == 0).sum()) == 256 * 256 // 2
+    binary = (namespace["model"](namespace["inputs"]).argmax(1) == namespace["labels"]).float().mean()
+    assert binary > 0.5, "chance is 1/8"
+    uninterrupted: dict = {}
+    exec(compile(loop.replace("step == 600", "False"), "binary.md", "exec"), uninterrupted)
+    assert torch.equal(weight, uninterrupted["model"][3].weight)
+
+
+def test_the_examples_of_the_diagnostics_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "diagnostics.md").read_text(encoding="utf-8")
+    for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(example, "diagnostics.md", "exec"), {})
+    assert "Gradient flow in 16 of 160 steps: 4 tensors watched" in capsys.readouterr().out
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"gradient_flow.csv", "gradient_flow.json", "probe", "features.gif"}
+
+
+def test_the_columns_of_the_diagnostics_are_those_of_the_code():
+    page = (ROOT / "docs" / "diagnostics.md").read_text(encoding="utf-8")
+    model = torch.nn.Linear(2, 2)
+    columns = bbnet.watch(model, torch.optim.SGD(model.parameters(), lr=0.1)).rows()[0]
+    for name in [*columns, *checks.ORDER]:
+        assert f"`{name}`" in page or f"| {name} |" in page, name
 
 
 # The tutorial.

@@ -116,8 +116,11 @@ def write_run(folder: Path, run: Run, fingerprint: str, generator: np.random.Gen
     metrics |= {"precision": tp / (tp + fp), "recall": tp / (tp + fn), "image_f1": 0.5, "image_iou": 0.4}
     cost = {"density": budget, "net_density": 0.1 + 0.9 * budget, "weights": 12000}
     cost |= {"flops": {"dense": 1_000_000, "sparse": int(1e6 * budget)}, "slabs": dict.fromkeys(SLABS, budget)}
+    cost["bytes"] = {"memory": 4_000, "stored": int(4_000 * budget)}
     record = {"run": asdict(run), "fingerprint": fingerprint, "selected_epoch": EPOCHS, "seconds": 12.5}
     record |= {"began": "2026-01-01T00:00:00+00:00", "peak_memory_mib": 700, "device": "cpu"}
+    flops = {"dense": 100_000, "sparse": int(1e5 * budget)}
+    record["slabs"] = {name: {"fan": FAN, "connections": int(FAN * budget), "flops": flops} for name in SLABS}
     record |= {"environment": {"host": "laptop"}, "config": {"padding": list(range(100))}}
     for name, content in (("metrics", metrics), ("cost", cost), ("record", record)):
         (folder / f"{name}.json").write_text(json.dumps(content))

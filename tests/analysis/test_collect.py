@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from safetensors.numpy import save_file
 
 from bbnet.analysis import collect
+from bbnet.analysis.weights import COLUMNS
 from bbnet.study import grid
 from bbnet.study.config import Knobs, read_study
 from bbnet.study.recipe import Recipes
@@ -70,6 +72,10 @@ def write_run(folder: Path, keys: dict, fingerprint: str, *, f1: float = 0.5, ev
         "peak_memory_mib": 300,
         "device": "cpu",
         "environment": {"host": "laptop"},
+        "slabs": {
+            "encoder.1.conv1": {"fan": 8, "connections": 8, "flops": {"dense": 6, "sparse": 3}},
+            "encoder.1.conv2": {"fan": 8, "connections": 5, "flops": {"dense": 4, "sparse": 1}},
+        },
     }
     (folder / "record.json").write_text(json.dumps(record))
     (folder / "history.csv").write_text(
@@ -77,7 +83,8 @@ def write_run(folder: Path, keys: dict, fingerprint: str, *, f1: float = 0.5, ev
     )
     if evaluated:
         (folder / "metrics.json").write_text(json.dumps({"f1": f1, "iou": f1 / 2}))
-        cost = {"density": 0.5, "net_density": 0.75, "flops": {"dense": 10, "sparse": 6}, "slabs": {}, "weights": 9}
+        cost = {"density": 0.5, "net_density": 0.75, "flops": {"dense": 10, "sparse": 6}, "slabs": {}, "weights": 8}
+        cost["bytes"] = {"memory": 36, "stored": 29}
         (folder / "cost.json").write_text(json.dumps(cost))
         (folder / "units.csv").write_text(UNITS)
         (folder / "codes.csv").write_text(CODES)
@@ -133,6 +140,8 @@ def test_runs_are_tidy_and_of_the_taken_cells_alone(runs):
         "density": 0.5,
         "net_density": 0.75,
         "flops": 6,
+        "parameters": 6,
+        "bytes": 29,
         "churn": 6 / 32,
         "units_at_smallest": 0.5,
         "silent_units": 0.25,
@@ -275,7 +284,21 @@ def test_refreshes_and_codes_carry_the_keys_of_their_run(runs):
     assert list(refreshes.columns) == [*KEYS, *("step", "slab", "budget_then", "connections", "pruned", "regrown")]
     assert (len(refreshes), len(codes)) == (12, 6)
     assert codes["slab_side"].tolist() == ["in"] * 6
+    costs = codes.loc[:1, ["slab", "fan", "connections", "flops_dense", "flops"]]
+    assert costs.to_numpy().tolist() == [["encoder.1.conv1", 8, 8, 6, 3], ["encoder.1.conv2", 8, 5, 4, 1]]
     assert refreshes["seed"].dtype == np.int64
+
+
+def test_slabs_of_a_sequential_model_keep_their_names(cells):
+    """Its layers are called 0, 1 and so on."""
+    for file in cells[0].folder.iterdir():
+        if file.suffix in (".csv", ".json"):
+            text = file.read_text().replace("encoder.1.conv1", "0").replace("encoder.1.conv2", "10")
+            file.write_text(text)
+    runs = read(cells[:1])[1]
+    for table in (collect.units_table(runs, []), collect.codes_table(runs), collect.refreshes_table(runs)):
+        assert set(table["slab"]) <= {"0", "10"}
+    assert collect.codes_table(runs)["flops"].tolist() == [3, 1]
 
 
 # The script, from folders on disk to files.
@@ -351,3 +374,51 @@ def test_converted_images_are_counted_where_there_are_any():
     found = {"skipped": {}, "converted": {"cmyk": ["a.jpg", "b.jpg"]}}
     assert collect.data_summary(found, {}) == {"skipped": {}, "converted": {"cmyk": 2}}
     assert collect.data_summary(found | {"converted": {}}, {}) == {"skipped": {}}
+
+
+# Weights.
+
+
+def make_binary(folder: Path) -> None:
+    """Adds weights to a run's folder, and says in its record that they are binary."""
+    record = json.loads((folder / "record.json").read_text())
+    record["config"] = {"method": {"algorithm": "dense", "weights": "binary"}}
+    record["half_ranges"] = {"conv": 0.5}
+    (folder / "record.json").write_text(json.dumps(record))
+    weight = np.array([[0.5, -0.5], [0.0, 0.5]], np.float32)
+    save_file({"conv.weight": weight, "norm.weight": weight[0]}, folder / "model.safetensors")
+    save_file({"conv.weight": weight / 2}, folder / "latent.safetensors", {"conv": "0.5"})
+    (folder / "latent.csv").write_text("weights,statistics,metric,value\nlatent,trained,f1,0.25\n", encoding="utf-8")
+
+
+def test_only_runs_with_binary_weights_are_in_the_table_of_weights(cells):
+    assert list(collect.weights_table(read(cells)[1])) == [*KEYS, *COLUMNS]
+    for cell in cells[:2]:
+        make_binary(cell.folder)
+    table = collect.weights_table(read(cells)[1])
+    assert table[["seed", "layer", "kind", "between"]].to_numpy().tolist() == [
+        [0, "conv", "latent", 0.75],
+        [0, "conv", "binary", 0],
+        [1, "conv", "latent", 0.75],
+        [1, "conv", "binary", 0],
+    ]
+    assert list(table) == [*KEYS, *COLUMNS]
+
+
+def test_scores_of_latent_weights_stand_beside_those_of_binary_ones(cells):
+    assert list(collect.latent_table(read(cells)[1])) == [*KEYS, "weights", "statistics", "metric", "value"]
+    make_binary(cells[1].folder)
+    runs = read(cells)[1]
+    table = collect.latent_table(runs)
+    own = [["binary", "trained", name, value] for name, value in runs[1].metrics.items()]
+    assert table.drop(columns=KEYS).to_numpy().tolist() == [*own, ["latent", "trained", "f1", 0.25]]
+    assert set(table["seed"]) == {cells[1].keys["seed"]}
+
+
+def test_a_run_whose_latent_weights_are_missing_has_failed(cells):
+    make_binary(cells[1].folder)
+    (cells[1].folder / "latent.safetensors").unlink()
+    found, runs = read(cells)
+    assert found[1].status == "failed"
+    assert found[1].why.startswith("latent.safetensors: is missing")
+    assert len(runs) == 2

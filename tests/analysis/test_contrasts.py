@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from bbnet.analysis.contrasts import contrasts_table, pairs, slabs_of
+from bbnet.analysis.contrasts import MODEL_COLUMNS, contrasts_tables, equal_cost_pairs, model_pairs, pairs, slabs_of
 from bbnet.analysis.metric import Metric
 from bbnet.analysis.statistics import CELL_KEYS, ItemVariance, holm, p_value, resample_cells
 
@@ -112,6 +112,35 @@ def test_every_budget_is_compared_with_the_one_dense():
     assert pairs_of(cells) == [(one, DENSE) for one in cells[1:]]
 
 
+def test_with_a_reference_only_pairs_that_differ_in_one_thing_are_compared():
+    sqrt = {"sparsity": {"rescale": "sqrt"}}
+    methods = METHODS | {"sqrt": BB | sqrt, "magnitude_sqrt": METHODS["magnitude"] | sqrt}
+    cells = [cell(method) for method in methods]
+    slabs = {one: OUT if one[2] == "sp_out" else IN for one in cells}
+    found = labels(list(pairs(cells, methods, slabs, "sp_in")))
+    variants, rivals = ("steep", "shuffled", "literal"), ("magnitude", "rigl", "topk")
+    expected = {("sp_in", "dense"), *((variant, "sp_in") for variant in (*variants, "sqrt"))}
+    expected |= {(variant, rival) for variant in ("sp_in", *variants) for rival in rivals}
+    expected |= {("sqrt", "magnitude_sqrt")}
+    assert set(found) == expected
+    assert len(found) == len(expected)
+
+
+def test_with_a_reference_other_budgets_models_and_tasks_are_never_compared():
+    cells = [
+        cell(method, budget=budget, task=task, model=model)
+        for method in ("sp_in", "steep", "magnitude", "dense")
+        for budget in (("1.00",) if method == "dense" else ("0.20", "0.50"))
+        for task in "ab"
+        for model in "xy"
+    ]
+    found = list(pairs(cells, METHODS, dict.fromkeys(cells, IN), "sp_in"))
+    assert all(one[:2] == other[:2] for one, other in found)
+    assert all(one[4] == other[4] for one, other in found if other[2] != "dense")
+    # For each task and model: with dense; at both budgets the variant, and both with magnitude.
+    assert len(found) == 4 * (2 + 2 * 3)
+
+
 def test_slabs_are_names_and_numbers_of_connections_of_runs_alone():
     rows = [
         {"phase": phase, "task": "t", "model": "m", "method": method, "side": side, "budget": "0.20", "seed": seed}
@@ -156,7 +185,7 @@ SCORE = {"score": Metric("score", "share", "higher")}
 
 
 def contrast(cells, seeds=None, better="higher", compared=None, items_of=lambda items: items):
-    """`contrasts_table` through the bootstrap; by default the first cell with the second."""
+    """`contrasts_tables` of one model through the bootstrap; by default the first cell with the second."""
     runs, items = tables(cells, seeds)
     tasks = {keys[0] for keys in cells}
     resampled = resample_cells(
@@ -164,7 +193,7 @@ def contrast(cells, seeds=None, better="higher", compared=None, items_of=lambda 
     )
     compared = [tuple(cells)[:2]] if compared is None else compared
     metrics = {"score": Metric("score", "share", better)}
-    return contrasts_table(runs, resampled, iter(compared), dict.fromkeys(tasks, metrics))
+    return contrasts_tables(runs, resampled, iter(compared), dict.fromkeys(tasks, metrics))[0]
 
 
 def constant_items(by_seed, items: int = 7) -> np.ndarray:
@@ -269,7 +298,7 @@ def test_a_seed_without_a_number_is_left_out():
     runs.loc[(runs["method"] == "magnitude") & (runs["seed"] == 1), "value"] = np.nan
     resampled = resample_cells(items, {"change": mean_score}, contrasted={"change": ["score"]})
     metrics = {"change": SCORE}
-    (row,) = contrasts_table(runs, resampled, iter([(SP, MAGNITUDE)]), metrics).itertuples()
+    (row,) = contrasts_tables(runs, resampled, iter([(SP, MAGNITUDE)]), metrics)[0].itertuples()
     kept = [0, 2, 3]
     (alone,) = contrast({SP: own[kept], MAGNITUDE: other[kept]}).itertuples()
     assert row.n_seeds == 3
@@ -280,7 +309,7 @@ def test_a_metric_without_any_number_gives_no_row():
     runs, items = tables({SP: np.ones((2, 4)), MAGNITUDE: np.ones((2, 4))})
     resampled = resample_cells(items, {"change": mean_score}, contrasted={"change": ["score"]})
     metrics = {"change": SCORE}
-    found = contrasts_table(runs.assign(value=np.nan), resampled, iter([(SP, MAGNITUDE)]), metrics)
+    found, _ = contrasts_tables(runs.assign(value=np.nan), resampled, iter([(SP, MAGNITUDE)]), metrics)
     assert len(found) == 0
 
 
@@ -393,7 +422,7 @@ def test_an_interval_stays_within_the_differences_that_the_metric_allows():
     runs, items = tables({SP: constant_items([0.2, 0.8]), MAGNITUDE: constant_items([0.4, 0.4])})
     resampled = resample_cells(items, {"change": mean_score}, contrasted={"change": ["score"]})
     for metric, bounds in ((Metric("share", "share", "higher", 0, 1), (-1, 1)), (SCORE["score"], (-3.712, 3.912))):
-        found = contrasts_table(runs, resampled, iter([(SP, MAGNITUDE)]), {"change": {"score": metric}})
+        found, _ = contrasts_tables(runs, resampled, iter([(SP, MAGNITUDE)]), {"change": {"score": metric}})
         assert found[["low", "high"]].iloc[0].tolist() == pytest.approx(bounds, abs=1e-3)
 
 
@@ -421,7 +450,7 @@ def test_holm_is_within_a_task_over_all_its_models_budgets_and_metrics():
     names = {"change": ["score", "twice"], "face": ["score"]}
     resampled = resample_cells(items, dict.fromkeys(names, two_scores), contrasted=names)
     metrics = {task: dict.fromkeys(of_task, SCORE["score"]) for task, of_task in names.items()}
-    found = contrasts_table(runs, resampled, iter(compared), metrics)
+    found, _ = contrasts_tables(runs, resampled, iter(compared), metrics)
     assert found.groupby("task").size().to_dict() == {"change": 6, "face": 1}
     assert found["p"].tolist() == pytest.approx([0.02] * 7)
     assert found["p_holm"].tolist() == pytest.approx([0.12] * 6 + [0.02])
@@ -445,3 +474,169 @@ def test_without_dense_rivals_are_contrasted_alone():
     cells = {SP: np.ones((2, 4)), MAGNITUDE: np.zeros((2, 4))}
     found = contrast(cells, compared=pairs(list(cells), METHODS, dict.fromkeys(cells, IN)))
     assert found[["method", "reference"]].to_numpy().tolist() == [["sp_in", "magnitude"]]
+
+
+# Models.
+
+MODELS = ("plain", "wide", "deep")
+
+
+def of_models(cells: dict, seeds=None, baselines=None, methods=(), metrics=("score",)) -> tuple:
+    """Both tables of contrasts: of models with the baseline, plain unless told otherwise, and of pairs of methods."""
+    runs, items = tables(cells, seeds)
+    runs = pd.concat([runs.assign(metric=name) for name in metrics])
+    tasks = {keys[0] for keys in cells}
+    contrasted = dict.fromkeys(tasks, list(metrics))
+    resampled = resample_cells(
+        items,
+        dict.fromkeys(tasks, lambda *given: dict.fromkeys(metrics, mean_score(*given)["score"])),
+        contrasted=contrasted,
+    )
+    baselines = dict.fromkeys(tasks, "plain") if baselines is None else baselines
+    compared = [*methods, *model_pairs(list(resampled), baselines)]
+    return contrasts_tables(runs, resampled, compared, dict.fromkeys(tasks, dict.fromkeys(metrics, SCORE["score"])))
+
+
+def test_each_other_model_is_compared_with_the_baseline_of_its_task_in_the_same_cell():
+    cells = [
+        cell(method, budget, task, model)
+        for task, models in (("change", MODELS), ("face", ("small", "large")), ("asr", MODELS))
+        for model in models
+        for method in ("dense", "sp_in", "sp_out")
+        for budget in (["1.00"] if method == "dense" else ["0.20", "0.50"])
+    ]
+    found = list(model_pairs(cells, {"change": "wide", "face": "large"}))
+    assert found == [
+        ((task, model, *others), (task, baseline, *others))
+        for task, model, *others in cells
+        for baseline in ({"change": "wide", "face": "large"}.get(task),)
+        if baseline not in (None, model)
+    ]
+    assert len(found) == 5 * (2 + 1)
+
+
+def test_a_cell_that_the_baseline_lacks_is_compared_with_nothing():
+    cells = [
+        cell("sp_in", "0.20", model="wide"),
+        cell("sp_in", "0.50", model="wide"),
+        cell("sp_in", "0.50", model="plain"),
+    ]
+    assert list(model_pairs(cells, {"change": "plain"})) == [(cells[1], cells[2])]
+    assert list(model_pairs(cells, {"change": "deep"})) == list(model_pairs(cells, {})) == []
+
+
+def test_budgeted_broadcast_on_the_baseline_is_compared_with_dense_networks_of_the_same_cost():
+    pruned = [cell("sp_in", "0.20", model="plain"), cell("sp_in", "0.50", model="plain")]
+    not_compared = [cell("magnitude", "0.20", model="plain"), cell("sp_in", "0.20", model="wide")]
+    small = [cell("dense", "1.00", model=name) for name in ("deep", "tiny", "large", "wide")]
+    plain, elsewhere = cell("dense", "1.00", model="plain"), cell("dense", "1.00", task="face", model="deep")
+    cells = [*pruned, *not_compared, *small, plain, elsewhere]
+    flops = dict.fromkeys(cells, 100.0) | {pruned[1]: 200.0, small[1]: 102.0, small[2]: 102.1, small[3]: 196.5}
+    found = list(equal_cost_pairs(cells, METHODS, {"change": "plain"}, flops))
+    assert found == [(pruned[0], small[0]), (pruned[0], small[1]), (pruned[1], small[3])]
+    assert list(equal_cost_pairs(cells, METHODS, {}, flops)) == []
+
+
+def test_a_contrast_at_equal_cost_is_one_between_models_and_counts_for_holm():
+    scores = np.random.default_rng(4).normal(size=(3, 5))
+    ours, small, plain = cell("sp_in", "0.20", model="plain"), cell("dense", model="wide"), cell("dense", model="plain")
+    cells = {of: constant_items(values) for of, values in zip((ours, small, plain), scores, strict=True)}
+    of_methods, found = of_models(cells, methods=[(ours, small), (ours, plain)])
+    first, second = found.itertuples()
+    assert (first.model, first.method, first.budget) == ("plain", "sp_in", "0.20")
+    assert (first.reference_model, first.reference, first.reference_side) == ("wide", "dense", "none")
+    expected = stats.ttest_rel(scores[0], scores[1])
+    assert (first.effect, first.p) == pytest.approx(((scores[0] - scores[1]).mean(), expected.pvalue))
+    assert (second.model, second.reference_model, second.reference) == ("wide", "plain", "dense")
+    together = pd.concat([of_methods, found])
+    assert len(of_methods) == 1
+    assert together["p_holm"].tolist() == pytest.approx(multipletests(together["p"], method="holm")[1])
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_models_without_item_variance_are_compared_by_the_paired_t_test(seeds):
+    scores = np.random.default_rng(seeds).normal(size=(3, seeds))
+    cells = {cell("rigl", model=model): constant_items(of) for model, of in zip(MODELS, scores, strict=True)}
+    of_methods, found = of_models(cells)
+    assert (len(of_methods), list(found.columns)) == (0, MODEL_COLUMNS)
+    for row, own in zip(found.itertuples(), scores[1:], strict=True):
+        expected = stats.ttest_rel(own, scores[0])
+        assert (row.reference_model, row.method, row.side, row.budget) == ("plain", "rigl", "in", "0.20")
+        assert (row.effect, row.p) == pytest.approx(
+            (expected.statistic * (own - scores[0]).std(ddof=1) / seeds**0.5, expected.pvalue)
+        )
+        assert (row.low, row.high) == pytest.approx(tuple(expected.confidence_interval(0.95)), rel=1e-9)
+    assert found["model"].tolist() == ["wide", "deep"]
+    assert found["p_holm"].tolist() == pytest.approx(multipletests(found["p"], method="holm")[1])
+
+
+def crossed(generator, seeds: int, items: int, of_seeds: float, of_items: float, interaction: float) -> np.ndarray:
+    """Differences, [seeds, items], whose parts have exactly these variances (ddof 1) and do not overlap."""
+
+    def scaled(values: np.ndarray, variance: float, freedom: int) -> np.ndarray:
+        return values * np.sqrt(variance * freedom / (values**2).sum())
+
+    def centred(values: np.ndarray, axis: int) -> np.ndarray:
+        return values - values.mean(axis, keepdims=True)
+
+    parts = generator.normal(size=(seeds, 1)), generator.normal(size=(1, items)), generator.normal(size=(seeds, items))
+    return (
+        scaled(centred(parts[0], 0), of_seeds, seeds - 1)
+        + scaled(centred(parts[1], 1), of_items, items - 1)
+        + scaled(centred(centred(parts[2], 0), 1), interaction, (seeds - 1) * (items - 1))
+    )
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+@pytest.mark.parametrize("components", [(0.01, 4.0, 0.0), (0.05, 1.0, 1.0), (0.0, 0.2, 4.0)])
+def test_the_interval_of_two_models_is_that_of_the_known_variances_of_their_difference(seeds, components):
+    """Whatever seeds and items have in common in both models falls out; the interaction counts once."""
+    generator, items = np.random.default_rng(7), 400
+    baseline = generator.normal(0, 3, (seeds, items)) + generator.normal(0, 9, (1, items))
+    own = baseline + 0.3 + crossed(generator, seeds, items, *components)
+    _, found = of_models({cell("dense", model="plain"): baseline, cell("dense", model="wide"): own})
+    (row,) = found.itertuples()
+    of_seeds, of_items, interaction = components
+    t_seeds, t_items = (stats.t.ppf(0.975, freedom) for freedom in (seeds - 1, items - 1))
+    # The mean over seeds has the items' variance alone; a single seed adds (seeds - 1) / seeds of the interaction.
+    shared = max(0.0, of_items - interaction / seeds) / items
+    with_seeds = np.sqrt(t_seeds**2 * of_seeds / seeds + t_items**2 * shared)
+    without = t_items * np.sqrt(shared + interaction / seeds / items)
+    assert row.effect == pytest.approx(0.3)
+    assert row.high - row.effect == pytest.approx(max(with_seeds, without), rel=0.08)
+
+
+def test_models_are_paired_by_their_common_seeds_and_refused_on_other_items():
+    own, other = np.random.default_rng(3).normal(size=(2, 3, 25))
+    plain, wide = cell("rigl", model="plain"), cell("rigl", model="wide")
+    _, found = of_models({plain: other, wide: own}, {plain: [0, 1, 2], wide: [2, 3, 1]})
+    _, alone = of_models({plain: other[1:], wide: own[[2, 0]]})
+    assert found["n_seeds"].tolist() == [2]
+    columns = ["effect", "low", "high", "p"]
+    assert found[columns].iloc[0].tolist() == pytest.approx(alone[columns].iloc[0].tolist())
+    _, none = of_models({plain: other, wide: own}, {plain: [0, 1, 2], wide: [3, 4, 5]})
+    assert (len(none), list(none.columns)) == (0, MODEL_COLUMNS)
+    with pytest.raises(ValueError, match=r"change/wide/rigl/in/0\.20 and change/plain/rigl/in/0\.20 were scored on"):
+        of_models({plain: other, wide: own[:, :24]})
+
+
+def test_holm_covers_the_contrasts_of_methods_and_of_models_together():
+    """Of p = .02 each: two methods with dense in each of three models, and three cells of each of two models."""
+    t = stats.t.isf(0.01, 2)
+    apart = np.array([-1.0, 0.0, 1.0]) + t / np.sqrt(3)
+    cells, methods = {}, []
+    for place, model in enumerate(MODELS):
+        dense = cell("dense", model=model)
+        cells[dense] = constant_items(place * apart)
+        for method in ("rigl", "magnitude"):
+            cells[cell(method, model=model)] = constant_items((place + 1) * apart)
+            methods.append((cell(method, model=model), dense))
+    alone, nothing = of_models(cells, baselines={}, methods=methods)
+    of_methods, found = of_models(cells, methods=methods)
+    assert (len(alone), len(nothing), len(of_methods), len(found)) == (6, 0, 6, 6)
+    assert [*of_methods["p"], *found["p"]] == pytest.approx([0.02] * 12)
+    assert alone["p_holm"].tolist() == pytest.approx([0.12] * 6)
+    assert [*of_methods["p_holm"], *found["p_holm"]] == pytest.approx([0.24] * 12)
+    pd.testing.assert_frame_equal(alone.drop(columns="p_holm"), of_methods.drop(columns="p_holm"))
+    _, twice = of_models(cells, methods=methods, metrics=("score", "again"))
+    assert twice["p_holm"].tolist() == pytest.approx([0.48] * 12)

@@ -24,7 +24,7 @@ from bbnet.analysis.differences import (
 from bbnet.analysis.statistics import CELL_KEYS, holm
 
 METHODS = {"dense": ("none", "1.00"), "sp_in": ("in", "0.20"), "rigl": ("in", "0.20")}
-COSTS = {"density": 0.2, "net_density": 0.25, "flops": 1e6}
+COSTS = {"density": 0.2, "net_density": 0.25, "flops": 1e6, "parameters": 1e3, "bytes": 4e3}
 SCORES = {"dense": [0.79, 0.81], "sp_in": [0.57, 0.63], "rigl": [0.48, 0.52]}
 STUDY = {"name": "any", "cpu_threads": 1, "methods": {"sp_in": {"gain": 0.1}}, "tasks": {"change": {"tile": 32}}}
 PRIMARY = {"change": ("f1",)}
@@ -74,8 +74,8 @@ def test_a_summary_agrees_with_itself(reference):
     assert set(rows["verdict"]) == {OK}
     assert set(rows["why"]) == {""}
     assert not len(not_ok(rows))
-    # Runs, 3 costs and 3 counts of 6 runs; f1 of 3 cells and of their mean.
-    assert len(rows) == 7 * 6 + 3 + 1
+    # Runs, 5 costs and 3 counts of 6 runs; f1 of 3 cells and of their mean.
+    assert len(rows) == 9 * 6 + 3 + 1
 
 
 # The tests of scores.

@@ -11,11 +11,21 @@ import pytest
 
 from bbnet.analysis.findings import findings
 from bbnet.analysis.metric import Metric
-from bbnet.analysis.page import FIGURES, TABLES, prepared_remarks, render
+from bbnet.analysis.page import (
+    DIAGNOSTIC_FIGURES,
+    FIGURES,
+    MODELS,
+    SCALING,
+    SENSITIVITY,
+    TABLES,
+    prepared_remarks,
+    render,
+)
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
+OF_TASKS = (MODELS, SCALING[0], SENSITIVITY[0])
 NASTY = "<b>bold</b> & \"quoted\" 'text' <script>alert(1)</script>"
 CONTRASTS = ["task", "model", "method", "side", "budget", "reference", "reference_side", "metric", "unit"]
 CONTRASTS += ["effect", "low", "high", "n_seeds", "variation", "p", "p_holm", "verdict"]
@@ -114,7 +124,7 @@ def results(tmp_path):
 @pytest.fixture
 def texts(tmp_path_factory) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("texts")
-    for kind in (*FIGURES, "headline", "coverage"):
+    for kind in (*FIGURES, *DIAGNOSTIC_FIGURES, *OF_TASKS, "headline", "coverage"):
         (folder / f"{kind}.rst").write_text(f"What {kind} shows.\n")
     deviations = folder / "deviations.md"
     deviations.write_text("| notebook | bbnet |\n|---|---|\n| one | another |\n")
@@ -176,13 +186,21 @@ def test_every_figure_and_table_is_there_once(page, results):
     for name in tables:
         assert found.text.count(f"cell of {name} ") == 1
         assert found.text.count(f"caption of {name} ") == 1
+    assert "What goes on inside" not in found.text
 
 
 def test_every_kind_of_figure_has_a_place():
     """Each module of plots that draws, and the panels of the tasks."""
     modules = (Path(__file__).parents[2] / "bbnet" / "plots").glob("*.py")
     drawn = {module.stem for module in modules if "\ndef draw(" in module.read_text()}
-    assert {*FIGURES, "headline", "coverage"} == drawn | {"panels"}
+    assert {*FIGURES, *DIAGNOSTIC_FIGURES, *OF_TASKS, "headline", "coverage"} == drawn | {"panels"}
+
+
+def test_diagnostics_follow_the_figures_of_their_task_and_model_where_there_are_any(page, results):
+    figures = [f"change-small-{name}" for name in ("pareto", *DIAGNOSTIC_FIGURES)]
+    found = page(results(figures=figures, tables=["change-small-verdicts"]))
+    assert [image["alt"].split(":")[0] for image in found.of("img")] == figures
+    assert found.text.index("What goes on inside change, small") < found.text.index("cell of change-small-verdicts")
 
 
 def test_figures_stand_in_the_section_of_their_task_and_model(page, results):
@@ -196,6 +214,19 @@ def test_figures_stand_in_the_section_of_their_task_and_model(page, results):
         *("ran", "coverage", "asr-small", "asr-small-pareto", "change-small", "change-small-pareto"),
         *("missing", "deviations"),
     ]
+
+
+@pytest.mark.parametrize(("figure", "table"), [SCALING, SENSITIVITY])
+def test_all_models_of_a_task_are_shown_before_each_of_them(page, results, figure, table):
+    figures = [f"change-{figure}", "asr-small-pareto", "change-small-pareto"]
+    found = page(results(tasks=("asr", "change"), figures=figures, tables=[f"change-{table}"]))
+    order = [
+        attributes.get("id") or attributes["alt"].split(":")[0]
+        for tag, attributes in found.elements
+        if tag in ("h2", "img")
+    ]
+    assert order[:4] == ["ran", f"{figure}-change", f"change-{figure}", "asr-small"]
+    assert found.text.count(f"caption of change-{table} ") == 1
 
 
 def test_without_figures_and_tables_there_is_still_a_page(page, results):
@@ -301,6 +332,76 @@ def test_findings_are_those_of_the_task_and_model(page, results):
     assert text.index("does not differ significantly") < text.index("is worse (")
 
 
+def of_two_models(results, contrasts, named="small", **files) -> Path:
+    """Results of the models small and models, with small as the baseline unless it is not `named`."""
+    grid = [row | {"model": model} for model in ("small", "models") for row in grid_rows(("change",))]
+    folder = results(grid=grid, contrasts=[contrast("sp_in", "dense", "worse", -0.05)], **files)
+    path = folder / "summary/study.json"
+    study = json.loads(path.read_text())
+    study["tasks"]["change"] |= {"models": {"small": {}, "models": {}}, "baseline": named}
+    path.write_text(json.dumps(study))
+    rows = pd.DataFrame(contrasts, columns=[*CONTRASTS, "reference_model"])
+    rows.to_csv(folder / "summary/model_contrasts.csv", index=False)
+    return folder
+
+
+def model_contrast(verdict, effect=-0.05, **changed) -> dict:
+    method = changed.pop("method", "sp_in")
+    return contrast(method, method, verdict, effect, model="models", reference_model="small") | changed
+
+
+def test_what_is_said_of_a_dense_network_of_equal_cost(page, results):
+    of_small = {"model": "small", "reference": "dense", "reference_model": "models"}
+    rows = [model_contrast("none", 0.02, **of_small), model_contrast("better", 0.05, budget="0.50", **of_small)]
+    text = page(of_two_models(results, rows)).text
+    told = "the dense network models of as many FLOPs"
+    assert f"F1: small, sp_in at budget .20 does not differ significantly from {told}: +0.020 [+0.000, +0.050]." in text
+    assert f"small, sp_in at budget .50 is better than {told}: +0.050 [+0.030, +0.080]." in text
+    assert "cells of other models" not in text
+
+
+def test_models_with_a_baseline_have_a_section_with_findings_figure_and_table(page, results):
+    rows = [model_contrast("worse"), model_contrast("none", -0.01, method="rigl")]
+    figures, tables = ["change-models", "change-models-pareto"], ["change-models", "change-models-results"]
+    found = page(of_two_models(results, rows, figures=figures, tables=tables))
+    order = [
+        attributes.get("id") or attributes["alt"].split(":")[0]
+        for tag, attributes in found.elements
+        if tag in ("h2", "img")
+    ]
+    of_models = ["change-models", "change-models-pareto"]
+    assert order == ["ran", "models-change", "change-models", "change-small", *of_models, "missing", "deviations"]
+    assert sorted(image["alt"] for image in found.of("img")) == [
+        "change-models-pareto: What pareto shows.",
+        "change-models: What models shows.",
+    ]
+    assert (
+        "F1: Of 2 cells of other models, 1 differs significantly from small with the same method and budget (p < .05 "
+        "after Holm's method over all contrasts of the task): models, sp_in at budget .20 is worse (-0.050 [-0.070, "
+        "-0.020]). With 3 seeds and 60 test items, a difference of 0."
+    ) in found.text
+    for name in tables:
+        assert found.text.count(f"cell of {name} ") == 1
+    places = [attributes["id"] for _, attributes in found.elements if "id" in attributes]
+    assert len(places) == len(set(places))
+
+
+def test_the_contrasts_of_models_count_among_those_of_the_task(page, results):
+    """The difference that would have been detected is larger in a larger family."""
+    of_methods = [contrast("sp_in", "dense", "worse", -0.05)]
+    (alone,) = findings(DENSE_CELL, pd.DataFrame(of_methods), METRICS, 1)
+    (together,) = findings(DENSE_CELL, pd.DataFrame(of_methods), METRICS, 41)
+    text = page(of_two_models(results, [model_contrast("none")] * 40)).text
+    assert alone.split("items, ")[-1] not in text
+    assert together.split("items, ")[-1] in text
+
+
+def test_without_a_baseline_a_page_has_no_section_of_models_whatever_lies_there(page, results):
+    found = page(of_two_models(results, [model_contrast("worse")], None, figures=["change-models"]))
+    assert "models-change" not in [attributes.get("id") for _, attributes in found.elements]
+    assert found.of("img") == []
+
+
 def test_without_contrasts_it_says_so(page, results):
     assert "There is nothing to compare with." in page(results()).text
 
@@ -324,6 +425,9 @@ def test_what_became_of_the_data_is_told(page, results):
     assert "by the rule 'up to the median': head 2,000, mid 2,001, tail 2,002." in text
     assert prepared_remarks({"skipped": {}, "buckets": told["buckets"] | {"rule": "published"}}) == [
         "Types in the buckets of the training data, by the published rule: head 2,000, mid 2,001, tail 2,002."
+    ]
+    assert prepared_remarks({"skipped": {}, "buckets": told["buckets"] | {"rule": "balanced"}}) == [
+        "The training data are balanced, so no type is in a bucket."
     ]
 
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import special, stats
 
 from bbnet.analysis import statistics
-from bbnet.analysis.contrasts import contrasts_table, pairs
+from bbnet.analysis.contrasts import contrasts_tables, pairs
 from bbnet.analysis.metric import Metric
 from bbnet.analysis.statistics import CELL_KEYS, ItemVariance, cells_table, half_width, resample_cells
 
@@ -112,7 +112,7 @@ def share_of_tasks_without_a_significant_contrast(arms: tuple[float, float, floa
         contrasted = dict.fromkeys(tasks, ["score"])
         resampled = resample_cells(items, dict.fromkeys(tasks, mean_score), contrasted=contrasted)
         compared = pairs(list(resampled), METHODS, dict.fromkeys(keys, frozenset()))
-        found = contrasts_table(runs, resampled, compared, dict.fromkeys(tasks, SCORE))
+        found, _ = contrasts_tables(runs, resampled, compared, dict.fromkeys(tasks, SCORE))
         assert len(found) == CHUNK * CONTRASTS
         quiet += int(found["verdict"].eq("none").groupby(found["task"]).all().sum())
     return quiet / studies
@@ -310,5 +310,5 @@ def test_arms_that_differ_are_found():
     runs, items = tables(scores, keys)
     resampled = resample_cells(items, dict.fromkeys(tasks, mean_score), contrasted=dict.fromkeys(tasks, ["score"]))
     compared = pairs(list(resampled), METHODS, dict.fromkeys(keys, frozenset()))
-    found = contrasts_table(runs, resampled, compared, dict.fromkeys(tasks, SCORE))
+    found, _ = contrasts_tables(runs, resampled, compared, dict.fromkeys(tasks, SCORE))
     assert (found["verdict"] == "better").mean() > 0.9

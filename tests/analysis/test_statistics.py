@@ -451,3 +451,60 @@ def test_arrays_survive_a_file(tables, values, tmp_path):
     arrays.to_parquet(tmp_path / "items.parquet")
     expected = curves_table(arrays, sum_of_lists)
     pd.testing.assert_frame_equal(curves_table(pd.read_parquet(tmp_path / "items.parquet"), sum_of_lists), expected)
+
+
+# Calibration draws, which are nested in seeds.
+
+
+@pytest.fixture
+def drawn(tables):
+    """`runs` and `items` of three seeds with two draws each, of a cell that has them beside one that has none."""
+    generator = np.random.default_rng(1)
+    values = generator.normal(0.6, 0.2, 40) + generator.normal(0, 0.1, (3, 2, 40)) + generator.normal(0, 0.1, (3, 2, 1))
+    parts = [tables(values[:, draw]) for draw in range(2)]
+    items = pd.concat([items.assign(draw=draw) for draw, (_, items) in enumerate(parts)])
+    runs = pd.concat([runs for runs, _ in parts]).groupby([*KEYS, "seed", "metric"], sort=False)["value"].mean()
+    other_runs, other_items = tables(values[:, 0] + 0.01, method="dense", side="none", budget="1.00")
+    return values, pd.concat([runs.reset_index(), other_runs]), pd.concat([items, other_items], ignore_index=True)
+
+
+def test_seeds_are_the_units_and_their_scores_are_means_over_draws(drawn, tables, cells):
+    values, runs, items = drawn
+    found = cells(runs, items).set_index(["method", "metric"])
+    # Of a linear metric, the same as one draw whose items are the means over draws.
+    averaged = cells(*tables(values.mean(1))).set_index(["method", "metric"]).loc[("sp_in", "score")]
+    row = found.loc[("sp_in", "score")]
+    for column in ("mean", "sd", "n_seeds", "n_items", "low", "high", "item_variance", "interaction_variance"):
+        assert row[column] == pytest.approx(averaged[column], rel=1e-9)
+    assert row["n_draws"] == 2
+    assert row["draw_variance"] == pytest.approx(values.mean(2).var(axis=1, ddof=1).mean())
+    dense = found.loc[("dense", "score")]
+    assert dense["n_draws"] == 1
+    assert np.isnan(dense["draw_variance"])
+
+
+def test_tables_without_draws_have_no_columns_for_them(values, tables, cells):
+    assert list(cells(*tables(values)).columns) == COLUMNS
+
+
+def test_the_variance_over_seeds_contains_that_of_their_draws():
+    """Over many studies: intervals of means over draws cover, and draws of one seed alone would be too certain."""
+    generator = np.random.default_rng(2)
+    seeds, draws, covered = 4, 3, []
+    for _ in range(2000):
+        of_seed = generator.normal(0, 1, (seeds, 1))
+        means = (of_seed + generator.normal(0, 2, (seeds, draws))).mean(1)
+        covered.append(abs(means.mean()) <= half_width(means))
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.015)
+
+
+def test_metrics_relative_to_dense_compare_each_draw_with_the_dense_run_of_its_seed(drawn, cells):
+    _, runs, items = drawn
+
+    def relative(items, dense, weights):
+        return {"gain": ((items["value"] - dense["value"]) * weights).sum(-1) / weights.sum(-1)}
+
+    found = resample_cells(items, {"change": mean_score}, {"change": relative}, {"change": ["score"]})
+    (own,) = (cell for keys, cell in found.items() if keys[2] == "sp_in")
+    assert own.draws["score"].shape == (3, 1000)
+    assert own.variances["gain"].items == 40

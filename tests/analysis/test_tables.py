@@ -1,10 +1,22 @@
 """Tables of a paper: the numbers of the cells, readable as csv, Markdown and LaTeX."""
 
+from types import SimpleNamespace
+
 import pandas as pd
 import pytest
 
 from bbnet.analysis.metric import Metric
-from bbnet.analysis.tables import Table, incomplete_note, latex, markdown, results_table, shown_table, supported_best
+from bbnet.analysis.tables import (
+    Table,
+    branches,
+    incomplete_note,
+    latex,
+    markdown,
+    models,
+    results_table,
+    shown_table,
+    supported_best,
+)
 
 METRICS = {"f1": Metric("F1", "share", "higher", 0, 1), "iou": Metric("IoU", "share", "higher", 0, 1)}
 
@@ -33,6 +45,32 @@ def cells() -> pd.DataFrame:
 @pytest.fixture
 def shown(cells) -> pd.DataFrame:
     return shown_table(results_table(cells, METRICS), METRICS, ("f1",))
+
+
+def test_the_branches_of_a_network_are_counted_apart():
+    """Dense slabs stand on both sides; a slab has 4 units of fan 10, of which seed 0 keeps 10, seed 1 20 in `big`."""
+    rows = []
+    for method, side, seed, kept in (("dense", "none", 0, 40), ("sp_in", "in", 0, 10), ("sp_in", "in", 1, 20)):
+        for slab in (
+            "body.stage1.big.0.conv1",
+            "body.stage1.big.1.conv1",
+            "body.stage1.expand.0",
+            "body.stage2.0.conv1",
+        ):
+            costs = {"units": 4, "fan": 10, "connections": kept if ".big." in slab else 40, "flops_dense": 4e6}
+            costs["flops"] = costs["flops_dense"] * costs["connections"] / 40
+            keys = {"method": method, "side": side, "budget": "0.50", "seed": seed, "slab": slab}
+            rows += [keys | costs] * (2 if method == "dense" else 1)
+    summary = SimpleNamespace(read={"slabs": pd.DataFrame(rows)}.__getitem__, task="t", model="m")
+    table = branches(summary, None)
+    assert table.shown.drop(columns=["side", "budget"]).to_numpy().tolist() == [
+        ["dense", "big", "2", "1.000", "4", "4"],
+        ["dense", "little", "1", "1.000", "2", "2"],
+        ["dense", "last", "1", "1.000", "2", "2"],
+        ["sp_in", "big", "2", "0.375", "1.5", "4"],
+        ["sp_in", "little", "1", "1.000", "2", "2"],
+        ["sp_in", "last", "1", "1.000", "2", "2"],
+    ]
 
 
 def test_there_is_one_row_per_method_and_budget_with_intervals(cells):
@@ -136,3 +174,75 @@ def test_the_best_is_bold_only_where_its_contrasts_say_so(verdicts, bold):
         [contrast(*pair, verdict) for pair, verdict in verdicts.items()] or [contrast("a", "b", "none")]
     )
     assert supported_best(results_table(cells, {"f1": "share"}), contrasts, {"f1": "higher"}) == bold
+
+
+# All models of a task.
+
+
+def model_contrast(model: str, method: str, budget: str, effect: float, p: float) -> dict:
+    row = {"model": model, "method": method, "side": "none" if method == "dense" else "in", "budget": budget}
+    row |= {"reference": method}
+    row |= {"metric": "f1", "effect": effect, "low": effect - 0.02, "high": effect + 0.02}
+    return row | {"p": p / 4, "p_holm": p, "verdict": "worse" if p < 0.05 else "none"}
+
+
+def test_the_table_of_models_has_their_scores_costs_and_differences_from_the_baseline():
+    of_models = []
+    for model, worse, size in (("plain", 0.0, 1), ("little", 0.125, 0.5)):
+        for method, side, budget, f1, kept in (("dense", "none", "1.00", 0.75, 1), ("sp_in", "in", "0.20", 0.625, 0.4)):
+            costs = {"flops": 8e6 * kept * size, "parameters": 6000 * kept * size, "bytes": 1.0}
+            costs |= {"density": kept, "net_density": kept}
+            of_models += [
+                row | {"model": model} for row in rows_of(method, side, budget, f1=f1 - worse, iou=0.5, **costs)
+            ]
+    contrasts = [
+        model_contrast("little", "dense", "1.00", -0.125, 0.031),
+        model_contrast("plain", "sp_in", "0.20", 0.25, 0.01) | {"reference": "dense"},
+    ]
+    read = {"cells": pd.DataFrame(of_models), "model_contrasts": pd.DataFrame(contrasts)}.__getitem__
+    summary = SimpleNamespace(read=read, task="change", baseline="plain")
+    table = models(summary, SimpleNamespace(METRICS=METRICS, PRIMARY=("f1",)))
+    assert list(table.shown.columns) == [
+        *(
+            "model",
+            "method",
+            "side",
+            "budget",
+            "seeds",
+            "F1",
+            "F1, difference",
+            "F1, p (Holm)",
+            "MMACs",
+            "MFLOPs",
+            "parameters",
+        )
+    ]
+    assert table.shown.to_numpy().tolist() == [
+        ["plain", "dense", "none", "1.00", "3", "0.750 [0.650, 0.850]", "–", "–", "4", "8", "6,000"],
+        ["plain", "sp_in", "in", "0.20", "3", "0.625 [0.525, 0.725]", "–", "–", "1.6", "3.2", "2,400"],
+        *(
+            [
+                "little",
+                "dense",
+                "none",
+                "1.00",
+                "3",
+                "0.625 [0.525, 0.725]",
+                "-0.125 [-0.145, -0.105]",
+                "0.031",
+                "2",
+                "4",
+                "3,000",
+            ],
+            ["little", "sp_in", "in", "0.20", "3", "0.500 [0.400, 0.600]", "–", "–", "0.8", "1.6", "1,200"],
+        ),
+    ]
+    columns = ["iou_mean", "bytes", "f1_verdict", "f1_front_flops", "f1_front_parameters"]
+    assert table.data[columns].astype(object).fillna("").to_numpy().tolist() == [
+        [0.5, 1.0, "", True, True],
+        [0.5, 1.0, "", True, True],
+        [0.5, 1.0, "worse", False, False],
+        [0.5, 1.0, "", True, True],
+    ]
+    assert "baseline plain" in table.caption
+    assert latex(table).count(r"\\") == 1 + 4

@@ -1,5 +1,6 @@
 """`bbnet check` and `bbnet diff` on the shipped reference and on damaged copies of it."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -156,6 +157,14 @@ def test_another_setting_and_other_epochs_are_out(project, edit, capsys):
     text = shown(capsys, "check")
     assert "gain: 0.2 in new, 0.1 in reference" in text
     assert "6 in new, 13 in reference" in text
+
+
+def test_a_baseline_changes_no_score_and_may_differ(project, capsys):
+    path = project / "results/demo/summary/study.json"
+    study = json.loads(path.read_text())
+    study["tasks"]["change"]["baseline"] = "fc_siam_conc"
+    path.write_text(json.dumps(study))
+    assert "Nothing contradicts" in shown(capsys, "check", out=False)
 
 
 def test_a_lost_cell_and_another_cost_are_out(edit, capsys):

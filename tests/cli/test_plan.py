@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
@@ -102,6 +103,25 @@ def test_more_epochs_or_another_learning_rate_still_count(project, capsys):
     assert row(text, "change")[3] == str((RUNS * 10 + 3 * 2) * 5)
 
 
+def test_a_model_with_its_own_warm_up_shares_less_or_more_of_its_steps(project, capsys):
+    record(project, machine.name_of("cpu"), 7.2)
+    changed = json.loads(json.dumps(STUDY))
+    changed["tasks"]["change"]["models"]["tiny"]["warm_up_epochs"] = 4
+    (project / "studies" / "micro.yaml").write_text(yaml.safe_dump(changed))
+    assert row(plan(capsys, "--device", "cpu"), "change")[3] == str((RUNS * 3 + 3 * 4) * 5)
+
+
+def test_several_devices_take_the_time_of_a_step_with_the_share_of_one(project, capsys):
+    record(project, machine.name_of("cpu"), 7.2)
+    changed = json.loads(json.dumps(STUDY))
+    changed["tasks"]["change"]["training"] |= {"batch_size": 16, "devices": 2}
+    (project / "studies" / "micro.yaml").write_text(yaml.safe_dump(changed))
+    text = plan(capsys, "--device", "cpu")
+    steps = STEPS // 5 * 2  # of 40 tiles in batches of 16 instead of 8
+    expected = ["change", "tiny", str(RUNS), str(steps), "7.2", "s", "2", f"{steps * 7.2 / 3600:.2g}"]
+    assert row(text, "change")[:8] == expected
+
+
 @pytest.mark.skipif(machine.name_of("auto") != machine.name_of("cpu"), reason="there is a GPU here")
 def test_a_device_that_is_not_here_gives_unknown_hours_and_the_reason(project, capsys):
     text = plan(capsys, "--device", "cuda")
@@ -138,6 +158,11 @@ OWN_TASKS = {
         "models": {"tiny": {"widths": [8, 8]}},
         "training": {"epochs": 7, "warm_up_epochs": 2, "batch_size": 4, "learning_rate": 0.003},
     },
+    "classification": {
+        "data": {"pack": "image_folder"},
+        "models": {"tiny": {"architecture": "cifar_resnet", "depth": 8}},
+        "training": {"epochs": 7, "warm_up_epochs": 2, "batch_size": 4, "learning_rate": 0.003},
+    },
     "face": {
         "data": {"pack": "faces"},
         "size": 32,
@@ -159,7 +184,12 @@ OWN_TASKS = {
         "training": {"epochs": 7, "warm_up_epochs": 2, "batch_seconds": 10, "learning_rate": 0.003},
     },
 }
-TRAIN = {"change": {"starts": [0, 9, 23]}, "face": {"labels": [0] * 22}, "asr": {"utterances": ["u"] * 22}}
+TRAIN = {
+    "change": {"starts": [0, 9, 23]},
+    "classification": {"labels": [0] * 22},
+    "face": {"labels": [0] * 22},
+    "asr": {"utterances": ["u"] * 22},
+}
 
 
 @pytest.mark.parametrize("task", OWN_TASKS)
@@ -167,7 +197,7 @@ def test_the_steps_and_size_of_own_data_are_known_once_they_are_prepared(project
     monkeypatch.setattr("bbnet.cli.plan._measured_here", lambda *_: (None, "unknown"))
     (project / "mine").mkdir()
     settings = json.loads(json.dumps(OWN_TASKS[task]))
-    settings["data"] |= {"path": "mine", "complete": False}
+    settings["data"] |= {"path": "mine"} | ({} if task == "classification" else {"complete": False})
     (project / "studies" / "micro.yaml").write_text(yaml.safe_dump(STUDY | {"tasks": {task: settings}}))
     assert row(plan(capsys), task)[3] == "unknown"
     knobs = Knobs(study="micro")
@@ -226,9 +256,9 @@ def detectable(text: str) -> list[list[str]]:
 def test_it_shows_the_differences_that_more_seeds_and_items_detect(project, capsys):
     rows = detectable(plan(capsys, "--like", str(ROOT / "results/reference/demo")))
     # sp_in and rigl with dense, and with each other, at two budgets.
-    assert {tuple(row[:4]) for row in rows} == {("change", "f1", "6", "128")}
-    assert [row[4] for row in rows] == ["2", "3", "5", "10"]
-    assert rows[1][5:7] == ["(this", "study)"]
+    assert {tuple(row[:5]) for row in rows} == {("change", "methods", "f1", "6", "128")}
+    assert [row[5] for row in rows] == ["2", "3", "5", "10"]
+    assert rows[1][6:8] == ["(this", "study)"]
     shares = [float(row[-3]) for row in rows]
     assert shares == sorted(shares, reverse=True) and 0 < shares[-1] < 0.1
 
@@ -246,7 +276,37 @@ def test_an_earlier_study_without_the_task_or_with_one_seed_leaves_them_unknown(
     (tmp_path / "summary").mkdir()
     (tmp_path / "summary/contrasts.csv").write_text("\n".join(without))
     (row,) = detectable(plan(capsys, "--like", str(tmp_path)))
-    assert row == ["change", "f1", "6", *["unknown"] * 5]
+    assert row == ["change", "methods", "f1", "6", *["unknown"] * 5]
+
+
+def test_models_are_planned_with_the_variances_of_models_and_count_among_the_contrasts_of_the_task(
+    project, capsys, tmp_path
+):
+    tiny = STUDY["tasks"]["change"]["models"]["tiny"]
+    task = STUDY["tasks"]["change"] | {"models": {"tiny": tiny, "wide": {"widths": [8, 16]}}, "baseline": "tiny"}
+    (project / "studies" / "micro.yaml").write_text(yaml.safe_dump(STUDY | {"tasks": {"change": task}}))
+    reference = ROOT / "results/reference/demo/summary/contrasts.csv"
+    # Six contrasts between methods in each of two models, and five cells in both.
+    rows = detectable(plan(capsys, "--like", str(reference.parent)))
+    assert {tuple(row[:4]) for row in rows} == {("change", between, "f1", "17") for between in ("methods", "models")}
+    assert [row[4:] for row in rows if row[1] == "models"] == [["unknown"] * 5]
+    (tmp_path / "summary").mkdir()
+    contrasts = pd.read_csv(reference, dtype={"budget": str})
+    contrasts.to_csv(tmp_path / "summary/contrasts.csv", index=False)
+    of_models = contrasts.assign(reference_model="tiny")
+    of_models["differences"] = [
+        " ".join(repr(3 * float(one)) for one in row.split()) for row in of_models["differences"]
+    ]
+    of_models.assign(item_variance=9 * of_models["item_variance"]).to_csv(
+        tmp_path / "summary/model_contrasts.csv", index=False
+    )
+    rows = detectable(plan(capsys, "--like", str(tmp_path)))
+    of_two = {row[1]: float(row[-3]) for row in rows if row[5] == "10"}
+    assert 2 * of_two["methods"] < of_two["models"] < 3.5 * of_two["methods"]
+    of_models.drop(columns="verdict").to_csv(tmp_path / "summary/model_contrasts.csv", index=False)
+    with pytest.raises(SystemExit) as ended:
+        plan(capsys, "--like", str(tmp_path))
+    assert "model_contrasts.csv: has no column verdict" in str(ended.value)
 
 
 def test_an_earlier_study_that_cannot_be_read_is_named(project, capsys):

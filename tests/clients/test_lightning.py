@@ -184,6 +184,28 @@ def test_the_lightning_module_itself_can_be_sparsified(tmp_path, same, check_exa
     check_exact(whole, whole.sparsifier, whole.slabs, BUDGET)
 
 
+class Watched(Automatic):
+    """Watches itself, by the optimizer that Lightning wraps."""
+
+    def on_fit_start(self):
+        super().on_fit_start()
+        self.watched = bbnet.watch(self, self.optimizers(), every=5)
+        self.watched.start()
+
+    def on_fit_end(self):
+        self.watched.stop()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_watched_training_ends_in_the_same_bits_and_is_healthy(precision, tmp_path, same):
+    plain, watched = (fit(kind(), tmp_path / kind.__name__, precision=precision) for kind in (Automatic, Watched))
+    assert same(watched.state_dict(), plain.state_dict())
+    rows = {row["parameter"]: row for row in watched.watched.rows()}
+    assert set(rows) == {name for name, _ in watched.named_parameters()}
+    assert {row["observations"] for row in rows.values()} == {STEPS // 5}
+    assert all(row["updates"] == STEPS // 5 for row in rows.values())
+
+
 class Noisy(Automatic):
     """Adds noise to its gradients after the backward pass, in the hook that Lightning has for it."""
 

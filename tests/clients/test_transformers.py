@@ -113,6 +113,20 @@ def test_micro_batches_count_as_one_step_and_every_refresh_meets_its_budget(buil
     check_exact(model, sparsifier, slabs, BUDGET)
 
 
+@pytest.mark.parametrize("build", [bert, llama])
+def test_a_watched_training_ends_in_the_same_bits_and_no_tensor_is_stuck(build, tmp_path, same):
+    plain, trainer, *_ = sparsified(build, tmp_path / "plain")
+    trainer.train()
+    model, trainer, *_ = sparsified(build, tmp_path / "watched")
+    with bbnet.watch(model, trainer.optimizer, every=5) as watched:
+        trainer.train()
+    assert same(model.state_dict(), plain.state_dict())
+    rows = watched.rows()
+    assert {row["parameter"] for row in rows} == {name for name, _ in model.named_parameters()}
+    assert {row["observations"] for row in rows} == {STEPS // 5}
+    assert not [verdict for verdict in watched.verdicts() if verdict["check"] == "never updated"]
+
+
 def test_an_optimizer_given_to_the_trainer_is_sparsified_before(tmp_path, check_exact):
     torch.manual_seed(0)
     model = bert()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bbnet.data.images import Converted, decode
+from bbnet.data.images import Converted, decode, upright_size
 
 LOSSLESS = {"png": {}, "tif": {}, "webp": {"lossless": True, "exact": True}}
 UPRIGHT = {  # how an image of each EXIF orientation is turned upright
@@ -38,6 +38,15 @@ def test_an_image_is_turned_upright_and_told(tmp_path, picture, orientation, suf
     image, conversions = decode(path, "RGB")
     assert (np.asarray(image) == UPRIGHT.get(orientation, UPRIGHT[1])(picture)).all()
     assert conversions == (["exif_orientation"] if 2 <= orientation <= 8 else [])
+    assert upright_size(path) == image.size
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA"])
+def test_an_uncompressed_tiff_of_any_mode_is_turned_upright(tmp_path, picture, mode):
+    """Such a file may be mapped into memory instead of being read, as that of an RGB image never is."""
+    image = Image.fromarray(picture).convert(mode)
+    image.save(tmp_path / "a.tif", exif=with_orientation(6))
+    assert (np.asarray(decode(tmp_path / "a.tif", "RGB").image) == np.rot90(np.asarray(image.convert("RGB")), -1)).all()
 
 
 def test_a_jpeg_photograph_is_turned_upright_pixel_for_pixel(tmp_path, picture):

@@ -67,6 +67,23 @@ def test_what_only_begins_like_an_image_is_no_image_and_refused_by_name(tmp_path
     assert str(refused.value).startswith(f"{tmp_path / 'a.pgm'}: ")
 
 
+@pytest.mark.parametrize("compression", ["jpeg", "tiff_lzw"])
+def test_a_compressed_tiff_in_ycbcr_is_read(tmp_path, compression):
+    values = np.stack([*np.mgrid[0:256:4, 0:256:4], np.full((64, 64), 99)], axis=-1).astype(np.uint8)
+    Image.fromarray(values).convert("YCbCr").save(tmp_path / "a.tif", compression=compression)
+    found = np.asarray(decode(tmp_path / "a.tif", "RGB").image).astype(int)
+    assert np.abs(found - values).max() <= 8
+
+
+@pytest.mark.parametrize("mode", ["YCbCr", "LAB"])
+def test_an_uncompressed_tiff_of_another_colour_space_is_refused_by_name(tmp_path, mode):
+    """Pillow ignores how the colours of YCbCr are subsampled, and does not convert L*a*b*."""
+    Image.new(mode, (8, 8)).save(tmp_path / "a.tif")
+    with pytest.raises(ValueError, match=f"image mode {mode}; allowed are ") as refused:
+        decode(tmp_path / "a.tif", "RGB")
+    assert str(refused.value).startswith(f"{tmp_path / 'a.tif'}: ")
+
+
 def test_a_photograph_of_a_telephone_with_a_second_picture_within_is_read(tmp_path):
     first, second = (Image.fromarray(np.full((16, 16, 3), value, np.uint8)) for value in (200, 10))
     first.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[second])

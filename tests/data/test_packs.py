@@ -14,13 +14,15 @@ import zipfile
 from collections import namedtuple
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from bbnet.data import fetch, packs
-from bbnet.data.packs import TABLE, bring, read_pack, refuse_incomplete, spread
+from bbnet.data.packs import TABLE, bring, bring_own, read_pack, refuse_incomplete, spread
 from bbnet.data.unpack import ArchiveError, DiskError
 
 NAMES = list(yaml.safe_load(TABLE.read_text(encoding="utf-8")))
@@ -96,6 +98,18 @@ def test_levir_cd_has_its_numbers():
     assert pack.image_size == 1024
     assert {f"{part}.zip" for part in pack.counts} == set(pack.files)
     assert all(f"/{name}" in file.source(name).urls[0] for name, file in pack.files.items())
+
+
+def test_voc_has_its_checksums_and_its_numbers():
+    """As torchvision has them, and 16,551 images to train on."""
+    pack = read_pack("voc")
+    for published in ("2007", "2007-test", "2012"):
+        entry = DATASET_YEAR_DICT[published]
+        source = pack.files[entry["filename"]].source(entry["filename"])
+        assert (source.algorithm, source.digits) == ("md5", entry["md5"])
+        assert all(urlsplit(url).path.endswith(f"/{entry['filename']}") for url in source.urls)
+    assert pack.counts["trainval2007"] + pack.counts["trainval2012"] == 16551
+    assert pack.counts["test2007"] == 4952
 
 
 def test_faces_have_their_numbers_and_a_notice():
@@ -272,12 +286,17 @@ def test_a_local_folder_of_two_folders_is_no_outer_folder(bring_from, home):
     assert bring_from(home)[0] == home
 
 
-def test_a_path_may_be_relative_or_start_at_home(bring_from, home, monkeypatch):
+def test_a_path_may_be_relative(bring_from, home, monkeypatch):
     (home / "A").mkdir()
     monkeypatch.chdir(home.parent)
     assert bring_from("home")[0] == home
-    monkeypatch.setenv("HOME", str(home.parent))
-    assert bring_from("~/home")[0] == home
+
+
+def test_files_beside_an_outer_folder_are_named(bring_from, home, caplog):
+    (home / "outer" / "A").mkdir(parents=True)
+    (home / "README").write_text("about")
+    assert bring_from(home)[0] == home / "outer"
+    assert f"{home}: files that are not read: 1: README; what is read: outer/" in caplog.text
 
 
 def test_an_unpacked_folder_with_an_archive_beside_is_taken_as_unpacked(bring_from, tmp_path, home):
@@ -362,11 +381,11 @@ def test_a_folder_beside_some_archives_does_not_make_up_for_those_that_lack(brin
 
 
 def test_a_path_of_a_file_that_is_no_archive_is_refused_with_what_is_allowed(bring_from, tmp_path, home):
-    for name in ("weights.pth", "pack.rar", "pack.tar", "pack.gz", "zip", "a.zip.part"):
+    for name in ("weights.pth", "pack.rar", "pack.tar.bz2", "pack.gz", "zip", "a.zip.part"):
         (home / name).write_text("something")
         with pytest.raises(ValueError) as caught:
             bring_from(home / name)
-        allowed = "allowed are .zip, .tar.gz, .tgz"
+        allowed = "allowed are .zip, .tar.gz, .tgz, .tar"
         assert str(caught.value) == f"{home / name}: is neither a folder nor an archive; {allowed}"
     assert list((tmp_path / "target").iterdir()) == []
 
@@ -478,6 +497,23 @@ def test_own_data_are_not_announced_as_the_published_ones(publish, bring_from, h
     announced = [message for message in caplog.messages if "CC0" in message or "Not for sale." in message]
     assert len(announced) == (2 if complete else 0)
     assert any(message.startswith(f"{path}: your own data") for message in caplog.messages) != complete
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "gztar"])
+def test_a_pack_of_your_own_needs_no_table(tmp_path, form):
+    (tmp_path / "mine" / "train").mkdir(parents=True)
+    (tmp_path / "mine" / "train" / "1").write_text("one")
+    target = tmp_path / "target"
+    target.mkdir()
+    folder = tmp_path / "mine"
+    path = folder if form == "folder" else Path(shutil.make_archive(str(tmp_path / "pack"), form, tmp_path, "mine"))
+    root, manifest = bring_own(str(path), target, holding=["train"])
+    assert (root / "train" / "1").read_text() == "one"
+    if form == "folder":
+        assert manifest == {"root": str(folder)} and not list(target.iterdir())
+    else:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert manifest == {"root": "mine", "files": {path.name: f"sha256:{digest}"}}
 
 
 def test_what_is_downloaded_already_is_checked_and_unpacked(publish, tmp_path, caplog):

@@ -297,10 +297,24 @@ def test_a_good_tar_gz_comes_out_byte_for_byte_and_nothing_else(walls, form):
     assert unpacked(walls, "good.tar.gz", data) == with_parents(members)
 
 
-@pytest.mark.parametrize("name", ["good.tgz", "GOOD.TAR.GZ", "two.dots.tar.gz", "GOOD.Zip"])
+@pytest.mark.parametrize("form", TAR_FORMATS)
+def test_a_good_tar_comes_out_byte_for_byte_and_nothing_else(walls, form):
+    members = GOOD | (LONG_IN_USTAR if form == "ustar" else LONG)
+    assert unpacked(walls, "good.tar", tar_with(members, TAR_FORMATS[form])) == with_parents(members)
+
+
+def test_a_tar_that_ends_too_early_is_refused(walls):
+    data = tar_with({"first": b"1" * 1000, "second": b"2" * 5000})
+    content = len(data.rstrip(b"\0"))
+    for length in (512, 1012, content - 3000, content):
+        with pytest.raises(ArchiveError, match="short.tar.*is (encrypted, )?damaged or truncated"):
+            unpacked(walls, "short.tar", data[:length])
+
+
+@pytest.mark.parametrize("name", ["good.tgz", "GOOD.TAR.GZ", "two.dots.tar.gz", "GOOD.Zip", "GOOD.Tar"])
 def test_the_suffix_alone_says_what_an_archive_is(walls, name):
-    data = zip_with(SMALL) if name.lower().endswith("zip") else gzip.compress(tar_with(SMALL))
-    assert unpacked(walls, name, data) == with_parents(SMALL)
+    data = zip_with(SMALL) if name.lower().endswith("zip") else tar_with(SMALL)
+    assert unpacked(walls, name, gzip.compress(data) if name.lower().endswith("gz") else data) == with_parents(SMALL)
 
 
 def test_a_zip_written_to_a_pipe_comes_out(walls):
@@ -674,7 +688,8 @@ HOSTILE = {
     "tar.gz that is a tar": ("a.tar.gz", None, lambda out: tar_with(SMALL)),
     "tar.gz that is a zip": ("a.tar.gz", None, lambda out: zip_with(SMALL)),
     "rar": ("a.rar", None, lambda out: b"Rar!\x1a\x07\x00"),
-    "tar": ("a.tar", None, lambda out: tar_with(SMALL)),
+    "tar that is a tar.gz": ("a.tar", None, lambda out: gzip.compress(tar_with(SMALL))),
+    "tar.bz2": ("a.tar.bz2", None, lambda out: bz2.compress(tar_with(SMALL))),
     "gz": ("a.gz", None, lambda out: gzip.compress(b"1")),
     "no suffix": ("zip", None, lambda out: zip_with(SMALL)),
 }
@@ -1036,3 +1051,34 @@ def test_litter_that_cannot_be_unpacked_is_left_out(tmp_path, kind):
                 file.addfile(link)
     unpack(archive, target)
     assert [path.relative_to(target).as_posix() for path in target.rglob("*") if not path.is_dir()] == ["train/a.png"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize(
+    "again",
+    [
+        "._b",  # twice
+        "__MACOSX/../x",
+        "__MACOSX/in/../../../x",
+        "__MACOSX",  # a file in place of a folder
+        "._b/inside",  # below a file
+        "._b/inner/",
+    ],
+)
+def test_litter_without_a_place_of_its_own_is_left_out(tmp_path, kind, again):
+    members = {"a": b"1", "__MACOSX/._a": b"2", "._b": b"3"}
+    archive, target = tmp_path / f"pack.{kind}", tmp_path / "out" / "target"
+    if kind == "zip":
+        archive.write_bytes(zip_of(*(entry(*member) for member in members.items()), entry(again, b"")))
+    else:
+        last = header(again, kind=b"5") if again.endswith("/") else tar_file(again, b"")
+        archive.write_bytes(tar_gz(*(tar_file(*member) for member in members.items()), last))
+    unpack(archive, target)
+    found = {path.relative_to(target).as_posix(): path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    assert found == members
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["target"]
+
+
+@pytest.mark.parametrize("name", ["../.ssh/keys", "a/../.x", "./../.x", "/.x", "__MACOSX\\x"])
+def test_a_path_that_leads_elsewhere_before_it_reaches_litter_is_refused(walls, name):
+    assert name.replace("\\", "\\\\") in refused(walls, "a.zip", zip_of(entry("a/"), entry(name, b"evil")))

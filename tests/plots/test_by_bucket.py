@@ -3,9 +3,11 @@
 import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
-from bbnet.plots.by_bucket import plot_by_bucket
+from bbnet.plots.by_bucket import common_name, plot_by_bucket
 from bbnet.plots.style import DENSE_COLOUR, MARKERS, method_colours
+from bbnet.tasks.task import load_metrics
 
 METRICS = {
     "test-clean": {"head": "dwer_head", "mid": "dwer_mid", "tail": "dwer_tail"},
@@ -38,7 +40,7 @@ def plot():
     def make(seeds: int, left_out: tuple = (), metrics=METRICS, **options):
         cells, runs = tables(seeds, left_out)
         options = {"name": "ΔWER", "better": "lower"} | options
-        return cells, plot_by_bucket(cells, runs, metrics, SIZES, **{"counted": "words"} | options)
+        return cells, plot_by_bucket(cells, runs, metrics, **{"counted": "words", "sizes": SIZES} | options)
 
     yield make
     plt.close("all")
@@ -61,6 +63,29 @@ def test_a_row_per_test_set_and_a_column_per_budget(plot):
     assert [axis.get_title() for axis in figure.axes] == ["budget 0.20", "budget 0.50", "", ""]
     assert [axis.get_ylabel() for axis in figure.axes] == ["test-clean", "", "test-other", ""]
     assert figure.axes[0].get_ylim() == figure.axes[1].get_ylim() != figure.axes[2].get_ylim()
+
+
+WITH_BUCKETS = {"asr": "ΔWER", "classification": "Δtop-1", "detection": "ΔmAP@.5", "face": "Δtop-1", "language": "ΔNLL"}
+
+
+@pytest.mark.parametrize("task", WITH_BUCKETS)
+def test_the_label_is_that_of_the_metrics_and_within_the_figure(plot, task):
+    name = common_name(load_metrics(task))
+    assert name == WITH_BUCKETS[task]
+    _, figure = plot(3, metrics={"test": METRICS["test-clean"]}, name=name, sizes={"test": SIZES["test-clean"]})
+    figure.draw_without_rendering()
+    (label,) = (text for text in figure.findobj(Text) if text.get_text().startswith(name))
+    extent, whole = label.get_window_extent(), figure.bbox
+    assert whole.x0 <= extent.x0 and whole.y0 <= extent.y0 and extent.y1 <= whole.y1
+
+
+def test_without_any_bucket_the_figure_says_so():
+    cells, runs = tables(3)
+    sizes = dict.fromkeys(METRICS, dict.fromkeys(("head", "mid", "tail"), 0))
+    dense = {"cells": cells[cells["metric"] == "wer"], "runs": runs[runs["metric"] == "wer"]}
+    figure = plot_by_bucket(**dense, metrics=METRICS, sizes=sizes, name="ΔWER", better="lower", counted="words")
+    assert figure.axes[0].get_title() == "nothing to show: no words are in a bucket"
+    plt.close(figure)
 
 
 def test_one_test_set_is_one_row(plot):
@@ -107,7 +132,7 @@ def test_the_sizes_of_buckets_are_below_them(plot):
 
 def test_what_is_counted_and_compared_is_named_by_the_task(plot):
     _, figure = plot(3, name="Δtop-1", better="higher", counted="images")
-    assert figure.get_supylabel() == "Δtop-1 relative to dense (points; higher is better)"
+    assert figure.get_supylabel() == "Δtop-1 relative to dense\n(points; higher is better)"
     assert figure.axes[0].get_xticklabels()[0].get_text() == "head\n1,412 images"
 
 

@@ -4,7 +4,6 @@ import warnings
 from itertools import combinations, pairwise, product
 from types import SimpleNamespace
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,8 +11,9 @@ from matplotlib.colors import same_color
 
 from bbnet.analysis.claims import MEASURES, claims_table, selectivity, slabs_table, with_warm_start
 from bbnet.analysis.metric import Metric
-from bbnet.plots import balance, churn, claims, contrasts, coverage
-from bbnet.plots.style import DENSE_COLOUR, LINES, MARKERS, method_colours, note, side_by_side, use_style
+from bbnet.analysis.weights import BINS
+from bbnet.plots import balance, churn, claims, contrasts, coverage, weights
+from bbnet.plots.style import DENSE_COLOUR, LINES, MARKERS, method_colours, note, side_by_side
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -28,14 +28,6 @@ COUNTS = [
 TASK = SimpleNamespace(
     PRIMARY=("f1",), METRICS={"f1": Metric("F1", "share", "higher"), "eer": Metric("EER", "%", "lower")}
 )
-
-
-@pytest.fixture(autouse=True)
-def the_style():
-    with plt.rc_context():
-        use_style()
-        yield
-        plt.close("all")
 
 
 def side(method: str) -> str:
@@ -498,6 +490,49 @@ def test_without_refreshes_churn_says_so():
     assert figure.axes[0].get_title() == "no method refreshes masks"
     assert len(shown) == 0
     assert illegible(figure) == []
+
+
+# Weights.
+
+
+def weight_rows(methods, budgets, layers=18, seeds=2) -> pd.DataFrame:
+    """Latent weights of which a half is at 0 and the rest at -h in seed 0, at h in seed 1; binary ones elsewhere."""
+    rows = []
+    for method, budget, seed, layer in product(methods, budgets, range(seeds), range(layers)):
+        row = keys(method, budget) | {"seed": seed, "layer": f"backbone.layer{layer}.conv1", "weights": 10}
+        counts = dict.fromkeys(BINS, 0) | {"bin_+0.0": 5, "bin_+1.0" if seed else "bin_-1.0": 5}
+        rows.append(row | {"kind": "latent"} | counts)
+        rows.append(row | {"kind": "binary"} | dict.fromkeys(BINS, 0) | {"bin_+1.0": 10})
+    return pd.DataFrame(rows, columns=[*keys("sp_in", ""), "seed", "layer", "weights", "kind", *BINS])
+
+
+@pytest.mark.parametrize(
+    ("methods", "budgets", "layers"), [(["m" * 64], 1, 1), (METHODS[:3], 2, 18), (["m" * 64, "n" * 64], 2, 54)]
+)
+def test_weights_can_be_read(methods, budgets, layers):
+    figure, _ = weights.draw(summary_of(weights=weight_rows(methods, BUDGETS[:budgets], layers)), TASK)
+    note(figure, "incomplete: 3 failed, 2 missing of 120 runs")
+    assert illegible(figure) == []
+
+
+def test_each_layer_shows_the_shares_of_its_latent_weights_over_all_seeds():
+    figure, shown = weights.draw(summary_of(weights=weight_rows(["magnitude"], ["0.20", "0.50"], 2)), TASK)
+    axes = [axis for axis in figure.axes if axis.get_title()]
+    assert [axis.get_title() for axis in axes] == ["magnitude (in), budget 0.20", "magnitude (in), budget 0.50"]
+    for axis in axes:
+        names = [text.get_text() for text in tick_labels(axis.yaxis)]
+        assert names == ["backbone.layer0.conv1", "backbone.layer1.conv1"]
+        (mesh,) = axis.collections
+        shares = mesh.get_array().reshape(2, len(BINS))
+        found = {name: share for name, share in zip(BINS, shares[0], strict=True) if share}
+        assert found == {"bin_-1.0": 0.25, "bin_+0.0": 0.5, "bin_+1.0": 0.25}
+    assert len(shown) == 4
+
+
+def test_without_weights_the_figure_says_so():
+    figure, shown = weights.draw(summary_of(weights=weight_rows([], [])), TASK)
+    assert figure.axes[0].get_title() == "no run has binary weights"
+    assert len(shown) == 0
 
 
 # Coverage.

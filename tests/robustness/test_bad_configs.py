@@ -46,6 +46,11 @@ tasks:
     models:
       tiny: {widths: [8, 16]}
     training: {epochs: 4, warm_up_epochs: 1, batch_size: 8, learning_rate: 0.003, betas: [0.9, 0.98], clip_norm: 1}
+  classification:
+    data: {pack: rendered_objects, train: 40, val: 10, test: 10}
+    models:
+      resnet: {architecture: cifar_resnet, depth: 8, width: 8}
+    training: {epochs: 4, warm_up_epochs: 1, batch_size: 8, learning_rate: 0.003}
   face:
     data: {pack: rendered_faces, size: 24, identities: 4, train: 64, val: 2, test: 3, gallery: 3, probes: 2, strangers: 2}
     size: 24
@@ -89,6 +94,8 @@ STUDIES = [
     wrong("seeds", "[.nan]", "integer", named="seeds.0"),
     wrong("seeds", "null", "list"),
     wrong("description", "3", "string"),
+    wrong("tasks.change.baseline", "small", "tiny", named="tasks.change"),
+    wrong("tasks.change.baseline", "[tiny]", "string"),
     wrong("cpu_threads", "true", "integer"),
     wrong("cpu_threads", "'1'", "integer"),
     wrong("cpu_threads", "1.5", "integer"),
@@ -174,12 +181,19 @@ STUDIES = [
     wrong("tasks.chnage", "{}", "did you mean 'change'?", "asr", "face"),
     wrong("tasks.change.data.pack", "levir", "aerial_scenes", "levir_cd"),
     wrong("tasks.change.slabs", "narrow", "paper", "wide"),
-    wrong("tasks.change.training.optimizer", "adam", "adamw", "sgd"),
+    wrong("tasks.change.training.optimizer", "lion", "adamw", "adam", "sgd"),
     wrong("tasks.change.training.epoch", "4", "did you mean 'epochs'?"),
     wrong("tasks.change.models.a/b", "{widths: [8]}", "^[a-z][a-z0-9_]*$"),
     wrong("methods.17", "{algorithm: magnitude}", "^[a-z][a-z0-9_]*$"),
     wrong("tasks.asr.tokens.kind", "words", "characters", "unigram", "bpe"),
     wrong("tasks.face.models.resnet.architecture", "resnet50", "resnet101", "small"),
+    wrong("tasks.classification.models.resnet.architecture", "resnet18", "cifar_resnet", "resnet50", "resnet101"),
+    wrong(
+        "tasks.classification.training.augmentation",
+        "{crop: {kind: shift}}",
+        "'pad', 'resized'",
+        named="tasks.classification.training.augmentation.crop.kind",
+    ),
     # Keys that are missing.
     wrong("seeds", None, "missing"),
     wrong("budgets", None, "missing"),
@@ -187,7 +201,7 @@ STUDIES = [
     wrong("methods.dense", None, "labelled 'dense'", named="methods"),
     wrong("methods.sp_in.algorithm", None, "missing"),
     wrong("tasks", None, "missing"),
-    wrong("tasks", "{}", "at least one task", "asr, change, face"),
+    wrong("tasks", "{}", "at least one task", "asr, change, classification, detection, face, language, logic"),
     wrong("tasks.change.data", None, "missing"),
     wrong("tasks.change.data.pack", None, "missing"),
     wrong("tasks.change.training", None, "missing"),
@@ -196,6 +210,7 @@ STUDIES = [
     # Contradictions between keys and between sections.
     wrong("sparsity.ramp_end", "0.9", "must not exceed freeze 0.75", named="sparsity"),
     wrong("sparsity.every", "1000", "at least 3 are needed", named="sparsity and tasks.change.training"),
+    wrong("tasks.change.training.nesterov", "true", "only allowed with optimizer sgd", named="tasks.change.training"),
     wrong("tasks.change.training.warm_up_epochs", "4", "below epochs 4", named="tasks.change.training"),
     wrong("tasks.face.training.warm_up_epochs", "9", "below epochs 4", named="tasks.face.training"),
     wrong("methods.magnitude.pattern", "'2:5'", "2/5", "among the budgets", named="methods.magnitude"),
@@ -210,6 +225,8 @@ STUDIES = [
     wrong("tasks.asr.data.shortest", "5", "must not exceed longest 4", named="tasks.asr.data"),
     wrong("tasks.asr.data", LIBRISPEECH, "given twice", named="tasks.asr.data.train"),
     wrong("tasks.asr.models.transformer.heads", "3", "twice the 3 heads", named="tasks.asr.models.transformer"),
+    wrong("tasks.classification.models.resnet.depth", "10", "is not 6n + 2; allowed are 8, 14, 20"),
+    wrong("tasks.classification.size", "4", "greater than or equal to 16"),
     wrong("tasks.face.data.identities", "33", "two images for each", named="tasks.face.data"),
     wrong("tasks.face.models.resnet.widths", None, "widths is missing", named="tasks.face.models.resnet"),
     wrong("tasks.face.models.resnet.blocks", "[1]", "1 stages, but widths has 2", named="tasks.face.models.resnet"),
@@ -253,6 +270,9 @@ WRONG_KNOBS = [
     ("device", True, ("auto", "cpu", "cuda")),
     ("results_from", "shipped", ("runs", "reference")),
     ("cells", "some", ("all", "done")),
+    ("tasks", "speech", ("speech is not in the study", "all, ")),
+    ("tasks", "change,,asr", ("pattern",)),
+    ("tasks", None, ("string",)),
     ("live", "mlflow", ("none", "tensorboard", "wandb")),
     ("data_dir", "", ("at least 1 character",)),
     ("data_dir", "/proc/data", ("cannot write into /proc",)),

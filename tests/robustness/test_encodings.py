@@ -20,6 +20,8 @@ def without_encoding(call: ast.Call) -> bool:
     method = isinstance(call.func, ast.Attribute)
     name = call.func.attr if method else getattr(call.func, "id", "")
     mode = next((value.value for value in [*call.args, keywords.get("mode")] if isinstance(value, ast.Constant)), None)
+    if name == "read_text" and call.args:
+        return False  # the encoding, or the name of a file of an installed package, which is UTF-8
     if name in ("read_text", "write_text"):
         return method  # write_text of workflow_scripts/common.py is a function
     if name in ("open", "fdopen", "TemporaryFile", "NamedTemporaryFile"):
@@ -42,6 +44,8 @@ def test_no_text_is_opened_in_the_encoding_of_the_locale():
     [
         ("path.read_text()", True),
         ("path.read_text(errors='replace')", True),
+        ("path.read_text('utf-8')", False),
+        ("distribution.read_text('RECORD')", False),
         ("(folder / name).write_text(text)", True),
         ("path.write_text(text, encoding='utf-8')", False),
         ("write_text(path, text)", False),

@@ -549,8 +549,8 @@ def run_folder(method: str) -> str:
     [
         ([], True),
         (["--forcerun", "train"], False),
-        (["--force"], False),
-        (["--forceall", "--allowed-rules", "train"], False),
+        pytest.param(["--force"], False, marks=pytest.mark.thorough),
+        pytest.param(["--forceall", "--allowed-rules", "train"], False, marks=pytest.mark.thorough),
     ],
 )
 def test_snakemake_goes_on_unless_it_is_forced(bench, project, arguments, goes_on):

@@ -3,8 +3,10 @@
 import itertools
 import json
 import shutil
+import unicodedata
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ import soundfile
 from PIL import ExifTags, Image
 
 from bbnet.tasks import task as tasks
+from tests.tasks.detection.voc import use_names_of_voc
 from tests.workflow.conftest import build_project
 from tests.workflow.test_published import STUDY
 from tests.workflow.test_study import FACES, SPEECH
@@ -19,13 +22,18 @@ from tests.workflow.test_study import FACES, SPEECH
 TASKS = {
     "asr": (SPEECH["data"], "librispeech"),
     "change": ({"pack": "aerial_scenes", "size": 32, "train": 12, "val": 8, "test": 8}, "levir_cd"),
+    "classification": ({"pack": "rendered_objects", "size": 24, "train": 40, "val": 10, "test": 10}, "image_folder"),
+    "detection": ({"pack": "rendered_scenes", "size": 32, "train": 20, "val": 4, "test": 12}, "voc"),
     "face": (FACES["data"] | {"train": 40}, "faces"),
 }
 SETTINGS = {
     "asr": {"tokens": {"kind": "characters"}, "faults": {}},
     "change": {"tile": 32},
+    "classification": {"data": {}, "size": 24, "input_size": None, "resize": "crop", "faults": {}},
+    "detection": {"data": {"pack": "voc", "dev_share": 0.2}, "size": 32, "faults": {}},
     "face": {"size": 24, "resize": "crop", "faults": {}},
 }
+CLASS_WITH_ACCENT = "caf\u00e9"
 APPLE_DOUBLE = b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(range(256))
 
 
@@ -111,7 +119,28 @@ def mess_up_speech(root: Path) -> None:
         path.write_text(text.replace("\n", "\r\n"), encoding="utf-8-sig" if number % 2 else "utf-8", newline="")
 
 
-MESS_UP: dict[str, Callable[[Path], None]] = {"asr": mess_up_speech, "change": mess_up_scenes, "face": mess_up_faces}
+def mess_up_objects(root: Path) -> None:
+    mess_up_images(root, "*/*/*.png", PICTURES, itertools.count())
+    for split, form in (("train", "NFD"), ("val", "NFC"), ("test", "NFD")):
+        (root / split / CLASS_WITH_ACCENT).rename(root / split / unicodedata.normalize(form, CLASS_WITH_ACCENT))
+
+
+def mess_up_photographs(root: Path) -> None:
+    home = root / "VOC2007"
+    mess_up_images(home, "JPEGImages/*.jpg", PICTURES, itertools.count())
+    for path in sorted((home / "Annotations").glob("*.xml"))[::2]:
+        path.rename(path.with_suffix(".XML"))
+    for path in (home / "ImageSets" / "Main").iterdir():
+        path.write_text(path.read_text().replace("\n", "\r\n"), encoding="utf-8-sig", newline="")
+
+
+MESS_UP: dict[str, Callable[[Path], None]] = {
+    "asr": mess_up_speech,
+    "change": mess_up_scenes,
+    "classification": mess_up_objects,
+    "detection": mess_up_photographs,
+    "face": mess_up_faces,
+}
 
 
 def litter(folder: Path) -> None:
@@ -134,11 +163,23 @@ def packs(tmp_path_factory) -> Path:
         tasks.load(task).fetch(data, home / task / "clean")
         for path in (home / task / "clean").rglob("*.trans.txt"):
             path.write_text("".join(f"{line} DON'T\n" for line in path.read_text().splitlines()))
+        for path in (home / task / "clean").glob("*/cup"):
+            path.rename(path.with_name(CLASS_WITH_ACCENT))
+        if task == "detection":
+            (home / task / "clean" / "VOCdevkit" / "VOC2007").rename(home / task / "clean" / "VOC2007")
+            (home / task / "clean" / "VOCdevkit").rmdir()
+            use_names_of_voc(home / task / "clean")
         shutil.copytree(home / task / "clean", home / task / "messy")
         MESS_UP[task](home / task / "messy")
         for folder in [path for path in (home / task / "messy", *(home / task / "messy").rglob("*")) if path.is_dir()]:
             litter(folder)
     return home
+
+
+def own(task: str, path: Path) -> dict[str, Any]:
+    """The settings of the data at `path`; a folder of images is never a published pack."""
+    data = {"pack": TASKS[task][1], "path": str(path)}
+    return data if task == "classification" else data | {"complete": False}
 
 
 def arrays(prepared: Path) -> dict[str, bytes]:
@@ -155,7 +196,7 @@ def prepare(tmp_path, monkeypatch):
         raw, target = tmp_path / f"raw-{name}", tmp_path / f"prepared-{name}"
         raw.mkdir()
         target.mkdir()
-        manifest = tasks.load(task).fetch({"pack": TASKS[task][1], "path": str(path), "complete": False}, raw)
+        manifest = tasks.load(task).fetch(own(task, path), raw)
         root = raw / manifest["root"]  # which is absolute if the pack is read in place
         index = tasks.load(task).prepare(json.loads(json.dumps(manifest | {"root": str(root)})), SETTINGS[task], target)
         return arrays(target), index
@@ -189,8 +230,7 @@ def test_the_workflow_prepares_the_same_bytes_of_messy_packs(packs, tmp_path):
     found = {}
     for name in ("clean", "messy"):
         sections = {
-            task: section | {"data": section["data"] | {"path": str(packs / task / name), "complete": False}}
-            for task, section in STUDY["tasks"].items()
+            task: section | {"data": own(task, packs / task / name)} for task, section in STUDY["tasks"].items()
         }
         project.write_study(STUDY | {"tasks": sections}, name)
         result = project.snakemake("data", "--config", f"study={name}", f"data_dir={name}")

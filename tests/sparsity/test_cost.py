@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bbnet.sparsity import algorithms
-from bbnet.sparsity.cost import density, flops, net_density
+from bbnet.sparsity.cost import density, flops, flops_of_slabs, net_density
 from bbnet.sparsity.gate import Gates
 from bbnet.sparsity.slab import Slab
 
@@ -47,6 +47,8 @@ def test_net_density_and_flops_of_a_small_mlp(mlp):
     assert net_density(mlp, masks) == (124 - 60 - 16) / 124
     # A batch of 7: 2 * 7 * (80 + 32) = 1568 dense, 2 * 7 * (20 + 16) = 504 sparse.
     assert flops(mlp, (torch.randn(7, 10),), masks) == {"dense": 1568, "sparse": 504}
+    of_slabs = {"first": {"dense": 1120, "sparse": 280}, "last": {"dense": 448, "sparse": 224}}
+    assert flops_of_slabs(mlp, (torch.randn(7, 10),), masks) == of_slabs
 
 
 def test_net_density_and_flops_of_a_small_conv_net(conv_net):

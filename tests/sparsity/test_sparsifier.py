@@ -963,6 +963,34 @@ def test_silent_units_get_the_smallest_degree_unless_read_literally(silent, degr
         assert sparsifier.refreshes[2]["silent_units"] == 3
 
 
+@pytest.mark.parametrize(("k_min", "smallest"), [(0.0, 1), (0.05, 1), (0.2, 4), (0.21, 5)])
+def test_no_unit_has_a_degree_below_k_min(k_min, smallest, mlp, sparse, train):
+    """Units of `first` have a fan of 20. With a large gain those that are on most often have the smallest degree."""
+    model, optimizer, sparsifier = sparse(mlp, SP_IN | {"k_min": k_min, "gain": 1.0}, "0.30", ramp_end=0)
+    with torch.no_grad():
+        model.first.bias.copy_(torch.linspace(-3, 3, len(model.first.bias)))
+    train(mlp, model, optimizer, 1)
+    degrees = sparsifier.masks()["first"].sum(1)
+    assert int(degrees.min()) == smallest
+    assert int(degrees.sum()) == math.floor(0.3 * degrees.numel() * 20 + 0.5)
+
+
+def test_a_k_min_above_the_budget_is_refused_by_the_name_of_the_slab(mlp, sparse):
+    with pytest.raises(ValueError, match="slab first: budget 0.30 cannot be met with fan 20 and degrees from 7 to 20"):
+        sparse(mlp, SP_IN | {"k_min": 0.35}, "0.30")
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.99])
+def test_on_rates_decay_as_the_method_says(decay, mlp, sparse, train):
+    model, optimizer, sparsifier = sparse(mlp, SP_IN | {"decay": decay}, "0.30", every=1)
+    shares = []
+    model.first.register_forward_hook(lambda module, args, out: shares.append((out > 0).double().mean(0)))
+    train(mlp, model, optimizer, 3)
+    weights = torch.tensor([decay**2, decay, 1.0], dtype=torch.float64)
+    expected = (weights[:, None] * torch.stack(shares)).sum(0) / weights.sum()
+    torch.testing.assert_close(sparsifier.on_rates.of(("first",))[0], expected, rtol=1e-12, atol=1e-12)
+
+
 def test_units_may_come_from_several_modules_joined_in_order():
     class Joined(nn.Module):
         def __init__(self):

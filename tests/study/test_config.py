@@ -5,22 +5,28 @@ from pathlib import Path
 
 import pytest
 import yaml
+from snakemake.cli import parse_config
+from snakemake.common.configfile import load_configfile
 
 from bbnet.study.config import (
     ConfigError,
     Knobs,
-    Sparsity,
     Study,
     canonical_budget,
+    check_schedules,
     check_writable,
+    of_tasks,
     read_knobs,
     read_study,
+    sources,
 )
+from bbnet.study.sparsity import Sparsity
 from bbnet.tasks.face.settings import FacePack, Weights
 from bbnet.tasks.settings import PublishedPack
 
 REPOSITORY = Path(__file__).parents[2]
 LAWS = ("log_odds", "linear", "uniform", "shuffled", "inverted", "traffic")
+FILE = Path("studies/case.yaml")
 SOURCE_OF_KNOBS = "config.yaml or --config"
 
 
@@ -102,9 +108,11 @@ def test_the_base_study_of_these_tests_is_valid(base, write_study):
             ("greater than or equal to 1",),
         ),
         ("tasks.change.models", {}, "tasks.change.models", ("at least 1",)),
-        ("tasks.change.training.optimizer", "adam", "tasks.change.training.optimizer", ("adamw", "sgd")),
+        ("tasks.change.training.optimizer", "lion", "tasks.change.training.optimizer", ("adamw", "sgd")),
         ("tasks.change.training.learning_rate", 0, "tasks.change.training.learning_rate", ("greater than 0",)),
         ("tasks.change.training.warm_up_epochs", 4, "tasks.change.training", ("warm_up_epochs 4", "below epochs 4")),
+        ("tasks.change.training.devices", 0, "tasks.change.training.devices", ("greater than or equal to 1",)),
+        ("tasks.change.training.devices", 5, "tasks.change.training", ("devices 5", "batch_size 4")),
         ("sparsity.rescale", "square", "sparsity.rescale", ("none", "sqrt", "energy")),
         ("sparsity.ramp_end", 0.9, "sparsity", ("ramp_end 0.9", "freeze 0.75")),
         ("sparsity.freeze", 1.0, "sparsity.freeze", ("0.95",)),
@@ -146,10 +154,126 @@ def test_a_misspelt_key_is_refused_with_the_nearest_known_name(with_key, refusal
     assert message.startswith(f"{key}: unknown key; did you mean '{nearest}'? allowed: ")
 
 
+def test_weights_that_are_rescaled_cannot_be_binary(with_key, refusal):
+    content = with_key("sparsity.rescale", "sqrt")
+    content["methods"]["binary"] = {"algorithm": "dense", "weights": "binary"}
+    Study.model_validate(content)  # without masks there is nothing to rescale
+    content["methods"]["ternary"] = {"algorithm": "magnitude", "weights": "binary"}
+    assert "methods.ternary: rescaling has no effect on weights binary" in refusal(content)
+
+
+@pytest.mark.parametrize(
+    ("method", "sparsity", "said"),
+    [
+        ({"algorithm": "magnitude"}, {}, ": names no setting, allowed: rescale, ramp_end, freeze, every"),
+        ({"algorithm": "magnitude"}, {"evry": 20}, ".evry: unknown key; did you mean 'every'? allowed: "),
+        ({"algorithm": "magnitude"}, {"every": 0}, ".every: input should be greater than or equal to 1, found 0"),
+        ({"algorithm": "magnitude"}, {"rescale": "none"}, ".rescale: none is that of the study already"),
+        ({"algorithm": "magnitude"}, {"ramp_end": 0.8}, ": ramp_end 0.8 must not exceed freeze 0.75"),
+        ({"algorithm": "magnitude"}, {"freeze": 0.3}, ": ramp_end 0.4 must not exceed freeze 0.3"),
+        ({"algorithm": "topk"}, {"rescale": "sqrt"}, ".rescale: has no effect on this method"),
+        ({"algorithm": "rigl"}, {"ramp_end": 0.2}, ".ramp_end: has no effect on this method"),
+        ({"algorithm": "random"}, {"every": 20}, ".every: has no effect on this method"),
+        ({"algorithm": "magnitude", "weights": "binary"}, {"rescale": "sqrt"}, "no effect on weights binary"),
+        ({"algorithm": "dense"}, {"every": 20}, ": unknown key; "),
+    ],
+)
+def test_own_settings_of_the_sparse_phase_that_are_wrong_or_useless_are_refused(base, refusal, method, sparsity, said):
+    base["methods"]["own"] = method | {"sparsity": sparsity}
+    message = refusal(base)
+    assert message.startswith("methods.own")
+    assert said in message
+
+
+@pytest.mark.parametrize(
+    ("method", "sparsity"),
+    [
+        ({"algorithm": "magnitude"}, {"every": 20}),
+        ({"algorithm": "topk"}, {"ramp_end": 0, "every": 3}),
+        ({"algorithm": "rigl", "ramp": True}, {"ramp_end": 0.2}),
+        ({"algorithm": "rigl"}, {"freeze": 0.3, "ramp_end": 0.1}),  # without the second, the ramp would exceed it
+        ({"algorithm": "random"}, {"rescale": "energy"}),
+    ],
+)
+def test_own_settings_of_the_sparse_phase_replace_those_of_the_study_one_by_one(base, write_study, method, sparsity):
+    base["methods"]["own"] = method | {"sparsity": sparsity}
+    path = write_study(base)
+    study = read_study(path.stem, path.parent)
+    assert study.sparsity_of(study.methods["own"]) == Sparsity(**sparsity)
+    assert study.sparsity_of(study.methods["dense"]) == study.sparsity_of(study.methods["sp_in"]) == Sparsity()
+    assert Study.model_validate_json(study.model_dump_json(exclude_unset=True)).methods == study.methods
+
+
+def test_weights_are_selected_after_the_latest_freeze_of_the_task(base):
+    def latest(**changed) -> dict:
+        return Study(**base | changed).latest_freeze("change")
+
+    assert latest() == {"warm_up_epochs": 1, "freeze": 0.75}
+    early, late = ({"algorithm": "magnitude", "sparsity": {"freeze": freeze}} for freeze in (0.5, 0.9))
+    assert latest(methods=base["methods"] | {"early": early}) == latest()
+    assert latest(methods=base["methods"] | {"early": early, "late": late}) == {"warm_up_epochs": 1, "freeze": 0.9}
+    # A model with 2 of 4 warm-up epochs freezes after 2 + .75 * 2 = 3.5 epochs, the other one after 1 + .75 * 3 = 3.25.
+    base["tasks"]["change"]["models"]["later"] = {"widths": [8, 16], "warm_up_epochs": 2}
+    assert latest() == {"warm_up_epochs": 2, "freeze": 0.75}
+    assert latest(methods=base["methods"] | {"late": late}) == {"warm_up_epochs": 2, "freeze": 0.9}
+    # Where the method with the latest freeze does not run, it does not count.
+    base["only"] = {"change": {"later": ["dense", "sp_in"]}}
+    assert latest(methods=base["methods"] | {"late": late}) == {"warm_up_epochs": 1, "freeze": 0.9}
+
+
+def test_refreshes_of_each_method_and_model_must_fit_into_the_steps(base):
+    """An epoch has 8 steps, so that 24 are in the sparse phase, with a freeze after 18."""
+    base["sparsity"] = {"every": 2}
+    base["methods"]["rare"] = {"algorithm": "magnitude", "sparsity": {"every": 5}}
+    check_schedules(Study(**base), FILE)
+    base["methods"]["rare"]["sparsity"] = {"every": 6}
+    with pytest.raises(ConfigError, match=r"methods\.rare\.sparsity and tasks\.change\.training: only 2 refreshes"):
+        check_schedules(Study(**base), FILE)
+    del base["methods"]["rare"]
+    # Of the 8 steps that are left to this model, masks freeze after 6.
+    base["tasks"]["change"]["models"]["late"] = {"widths": [8, 16], "warm_up_epochs": 3}
+    with pytest.raises(ConfigError, match=r"sparsity, tasks\.change\.models\.late\.warm_up_epochs and tasks"):
+        check_schedules(Study(**base), FILE)
+    base["sparsity"] = {"every": 1}
+    check_schedules(Study(**base), FILE)
+
+
+def test_a_model_has_its_own_warm_up_below_all_epochs(with_key, refusal, study):
+    found = study("tasks.change.models.small.warm_up_epochs", 3).task_settings()["change"]
+    assert (found.training_of("small").warm_up_epochs, found.training_of("small").epochs) == (3, 4)
+    message = refusal(with_key("tasks.change.models.small.warm_up_epochs", 4))
+    assert message == "tasks.change: models.small: warm_up_epochs 4 must be below epochs 4"
+
+
+@pytest.mark.parametrize(("k_min", "fine"), [(0, True), (0.05, True), (0.12, True), (0.13, False), (0.3, False)])
+def test_the_smallest_degree_must_fit_the_smallest_budget(with_key, refusal, k_min, fine):
+    """The fans are 8, 16, 24 and 48. At budget .15 a unit of fan 8 keeps 1.2, and ceil(.13 * 8) is 2."""
+    content = with_key("methods.sp_in.k_min", k_min) | {"budgets": [0.15, 0.5]}
+    if fine:
+        Study(**content)
+    else:
+        assert "methods.sp_in: k_min" in refusal(content)
+
+
+@pytest.mark.parametrize("reference", ["dense", "novel"])
+def test_the_reference_is_a_sparse_method_of_the_study(base, refusal, reference):
+    message = refusal(base | {"reference": reference})
+    assert message == f"reference: {reference} is no sparse method of the study, allowed: sp_in, sp_out, magnitude"
+
+
+@pytest.mark.parametrize("key", ["binary_layers", "binary_scale", "latent_decay"])
+def test_keys_of_binary_weights_are_refused_for_float_ones(with_key, refusal, key):
+    value = {"binary_layers": "all", "binary_scale": "one", "latent_decay": True}[key]
+    assert f"{key} {value} is not allowed with weights float" in refusal(with_key(f"methods.magnitude.{key}", value))
+
+
 def test_a_parameter_of_another_algorithm_is_refused_with_those_allowed(with_key, refusal):
     message = refusal(with_key("methods.magnitude.law", "linear"))
     assert message.startswith("methods.magnitude.law: unknown key; ")
-    assert message.endswith("allowed: algorithm, distribution, pattern, side")
+    assert message.endswith(
+        "allowed: algorithm, binary_layers, binary_scale, distribution, latent_decay, one_shot, pattern, side, "
+        "sparsity, weights"
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,7 +336,10 @@ def test_equal_seeds_written_differently_are_refused(base, refusal):
 
 def test_dense_has_no_side(with_key, refusal):
     message = refusal(with_key("methods.dense.side", "in"))
-    assert message == "methods.dense.side: unknown key; allowed: algorithm"
+    assert (
+        message
+        == "methods.dense.side: unknown key; allowed: algorithm, binary_layers, binary_scale, latent_decay, weights"
+    )
 
 
 def test_several_errors_stand_in_one_line(with_key, refusal):
@@ -363,7 +490,123 @@ def test_a_study_needs_exactly_one_dense_method(with_key, refusal, methods):
 
 
 def test_a_study_needs_a_task(with_key, refusal):
-    assert refusal(with_key("tasks", {})) == "tasks: needs at least one task, allowed: asr, change, face"
+    assert (
+        refusal(with_key("tasks", {}))
+        == "tasks: needs at least one task, allowed: asr, change, classification, detection, face, language, logic"
+    )
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ({"asr": {"small": ["dense"]}}, "only.asr: no such task in this study, allowed: change"),
+        ({"change": {"large": ["dense"]}}, "only.change.large: no such model of the task, allowed: small"),
+        (
+            {"change": {"small": ["dense", "rigl"]}},
+            "only.change.small: rigl is no method of this study, allowed: dense, sp_in, sp_out, magnitude, with dense",
+        ),
+        (
+            {"change": {"small": ["sp_in"]}},
+            "only.change.small: dense is missing, allowed: dense, sp_in, sp_out, magnitude, with dense",
+        ),
+    ],
+)
+def test_only_names_what_the_study_has(with_key, refusal, only, message):
+    assert message in refusal(with_key("only", only))
+
+
+TINY = {"architecture": "cifar_resnet", "depth": 8, "width": 8}
+OBJECTS = {
+    "data": {"pack": "rendered_objects", "train": 40, "val": 10, "test": 10},
+    "models": {"first": TINY},
+    "training": {"epochs": 4, "warm_up_epochs": 1, "batch_size": 8, "learning_rate": 0.01},
+}
+FACE = {"architecture": "small", "widths": [8], "blocks": [1]}
+FACES = {
+    "data": {
+        **{"pack": "rendered_faces", "size": 24, "identities": 4, "train": 24},
+        **{"val": 1, "test": 1, "gallery": 2, "probes": 1, "strangers": 1},
+    },
+    "size": 24,
+    "models": {"face": FACE},
+    "training": OBJECTS["training"],
+}
+
+
+@pytest.mark.parametrize(
+    ("weights", "key", "message"),
+    [
+        ({"run": "classification/second"}, "run", "classification/second is no model of this study, allowed: change"),
+        ({"run": "asr/first"}, "run", "asr/first is no model of this study, allowed: change/small"),
+        ({"run": "change/small"}, "run", "no model may start from itself: change/small from change/small"),
+        ({"run": "first"}, "run", "string should match pattern"),
+        ({"run": 3}, "run", "input should be a valid string"),
+        ({"runs": "classification/first"}, "runs", "unknown key; did you mean 'run'? allowed: run"),
+        ({"pack": "imagenet_resnet101"}, "pack", "unknown key"),
+        ("classification/first", None, "must be a map of keys"),
+    ],
+)
+def test_a_model_starts_from_another_one_of_the_study(with_key, refusal, weights, key, message):
+    content = with_key("tasks.classification", OBJECTS)
+    content["tasks"]["change"]["models"]["small"]["weights"] = weights
+    place = "tasks.change.models.small.weights"
+    assert refusal(content).startswith(f"{place}: {message}" if key is None else f"{place}.{key}: {message}")
+
+
+def test_a_chain_that_leads_back_is_refused(with_key, refusal):
+    content = with_key(
+        "tasks.classification", OBJECTS | {"models": {"first": TINY | {"weights": {"run": "face/face"}}}}
+    )
+    content["tasks"]["face"] = FACES
+    assert sources(Study.model_validate(content)) == {("classification", "first"): ("face", "face")}
+    content["tasks"]["face"] = FACES | {"models": {"face": FACE | {"weights": {"run": "change/small"}}}}
+    content["tasks"]["change"]["models"]["small"]["weights"] = {"run": "classification/first"}
+    assert "no model may start from itself: change/small from classification/first from face/face" in refusal(content)
+
+
+def test_a_source_needs_a_dense_run_of_every_seed(with_key, refusal):
+    content = with_key("tasks.classification", OBJECTS)
+    content["tasks"]["change"]["models"]["small"]["weights"] = {"run": "classification/first"}
+    assert Study.model_validate(
+        content | {"only": {"classification": {"first": ["dense"]}}, "first_seeds": {"change": 1}}
+    )
+    assert "only.classification.first: dense is missing" in refusal(
+        content | {"only": {"classification": {"first": ["sp_in"]}}}
+    )
+    assert "classification/first runs 1 seeds, and change/small needs 2" in refusal(
+        content | {"first_seeds": {"classification": 1}}
+    )
+    with pytest.raises(ConfigError, match="change/small starts from classification/first, so classification must be"):
+        of_tasks(Study.model_validate(content), "change")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (
+            {"pack": "imagenet_resnet101"},
+            "weights of pack imagenet_resnet101 are only allowed with architecture resnet101",
+        ),
+        ({"pack": "other"}, "tasks.face.models.face.weights.pack: input should be 'imagenet_resnet101', found 'other'"),
+        ({"run": "first"}, "tasks.face.models.face.weights.run: string should match pattern"),
+        ({"run": "change/small", "path": "x"}, "tasks.face.models.face.weights.path: unknown key; allowed: run"),
+    ],
+)
+def test_a_face_starts_from_a_pack_or_a_run(with_key, refusal, weights, message):
+    faces = FACES | {"models": {"face": FACE | {"weights": weights}}}
+    assert message in refusal(with_key("tasks.face", faces))
+
+
+@pytest.mark.parametrize(
+    ("first_seeds", "message"),
+    [
+        ({"asr": 1}, "first_seeds.asr: no such task in this study, allowed: change"),
+        ({"change": 100}, "first_seeds.change: 100 is more than the"),
+        ({"change": 0}, "first_seeds.change"),
+    ],
+)
+def test_first_seeds_are_those_of_the_study(with_key, refusal, first_seeds, message):
+    assert message in refusal(with_key("first_seeds", first_seeds))
 
 
 # What can be known of the data before any job starts.
@@ -390,6 +633,42 @@ def test_a_batch_larger_than_the_training_data_is_refused(with_key, refusal):
 
 def test_a_batch_as_large_as_the_training_data_is_accepted(study):
     assert study("tasks.change.training.batch_size", 32).tasks.change.training.batch_size == 32
+
+
+# The baseline of a task.
+
+
+def test_a_baseline_is_a_model_of_its_task(with_key, refusal, study):
+    assert study("tasks.change.baseline", "small").tasks.change.baseline == "small"
+    assert study().tasks.change.baseline is None
+    message = refusal(with_key("tasks.change.baseline", "large"))
+    assert message == "tasks.change: baseline 'large' is not a model of the task, allowed: small"
+    assert refusal(with_key("tasks.change.baseline", 3)).startswith("tasks.change.baseline: ")
+
+
+# Diagnostics.
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("seeds", [7], "diagnostics.seeds: 7 is not in the study, allowed: 0, 1"),
+        ("budgets", [0.3], "diagnostics.budgets: 0.30 is not in the study, allowed: 0.20, 0.50, 1.00"),
+        ("methods", ["sp"], "diagnostics.methods: sp is not in the study, allowed: dense, sp_in, sp_out, magnitude"),
+        ("every", 61, "diagnostics: every 61 must not exceed steps 60"),
+        ("steps", 0, "diagnostics.steps: input should be greater than or equal to 1, found 0"),
+        ("layers", [], "diagnostics.layers: list should have at least 1 item after validation, not 0, found []"),
+        ("strikt", True, "diagnostics.strikt: unknown key; did you mean 'strict'?"),
+    ],
+)
+def test_diagnostics_of_what_is_not_in_the_study_are_refused(base, refusal, key, value, message):
+    assert refusal(base | {"diagnostics": {key: value}}).startswith(message)
+
+
+def test_diagnostics_are_part_of_no_dump(base):
+    asked = Study(**base, diagnostics={"steps": 3, "every": 1})
+    assert asked.diagnostics.steps == 3
+    assert asked.model_dump() == Study(**base).model_dump()
 
 
 # Files.
@@ -458,7 +737,24 @@ def test_a_switch_may_be_what_yaml_makes_of_on_and_off(knob, given, found):
 
 def test_knobs_arrive_as_strings_or_as_yaml_values():
     assert read_knobs({"study": "paper", "device": "cpu"}) == Knobs(study="paper", device="cpu")
-    assert read_knobs({"data_dir": 2024}).data_dir == "2024"
+    assert read_knobs({"gpu_slots": 2, "checkpoint_minutes": 0.5}).gpu_slots == 2
+
+
+@pytest.mark.parametrize("knob", ["data_dir", "results_dir"])
+@pytest.mark.parametrize("written", ["2024_01", "010", "2024", "1e3", "1.50", "1:30", "nan", "True", "yes", "2024-1-1"])
+def test_a_folder_is_what_was_written_or_refused_with_a_way_to_write_it(tmp_path, knob, written):
+    """On the command line, as Snakemake reads it, and in config.yaml."""
+    file = tmp_path / "config.yaml"
+    for name in (written, f"./{written}"):
+        file.write_text(f"{knob}: {name}\n")
+        for config in (parse_config([f"{knob}={name}"]), load_configfile(file)):
+            if isinstance(config[knob], str):
+                assert getattr(read_knobs(config), knob) == written
+            else:
+                assert name == written
+                message = knob_refusal(config)
+                assert message.startswith(f"{knob}: was read as the ")
+                assert "write ./ in front of the name" in message
 
 
 @pytest.mark.parametrize(
@@ -530,7 +826,9 @@ def test_a_folder_has_one_name_however_it_is_written(many_names, knob, spelling)
     assert getattr(read_knobs({knob: written}), knob) == "out"
 
 
-@pytest.mark.parametrize("spelling", ["../away", "~/away/", "$HOME//away", "{}/./away", "{}/jump/..", "../jump/.."])
+@pytest.mark.parametrize(
+    "spelling", ["../away", "~/away/", "$HOME//away", "{}/./away", "/{}/away", "{}/jump/..", "../jump/.."]
+)
 def test_a_folder_elsewhere_has_its_absolute_name(many_names, spelling):
     found = read_knobs({"results_dir": spelling.replace("{}", str(many_names))})
     assert found.results_dir == str(many_names / "away")
@@ -548,12 +846,16 @@ def test_a_variable_that_is_not_set_and_an_unknown_user_make_no_folder(spelling)
     assert repr(spelling) in knob_refusal({"results_dir": spelling})
 
 
-@pytest.mark.parametrize("spelling", ["{}/pack", "{}/pack/", "{}//./pack", "$HOME/pack", "${HOME}/pack/"])
+@pytest.mark.parametrize(
+    "spelling",
+    ["{}/pack", "{}/pack/", "/{}//./pack", "$HOME/pack", "${HOME}/pack/", "~/pack", "../pack", "~/away/../pack"],
+)
 @pytest.mark.parametrize("settings", [PublishedPack, FacePack, Weights], ids=lambda settings: settings.__name__)
 def test_a_path_of_data_is_the_same_data_however_it_is_written(many_names, settings, spelling):
     pack = {} if settings is PublishedPack else {"pack": "faces" if settings is FacePack else "imagenet_resnet101"}
     assert settings(path=spelling.replace("{}", str(many_names)), **pack).path == str(many_names / "pack")
-    assert settings(path="~/pack/", **pack).path == "~/pack"
+    for inside in ("pack", "./pack/", "$SCRATCH/pack", "../link/pack", str(many_names / "work" / "pack")):
+        assert settings(path=inside, **pack).path == "pack"
 
 
 # Folders that must be writable.

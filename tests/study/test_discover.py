@@ -6,6 +6,7 @@ import sys
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
+from bbnet.binary.settings import WeightValues
 from bbnet.sparsity import algorithms, parameters
 from bbnet.study import discover
 
@@ -23,7 +24,11 @@ def test_every_algorithm_file_is_found():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_method_of_a_study_is_the_algorithm_with_its_parameters(name):
-    described = method(algorithm=name).model_dump()
+    described = method(algorithm=name, **({"one_shot": True} if name == "sparsegpt" else {})).model_dump()
+    described.pop("one_shot", None)
+    assert {key: described.pop(key) for key in WeightValues.model_fields} == WeightValues().model_dump()
+    assert ("sparsity" in described) == (name != "dense")  # of the study, not of the algorithm
+    assert described.pop("sparsity", None) is None
     algorithm = algorithms.make(described.pop("algorithm"), **described)
     assert isinstance(algorithm, parameters.parameters_of(name))
     assert algorithm.model_dump() == described
@@ -98,6 +103,41 @@ def test_every_task_folder_is_found():
 
 
 def test_what_a_task_has_is_known_by_its_modules():
-    expected = {"asr": (True, False, True), "change": (False, False, True), "face": (True, True, False)}
+    expected = {
+        "asr": (True, False, True),
+        "change": (False, False, True),
+        "classification": (True, False, True),
+        "face": (True, True, False),
+        "language": (True, False, True),
+        "logic": (False, False, False),
+    }
     for task, kinds in expected.items():
         assert (discover.has_buckets(task), discover.has_pairs(task), discover.has_panels(task)) == kinds
+    assert [task for task in discover.task_names() if discover.has_scaling(task)] == ["logic"]
+
+
+def test_a_gradual_method_is_described_as_before_it_could_be_one_shot():
+    assert "one_shot" not in method(algorithm="wanda").model_dump()
+    assert "one_shot" not in method(algorithm="wanda", one_shot=False).model_dump(mode="json")
+    assert method(algorithm="wanda", one_shot=True).model_dump()["one_shot"] == {
+        "sequences": 64,
+        "allocation": "uniform",
+        "recovery_epochs": 0,
+        "recovery_rate": 0.1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"algorithm": "sparsegpt"}, "needs one_shot: true"),
+        ({"algorithm": "rigl", "one_shot": True}, "Extra inputs are not permitted"),
+        ({"algorithm": "magnitude", "one_shot": True, "distribution": "global"}, "distribution must be uniform"),
+        ({"algorithm": "magnitude", "one_shot": True, "weights": "binary"}, "prunes float weights, not binary"),
+        ({"algorithm": "wanda", "one_shot": {"allocation": "owl"}, "pattern": "2:4"}, "needs allocation uniform"),
+        ({"algorithm": "wanda", "one_shot": {"sequences": 0}}, "greater than or equal to 1"),
+    ],
+)
+def test_one_shot_methods_that_cannot_be_are_refused(given, message):
+    with pytest.raises(ValidationError, match=message):
+        method(**given)

@@ -1,11 +1,12 @@
 """The grid: dense once per seed, every other method at every budget and seed, in canonical folders."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from bbnet.study import grid
-from bbnet.study.config import Study
+from bbnet.study.config import ConfigError, Study, of_tasks, read_study
 
 
 @pytest.fixture
@@ -70,6 +71,32 @@ def test_however_a_budget_is_written_its_folder_is_the_same(study):
     assert len({tuple(run.folder for run in grid.runs(each)) for each in written}) == 1
 
 
+def test_only_the_methods_that_a_model_names_run_on_it(base):
+    base["tasks"]["change"]["models"]["large"] = {"widths": [16, 32]}
+    base["only"] = {"change": {"large": ["magnitude", "dense"]}}
+    found = {
+        model: list(dict.fromkeys(run.method for run in grid.runs(Study(**base)) if run.model == model))
+        for model in ("small", "large")
+    }
+    assert found == {"small": ["dense", "sp_in", "sp_out", "magnitude"], "large": ["dense", "magnitude"]}
+    assert grid.panel_runs(Study(**base), "change", "large") == []
+
+
+def test_a_task_may_run_the_first_seeds_alone(base):
+    study = Study(**base | {"seeds": [4, 0, 2], "first_seeds": {"change": 2}})
+    assert {run.seed for run in grid.runs(study)} == {4, 0}
+
+
+def test_a_study_can_be_restricted_to_some_of_its_tasks():
+    demo = read_study("demo", Path(__file__).parents[2] / "studies")
+    whole = grid.runs(demo)
+    assert {run.task for run in whole} == {"asr", "change", "face"}
+    assert grid.runs(of_tasks(demo, "face,asr")) == [run for run in whole if run.task != "change"]
+    assert grid.runs(of_tasks(demo, "all")) == whole
+    with pytest.raises(ConfigError, match="tasks: logic is not in the study, allowed: all, asr, change, face"):
+        of_tasks(demo, "asr,logic")
+
+
 def test_panels_show_budgeted_broadcast_at_every_budget_of_the_first_seed(wide_study):
     shown = grid.panel_runs(wide_study, "change", "large")
     assert sorted(run.folder for run in shown) == [
@@ -80,3 +107,23 @@ def test_panels_show_budgeted_broadcast_at_every_budget_of_the_first_seed(wide_s
 @pytest.mark.parametrize("seed", [5, 3, 11])
 def test_the_dense_run_is_that_of_model_and_seed(wide_study, seed):
     assert grid.dense_run(wide_study, "change", "small", seed).folder == f"change/small/dense/b1.00/s{seed}"
+
+
+def folders(study: Study) -> list[str]:
+    return [run.folder.removeprefix("change/") for run in grid.diagnosed_runs(study)]
+
+
+def test_diagnosed_are_the_first_seed_and_the_smallest_budget_and_dense_at_its_own(base):
+    methods = base["methods"] | {"fixed": {"algorithm": "magnitude", "pattern": "4:8"}}
+    assert folders(Study(**base | {"seeds": [5, 3], "budgets": [0.5, 0.2], "methods": methods})) == [
+        *("small/dense/b1.00/s5", "small/sp_in/b0.20/s5", "small/sp_out/b0.20/s5", "small/magnitude/b0.20/s5"),
+        "small/fixed/b0.50/s5",
+    ]
+
+
+def test_diagnosed_are_the_runs_that_the_study_names(base):
+    asked = {"seeds": [3, 11], "budgets": [0.5], "methods": ["sp_in", "dense"]}
+    base["tasks"]["change"]["models"]["large"] = {"widths": [16, 32]}
+    found = folders(Study(**base | {"seeds": [5, 3, 11], "diagnostics": asked}))
+    cells = ("dense/b1.00", "sp_in/b0.50")
+    assert found == [f"{model}/{cell}/s{seed}" for model in ("small", "large") for cell in cells for seed in (3, 11)]

@@ -31,8 +31,12 @@ def python(code: str, *arguments: str) -> str:
         (["bbnet"], 1),
         (["bbnet.study.config", "bbnet.study.recipe", "bbnet.study.*"], 6),
         (["bbnet.analysis.*", "bbnet.plots.*"], 6),
+        (["bbnet.cli.*", "bbnet.binary.packed_file"], 8),
         (["bbnet.tasks.task", "bbnet.tasks.settings", "bbnet.tasks.change.settings"], 3),
         (["bbnet.tasks.change.metrics", "bbnet.tasks.change.panels"], 2),
+        (["bbnet.models.settings.*", "bbnet.tasks.classification.settings"], 3),
+        ([f"bbnet.tasks.classification.{name}" for name in ("metrics", "panels", "buckets")], 3),
+        ([f"bbnet.tasks.logic.{name}" for name in ("metrics", "scaling", "settings")], 3),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, list) else "",
 )

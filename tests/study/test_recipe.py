@@ -1,8 +1,12 @@
 """A recipe's fingerprint changes with everything that shapes the result, and with nothing else."""
 
+import ast
+import importlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +15,7 @@ import pytest
 from bbnet.data import files
 from bbnet.study import grid, recipe
 from bbnet.study.config import Knobs, Study
+from bbnet.study.discover import task_names
 from bbnet.study.record import fingerprint
 
 REPOSITORY = Path(recipe.ROOT)
@@ -96,6 +101,8 @@ def touch_all(root: Path) -> None:
         ("bbnet/tasks/change/metrics.py", TRAINING),
         ("bbnet/tasks/change/data.py", EVERYTHING),
         ("bbnet/data/store.py", EVERYTHING),
+        ("bbnet/data/image_folders.py", EVERYTHING),
+        ("bbnet/data/pieces.py", EVERYTHING),
         ("bbnet/data/synthetic/aerial_scenes.py", EVERYTHING),
         ("workflow_scripts/fetch.py", EVERYTHING),
         ("workflow_scripts/prepare.py", EVERYTHING - {"fetch"}),
@@ -117,7 +124,9 @@ def test_an_edit_reruns_what_the_file_shapes(study, clone, file, expected):
         "workflow_scripts/compare.py",
         "bbnet/analysis/statistics.py",
         "bbnet/plots/pareto.py",
+        "bbnet/diagnostics/watch.py",
         "bbnet/study/grid.py",
+        "bbnet/training/diagnose.py",
         "bbnet/data/progress.py",
         "rules/produce.smk",
         "studies/demo.yaml",
@@ -134,6 +143,8 @@ def test_an_edit_elsewhere_retrains_nothing(study, clone, file):
     [
         "bbnet/sparsity/algorithms/novel.py",
         "bbnet/sparsity/parameters/novel.py",
+        "bbnet/models/novel.py",
+        "bbnet/models/settings/novel.py",
         "bbnet/tasks/novel/task.py",
         "bbnet/plots/novel.py",
         "workflow_scripts/novel.py",
@@ -208,7 +219,17 @@ def test_other_cells_change_nothing(study, key, value):
         ("tasks.change.slabs", "paper", TRAINING),
         ("tasks.change.training.learning_rate", 0.02, TRAINING),
         ("tasks.change.training.epochs", 5, TRAINING),
+        ("tasks.change.training.devices", 2, TRAINING),
         ("tasks.change.models.small.widths", [8, 32], TRAINING),
+        ("tasks.change.models.small.learning_rate", 0.02, TRAINING),
+        ("tasks.change.models.small.learning_rate", 0.01, set()),  # which is that of training
+        ("tasks.change.models.small.warm_up_epochs", 2, TRAINING),
+        ("tasks.change.models.small.warm_up_epochs", 1, set()),
+        ("methods.sp_in.k_min", 0, {SP_IN}),
+        ("methods.sp_in.sparsity", {"every": 3}, {SP_IN}),
+        ("methods.magnitude.sparsity", {"freeze": 0.5}, {MAGNITUDE}),
+        ("methods.magnitude.sparsity", {"freeze": 0.9}, RUNS),  # all are selected after it
+        ("reference", "sp_in", set()),
         ("tasks.change.tile", 64, EVERYTHING - {"fetch"}),
         ("tasks.change.data.train", 9, EVERYTHING),
         ("tasks.change.data.seed", 1, EVERYTHING),
@@ -385,6 +406,72 @@ def test_an_edit_reruns_what_it_shapes_of_speech(study, clone, file, expected):
     assert changed(before, speech_fingerprints(speech)) == expected
 
 
+# Networks that several tasks may use.
+
+SCENES = {
+    "data": {"pack": "rendered_scenes", "train": 8, "val": 2, "test": 2},
+    "models": {"small": {}},
+    "training": {"epochs": 4, "warm_up_epochs": 1, "batch_size": 2, "learning_rate": 0.003},
+}
+FACES = {
+    "data": {
+        "pack": "rendered_faces",
+        "size": 24,
+        "identities": 2,
+        "train": 8,
+        "val": 1,
+        "test": 1,
+        "gallery": 0,
+        "probes": 0,
+        "strangers": 0,
+    },
+    "size": 24,
+    "models": {"small": {"architecture": "small", "widths": [8], "blocks": [1]}},
+    "training": {"epochs": 4, "warm_up_epochs": 1, "batch_size": 2, "learning_rate": 0.01},
+}
+
+
+def task_fingerprints(study: Study) -> dict[str, str]:
+    """Of the first training of each task."""
+    recipes = recipe.Recipes(study, Knobs())
+    return {run.task: recipes.run_fingerprint(run) for run in reversed(grid.runs(study))}
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        ("bbnet/models/bottleneck_resnet.py", {"face"}),
+        ("bbnet/models/settings/bottleneck_resnet.py", {"face"}),
+        ("bbnet/models/slabs.py", {"face"}),  # which the network imports
+        ("bbnet/models/big_little.py", {"face"}),
+        ("bbnet/models/settings/big_little.py", {"face"}),
+        ("bbnet/models/hybrid_detector/neck.py", {"detection"}),
+        ("bbnet/models/operators/sampling.py", {"detection"}),
+        ("bbnet/models/cifar_resnet.py", set()),
+        ("bbnet/models/settings/cifar_resnet.py", set()),
+    ],
+)
+def test_an_edit_of_a_network_retrains_the_tasks_that_import_it(study, clone, file, expected):
+    all_three = study("tasks", {"face": FACES, "asr": SPEECH, "detection": SCENES})
+    clone()
+    before = task_fingerprints(all_three)
+    clone(append(file))
+    assert changed(before, task_fingerprints(all_three)) == expected
+
+
+@pytest.mark.parametrize("task", task_names())
+def test_a_task_names_all_networks_that_it_imports(task):
+    """Otherwise an edit of one would not retrain."""
+    code = (
+        f"import sys, bbnet.tasks.{task}.task; "
+        "print([name.removeprefix('bbnet.models.') for name in sys.modules if name.startswith('bbnet.models.')])"
+    )
+    names = ast.literal_eval(subprocess.check_output([sys.executable, "-c", code], text=True, cwd=recipe.ROOT))
+    imported = {name.removeprefix("settings.").split(".")[0] for name in names}
+    settings = importlib.import_module(f"bbnet.tasks.{task}.settings")
+    assert imported - {"settings"} == set(getattr(settings, "NETWORKS", ()))
+
+
 # Data at a path of this machine.
 
 
@@ -454,6 +541,22 @@ def test_edited_data_are_fetched_prepared_and_trained_on_again(study, own_pack):
     assert changed(before, fingerprints(study("tasks.change.data", data))) == EVERYTHING
 
 
+def test_a_folder_of_images_is_in_no_table_and_its_edits_are_seen(base, own_pack):
+    root, file = own_pack("train/cat")
+    training = {"epochs": 4, "warm_up_epochs": 1, "batch_size": 4, "learning_rate": 0.01}
+    settings = {"models": {"small": {"architecture": "cifar_resnet"}}, "training": training}
+
+    def recipes() -> recipe.Recipes:
+        data = {"pack": "image_folder", "path": str(root)}
+        return recipe.Recipes(Study(**base | {"tasks": {"classification": settings | {"data": data}}}), Knobs())
+
+    before = recipes()
+    data = before.tasks["classification"].data
+    assert before.fetch("classification", data).keys() == {"task", "data", "code", "state"}
+    file.unlink()
+    assert recipes().prepared_key("classification") != before.prepared_key("classification")
+
+
 def test_of_very_many_files_the_folders_are_looked_at(own_pack, monkeypatch):
     monkeypatch.setattr(files, "MOST_FILES", 2)
     root, file = own_pack("train/label")
@@ -483,3 +586,75 @@ def test_a_hundred_thousand_files_are_looked_at_in_about_a_second(tmp_path):
     began = time.process_time()  # which other jobs of the machine do not lengthen
     files.state_of(tmp_path)
     assert time.process_time() - began < 0.2  # of a tenth of the files, with room for a slow machine
+
+
+# Diagnostics.
+
+
+def diagnosed(study: Study) -> dict:
+    run, dense = (next(run for run in grid.runs(study) if run.method == name) for name in ("sp_in", "dense"))
+    return recipe.Recipes(study, Knobs()).diagnose(run, dense)
+
+
+def test_diagnostics_change_no_training_and_a_training_changes_its_diagnostics(study, base):
+    before = diagnosed(study())
+    asked = study(), Study(**base, diagnostics={"steps": 20, "every": 2, "layers": ["encoder*"], "strict": True})
+    assert changed(*map(fingerprints, asked)) == set()
+    assert diagnosed(asked[1])["settings"] == {"steps": 20, "every": 2, "layers": ["encoder*"]}
+    assert {key for key, value in diagnosed(asked[1]).items() if before[key] != value} == {"settings"}
+    other = diagnosed(study("methods.sp_in.law", "uniform"))
+    assert {key for key, value in other.items() if before[key] != value} == {"run"}
+
+
+def test_diagnostics_depend_on_their_own_code(study, clone):
+    before = diagnosed(study())
+    clone(append("bbnet/diagnostics/probe.py"))
+    assert {key for key, value in diagnosed(study()).items() if before[key] != value} == {"code"}
+
+
+# A model that starts from another one.
+
+OBJECTS = {
+    "data": {"pack": "rendered_objects", "train": 40, "val": 10, "test": 10},
+    "models": {"first": {"architecture": "cifar_resnet", "depth": 8, "width": 8}},
+    "training": {"epochs": 4, "warm_up_epochs": 1, "batch_size": 8, "learning_rate": 0.01},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda content: content["tasks"]["classification"]["training"].update(epochs=5), TRAINING),
+        (lambda content: content["tasks"]["classification"]["data"].update(train=50), TRAINING),
+        (lambda content: content["methods"]["magnitude"].update(side="out"), {MAGNITUDE}),
+        (lambda content: content["tasks"]["change"]["models"]["small"].pop("weights"), TRAINING),
+        (lambda content: content["tasks"]["classification"]["models"]["first"].update(width=16), TRAINING),
+        (
+            lambda content: content["tasks"]["classification"]["models"].update(
+                second={"architecture": "cifar_resnet", "depth": 8, "width": 16}
+            ),
+            set(),
+        ),
+    ],
+    ids=["source's epochs", "source's data", "another method", "no source", "source's width", "another model"],
+)
+def test_a_model_is_trained_again_if_its_source_is(base, change, expected):
+    base["tasks"]["classification"] = json.loads(json.dumps(OBJECTS))
+    base["tasks"]["change"]["models"]["small"]["weights"] = {"run": "classification/first"}
+    before = fingerprints(Study.model_validate(base))
+    change(base)
+    assert changed(before, fingerprints(Study.model_validate(base))) == expected
+
+
+def test_the_recipe_names_the_run_of_the_same_seed_and_its_fingerprint(base):
+    base["tasks"]["classification"] = OBJECTS
+    base["tasks"]["change"]["models"]["small"]["weights"] = {"run": "classification/first"}
+    study = Study.model_validate(base)
+    recipes = recipe.Recipes(study, Knobs())
+    for seed in base["seeds"]:
+        source = grid.dense_run(study, "classification", "first", seed)
+        wanted = {"run": source.folder, "fingerprint": recipes.run_fingerprint(source)}
+        assert source.folder == f"classification/first/dense/b1.00/s{seed}"
+        assert recipes.warm_up("change", "small", seed)["source"] == wanted
+        assert recipes.train(grid.dense_run(study, "change", "small", seed))["source"] == wanted
+        assert "source" not in recipes.warm_up("classification", "first", seed)

@@ -8,6 +8,7 @@ import pytest
 
 import bbnet
 from bbnet.study.record import (
+    LATENT,
     TRAINED,
     VERSIONS_OF,
     Record,
@@ -114,12 +115,14 @@ def test_peak_memory_is_of_the_process_itself_and_counts_what_it_freed():
     assert peak_of_a_process(f"bytearray({len(of_its_parent)})") == pytest.approx(alone + 300, abs=10)
 
 
-def test_a_file_that_the_record_does_not_name_is_refused(tmp_path):
-    for name in TRAINED:
-        (tmp_path / name).write_text(name)
-    hashes = {name: sha256_of(tmp_path / name) for name in TRAINED}
-    check_files(tmp_path, Record.model_construct(files=hashes))
-    for name in TRAINED:
+@pytest.mark.parametrize("weights, names", [("float", TRAINED), ("binary", (*TRAINED, LATENT))])
+def test_a_file_that_the_record_does_not_name_is_refused(weights, names, tmp_path):
+    config = {"method": {"algorithm": "dense", "weights": weights}}
+    for name in names:
+        (tmp_path / name).write_text(name, encoding="utf-8")
+    hashes = {name: sha256_of(tmp_path / name) for name in names}
+    check_files(tmp_path, Record.model_construct(files=hashes, config=config))
+    for name in names:
         others = {other: digest for other, digest in hashes.items() if other != name}
         with pytest.raises(ValueError, match=f"{name}: is not the file"):
-            check_files(tmp_path, Record.model_construct(files=others))
+            check_files(tmp_path, Record.model_construct(files=others, config=config))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bbnet.tasks.change import task as change
-from bbnet.training.checkpoint import load_state, save_masks, save_state, save_weights
+from bbnet.training.checkpoint import load_state, save_latent, save_masks, save_state, save_weights
 from bbnet.training.runs import Job, train, warm_up
 
 SIZES = {"train": 13, "val": 4, "test": 5}
@@ -21,6 +21,9 @@ METHODS = {
     "rigl": {"algorithm": "rigl", "side": "in"},
     "wanda": {"algorithm": "wanda", "side": "out"},
     "topk": {"algorithm": "topk"},
+    "binary": {"algorithm": "dense", "weights": "binary", "latent_decay": True},
+    "ternary": {"algorithm": "magnitude", "side": "in", "weights": "binary", "binary_layers": "all"},
+    "stochastic": {"algorithm": "rigl", "side": "in", "weights": "stochastic_binary", "binary_scale": "one"},
 }
 SPEECH_MODEL = {
     "width": 16,
@@ -71,7 +74,7 @@ def job(prepared):
             "precision": "auto",
             "compile": "auto",
             "method": METHODS[method],
-            "budget": budget or ("1.00" if method == "dense" else "0.37"),
+            "budget": budget or ("1.00" if METHODS[method]["algorithm"] == "dense" else "0.37"),
             "smallest_budget": "0.37",
             "sparsity": {"rescale": "none", "ramp_end": 0.4, "freeze": 0.75, "every": 2},
         }
@@ -108,6 +111,8 @@ def finished(job, warm_start, tmp_path_factory):
             run = train(its_job, warm_start())
             save_weights(Path(folder) / "model.safetensors", run.weights)
             save_masks(Path(folder) / "masks.safetensors", run.masks)
+            if run.latent:
+                save_latent(Path(folder) / "latent.safetensors", run.latent, run.half_ranges)
             made[method] = SimpleNamespace(job=its_job, run=run, folder=folder)
         return made[method]
 

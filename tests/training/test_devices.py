@@ -19,7 +19,8 @@ import pytest
 import torch
 
 from bbnet.training import devices
-from bbnet.training.devices import POLL_SECONDS, choose_device, claim_slot
+from bbnet.training.devices import POLL_SECONDS, choose_device, choose_devices, claim_slots
+from bbnet.training.ranks import devices_of_job
 
 # Forked, not spawned: forty interpreters that import torch would take minutes.
 processes = multiprocessing.get_context("fork")
@@ -74,7 +75,8 @@ def start(tmp_path, journal):
 
     def job(gpus, slots, seconds):
         journal.note("asks")
-        journal.note("starts", gpu := claim_slot(gpus, slots, tmp_path / "slots"))
+        (gpu,) = claim_slots(gpus, slots, tmp_path / "slots")
+        journal.note("starts", gpu)
         time.sleep(seconds)
         journal.note("ends", gpu)
 
@@ -175,7 +177,7 @@ def test_whoever_looks_next_sees_only_the_slot_claimed_as_taken(monkeypatch, tmp
 
     monkeypatch.setattr(devices, "alone", watched)
     monkeypatch.setattr(devices, "_claimed", [])
-    gpu = claim_slot(GPUS, 2, tmp_path)
+    (gpu,) = claim_slots(GPUS, 2, tmp_path)
     assert left_locked == [{f"{gpu}-0.lock"}]
 
 
@@ -270,6 +272,32 @@ def test_names_stand_for_the_same_gpu_whatever_their_place_in_the_list(machine):
     others = [name for name in ("7", "2", "5") if name != first]
     os.environ["CUDA_VISIBLE_DEVICES"] = "7,2,5"
     assert {("7", "2", "5")[choose_device("auto").index] for _ in others} == set(others)
+
+
+def test_a_training_on_several_gpus_has_different_ones_at_once_or_none(machine, tmp_path):
+    current = machine(3)
+    pair = choose_devices("auto", count=2)
+    assert (len({device.index for device in pair}), current) == (2, pair[:1])
+    assert devices._claim_if_free(GPUS, 1, devices.slots_folder(), 2) == []
+    assert {choose_device("auto").index} | {device.index for device in pair} == {0, 1, 2}
+    assert claims(tmp_path) == {"0-0.lock", "1-0.lock", "2-0.lock"}
+    with pytest.raises(ValueError, match=r"training\.devices needs 4 GPUs, but torch sees 3"):
+        choose_devices("auto", count=4)
+
+
+def test_as_many_gpus_as_were_given_by_a_scheduler_are_taken_without_a_claim(machine, tmp_path):
+    machine(2, "3,5")
+    assert choose_devices("cuda", count=2) == [torch.device("cuda", 0), torch.device("cuda", 1)]
+    assert claims(tmp_path) == set()
+
+
+def test_a_rank_takes_the_gpu_of_its_number_that_the_first_has_claimed(machine, monkeypatch, tmp_path):
+    current = machine(3, "7,2,5")
+    for name, value in {"RANK": "2", "WORLD_SIZE": "3", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert devices_of_job("auto", 1, 3) == current == [torch.device("cuda", 1)]
+    assert claims(tmp_path) == set()
+    assert devices_of_job("cpu", 1, 3) == [torch.device("cpu")]
 
 
 def test_all_gpus_are_chosen_from_where_none_is_given(machine, tmp_path):

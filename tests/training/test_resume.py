@@ -36,7 +36,7 @@ class Fragile(StateFile):
 
 def bits(run) -> tuple:
     """All that a run leaves, comparable."""
-    weights = {name: tensor.numpy().tobytes() for name, tensor in run.weights.items()}
+    weights = {name: tensor.numpy().tobytes() for name, tensor in [*run.weights.items(), *run.latent.items()]}
     masks = {name: mask.numpy().tobytes() for name, mask in run.masks.items()}
     return weights, masks, run.history, run.refreshes, run.selected_epoch, run.cost
 
@@ -53,7 +53,7 @@ def uninterrupted(job, warm_start):
     return make
 
 
-METHODS = ("dense", "sp_in", "sp_out", "both", "magnitude", "rigl", "wanda", "topk")
+METHODS = ("dense", "sp_in", "sp_out", "both", "magnitude", "rigl", "wanda", "topk", "binary", "ternary", "stochastic")
 
 
 @pytest.mark.thorough
@@ -75,7 +75,7 @@ def test_a_run_cut_off_at_every_single_step_in_turn_ends_in_the_same_bits(
     assert bits(run) == uninterrupted(method)
 
 
-@pytest.mark.parametrize("method", ["sp_in", "rigl", "topk"])
+@pytest.mark.parametrize("method", ["sp_in", "rigl", "topk", "ternary", "stochastic"])
 @pytest.mark.parametrize("steps", [1, 4, 5, 11, 15])
 def test_a_run_cut_off_once_ends_in_the_same_bits(job, warm_start, uninterrupted, tmp_path, method, steps):
     path = tmp_path / "state.pt"
@@ -175,7 +175,7 @@ def test_seconds_and_interruptions_add_up_over_the_parts(job, warm_start, tmp_pa
     assert 0 < seconds[0] < seconds[1] < seconds[2]
 
 
-@pytest.mark.parametrize("moment", ["bbnet.training.runs.densities", "bbnet.sparsity.cost.flops"])
+@pytest.mark.parametrize("moment", ["bbnet.training.runs.sizes", "bbnet.sparsity.cost.flops"])
 def test_a_signal_after_the_last_epoch_is_heeded_too(job, warm_start, uninterrupted, tmp_path, monkeypatch, moment):
     path, start = tmp_path / "state.pt", warm_start()
     owner, name = moment.rsplit(".", 1)

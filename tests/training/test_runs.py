@@ -1,5 +1,6 @@
 """A run from warm start to score: exact budgets, masks in force, and the same bits again."""
 
+import math
 import os
 from decimal import Decimal
 
@@ -10,10 +11,12 @@ import torch
 from bbnet.sparsity import algorithms
 from bbnet.sparsity.gate import Gates
 from bbnet.training import runs
+from bbnet.training.latent import take_statistics_anew
 from bbnet.training.runs import Job, check_masks_in_force, evaluate, train, warm_up
 
-SPARSE = ("sp_in", "sp_out", "both", "magnitude", "rigl", "wanda")
-ALL = ("dense", *SPARSE)
+BINARY = ("binary", "ternary", "stochastic")
+SPARSE = ("sp_in", "sp_out", "both", "magnitude", "rigl", "wanda", "ternary", "stochastic")
+ALL = ("dense", "binary", *SPARSE)
 BUDGET = Decimal("0.37")
 
 
@@ -61,6 +64,23 @@ def naive_on_rates(done, split: str) -> dict[str, np.ndarray]:
     return rates
 
 
+def memory_of(model) -> int:
+    return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+
+
+def stored_of(done, model) -> int:
+    """Whole bytes for each layer: of the mask's bits, and of the live weights, a bit each where they are binary."""
+    total = memory_of(model)
+    for name in {*done.run.masks, *done.run.latent}:
+        weight, mask = model.get_submodule(name).weight, done.run.masks.get(name)
+        pruned = mask is not None and not mask.all()
+        live = int(mask.sum()) * 9 if pruned else weight.numel()
+        binary = name in done.run.latent
+        total += (math.ceil(live / 8) + 4 if binary else 4 * live) + pruned * math.ceil(weight[:, :, 0, 0].numel() / 8)
+        total -= 4 * weight.numel()
+    return total
+
+
 # A method that gates activations.
 
 
@@ -82,7 +102,7 @@ def test_gates_are_in_force_when_a_run_is_scored(finished):
 def test_a_run_of_gates_keeps_all_weights_and_counts_what_passes(finished):
     done = finished("topk")
     evaluation = evaluate(done.job, done.folder)
-    assert (evaluation.densities["density"], evaluation.densities["net_density"]) == (1.0, 1.0)
+    assert (evaluation.sizes["density"], evaluation.sizes["net_density"]) == (1.0, 1.0)
     assert all(bool(mask.all()) for mask in done.run.masks.values())
     assert done.run.refreshes == []
     flops = done.run.cost["flops"]
@@ -121,7 +141,7 @@ def test_every_refresh_has_exactly_k_connections_of_its_budget(finished, method)
         assert row["density"] == row["connections"] / mask.numel()
     steps = sorted({row["step"] for row in done.run.refreshes})
     # every second of 16 steps until the freeze at step 12, the ramp ending at step 6.4; RigL is sparse from the start
-    ramped = method != "rigl"
+    ramped = done.job.algorithm["algorithm"] != "rigl"
     assert steps == [*([] if ramped else [0]), 2, 4, 6, 8, 10, 12]
     assert len(done.run.refreshes) == len(steps) * len(done.run.masks)
     assert {row["budget"] for row in done.run.refreshes if row["step"] >= 8} == {"0.37"}
@@ -243,16 +263,70 @@ def test_a_run_is_scored_with_its_selected_weights_on_test(finished, method):
     assert (unpacked == predicted).all()
 
 
+# Binary weights.
+
+
+@pytest.mark.parametrize("method", BINARY)
+def test_selected_weights_are_the_signs_of_their_latent_ones_times_h(finished, method):
+    run = finished(method).run
+    convolutions = [name.removesuffix(".weight") for name, value in run.weights.items() if value.dim() == 4]
+    assert list(run.latent) == (convolutions if method == "ternary" else convolutions[1:-1])
+    for layer, latent in run.latent.items():
+        weight = run.weights[f"{layer}.weight"]
+        fans = weight[0, 0].numel() * (weight.shape[0] + weight.shape[1])
+        h = torch.tensor(1.0 if method == "stochastic" else (1.5 / fans) ** 0.5)
+        assert run.half_ranges[layer] == pytest.approx(float(h))
+        assert torch.equal(weight, latent.sign() * h)
+        assert latent.abs().max() <= h
+        live = run.masks[layer] if layer in run.masks else torch.ones(weight.shape[:2], dtype=torch.bool)
+        assert not latent[~live].any()
+
+
+@pytest.mark.parametrize("method", BINARY)
+def test_latent_weights_are_scored_beside_the_signs(finished, method):
+    done = finished(method)
+    found = evaluate(done.job, done.folder)
+    rows = {(row["weights"], row["statistics"]): row["value"] for row in found.beside if row["metric"] == "f1"}
+    assert set(rows) == {("binary", "anew"), ("latent", "trained"), ("latent", "anew")}
+    model = model_of(done)
+    model.load_state_dict({f"{layer}.weight": value for layer, value in done.run.latent.items()}, strict=False)
+    test = done.job.task.open_split(done.job.prepared, done.job.index, "test")
+    items, _ = done.job.task.evaluate(model, test, done.job.device)
+    assert rows["latent", "trained"] == pytest.approx(float(done.job.task.metrics(items)["f1"]), nan_ok=True)
+
+
+def test_the_statistics_of_stochastic_weights_are_those_of_their_signs(finished):
+    found = evaluate(finished("stochastic").job, finished("stochastic").folder)
+    anew = {
+        row["metric"]: row["value"] for row in found.beside if (row["weights"], row["statistics"]) == ("binary", "anew")
+    }
+    assert anew == pytest.approx(found.metrics, nan_ok=True)
+
+
+def test_statistics_anew_are_the_means_over_augmented_batches(finished):
+    job, model = finished("binary").job, model_of(finished("binary"))
+    training = job.task.TrainingSettings(**job.config["training"])
+    train_split = job.task.open_split(job.prepared, job.index, "train")
+    first, seen = next(module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)), []
+    hook = first.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].mean((0, 2, 3))))
+    take_statistics_anew(job.task, model, train_split, training, 0, job.device)
+    hook.remove()
+    assert len(seen) % len(train_split.batches(training, torch.Generator())) == 0
+    assert not model.training and first.momentum == 0.1
+    torch.testing.assert_close(first.running_mean, torch.stack(seen).mean(0))
+
+
 @pytest.mark.parametrize("method", ALL)
 def test_costs_are_counted_from_masks(finished, slabs_of, method):
     done = finished(method)
     cost = done.run.cost
-    assert evaluate(done.job, done.folder).densities == {name: cost[name] for name in cost if name != "flops"}
+    assert evaluate(done.job, done.folder).sizes == {name: cost[name] for name in cost if name != "flops"}
     model = model_of(done)
     weights = sum(parameter.numel() for parameter in model.parameters())
     pruned = {name: int((~mask).sum()) for name, mask in done.run.masks.items()}
     total = sum(mask.numel() for mask in done.run.masks.values())
     assert cost["weights"] == weights
+    assert cost["bytes"] == {"memory": memory_of(model), "stored": stored_of(done, model)}
     assert cost["density"] == pytest.approx(1 - sum(pruned.values()) / total)
     assert cost["net_density"] == pytest.approx(1 - 9 * sum(pruned.values()) / weights)
     assert cost["slabs"] == {
@@ -264,7 +338,7 @@ def test_costs_are_counted_from_masks(finished, slabs_of, method):
         size = next(size for block, size in sizes.items() if name.startswith(block))
         saved += 2 * 9 * count * size * size * (2 if name.startswith("encoder") else 1)
     assert cost["flops"]["dense"] - cost["flops"]["sparse"] == saved
-    assert (saved == 0) == (method == "dense")
+    assert (saved == 0) == (method in ("dense", "binary"))
 
 
 # Masks in force.
@@ -335,7 +409,7 @@ def test_deterministic_asks_torch_for_its_deterministic_algorithms_on_a_gpu_alon
     config = job().config | {"deterministic": True}
     Job(config, prepared.folder, prepared.index)
     assert asked == []
-    monkeypatch.setattr(runs, "choose_device", lambda wanted, slots: torch.device("cuda", 0))
+    monkeypatch.setattr(runs.ranks, "devices_of_job", lambda *_: [torch.device("cuda", 0)])
     Job(config, prepared.folder, prepared.index)
     assert asked == [True]
     Job(job().config, prepared.folder, prepared.index)

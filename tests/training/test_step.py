@@ -37,6 +37,18 @@ STUDY = {
         "model": {"widths": [8, 8]},
         "training": {"batch_size": 3},
     },
+    "classification": {
+        "data": {"pack": "rendered_objects", "train": 40, "val": 10, "test": 10},
+        "prepare": {
+            "data": {"pack": "rendered_objects", "val": 10},
+            "size": 32,
+            "input_size": None,
+            "resize": "crop",
+            "faults": {},
+        },
+        "model": {"architecture": "cifar_resnet", "depth": 8, "width": 8, "stem_stride": 2},
+        "training": {"batch_size": 8, "learning_rate": 0.001, "augmentation": {"mixup": 0.2}},
+    },
     "face": {
         "data": {
             "pack": "rendered_faces",
@@ -52,6 +64,25 @@ STUDY = {
         "prepare": {"size": 32, "resize": "crop", "faults": {}},
         "model": {"architecture": "small", "widths": [8, 8], "blocks": [1, 1], "head": "arcface"},
         "training": {"batch_size": 6},
+    },
+    "language": {
+        "data": {"pack": "python_source", "train": 20_000, "val": 2_000, "test": 2_000},
+        "prepare": {
+            "data": {"pack": "python_source", "train": 20_000, "val": 2_000, "test": 2_000},
+            "tokens": {"kind": "bytes"},
+            "context": 32,
+            "floor_order": None,
+            "faults": {},
+        },
+        "model": {"width": 16, "hidden": 24, "layers": 1, "heads": 2},
+        "training": {"batch_size": 6},
+    },
+    "logic": {
+        "data": {"pack": "formulas", "seed": 0, "bits": 12, "xor_bits": 2, "dnf_literals": 2}
+        | {"train": 100, "val": 20, "test": 20},
+        "prepare": {"data": {"bits": 12}},
+        "model": {"formula": "dnf", "widths": [16, 16]},
+        "training": {"batch_size": 8, "epoch_steps": 6},
     },
 }
 
@@ -145,7 +176,16 @@ def test_half_precision_follows_float32_within_three_per_cent(job, name):
 
 @pytest.mark.thorough
 @needs_compiler
-@pytest.mark.parametrize("name", ["change", *(pytest.param(name, marks=pytest.mark.slow) for name in ("asr", "face"))])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "change",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("asr", "classification", "face", "language", "logic")
+        ),
+    ],
+)
 def test_compiled_steps_follow_plain_ones(job, name):
     """Sums are taken in another order, which six steps at a large learning rate carry on."""
     settings = {"task": name}

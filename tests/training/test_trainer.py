@@ -132,6 +132,16 @@ def test_the_learning_rate_rises_and_then_follows_a_cosine(job, rise, step, shar
     assert trainer.learning_rate_at(step) == pytest.approx(0.02 * share, rel=1e-12)
 
 
+def test_a_large_batch_has_a_rate_in_proportion_that_is_risen_to(job):
+    """Goyal et al. (2017): the rate of a batch of 2, here three tiles, from which it rises over half an epoch."""
+    trainer = job(learning_rate=0.02, large_batch={"of": 2, "epochs": 0.5}).trainer()
+    assert trainer.learning_rate_at(0) == pytest.approx(0.025, rel=1e-12)  # half of the way from .02 to .03
+    assert trainer.learning_rate_at(1) == pytest.approx(0.03, rel=1e-12)
+    assert trainer.learning_rate_at(11) == pytest.approx(0.015, rel=1e-12)
+    with pytest.raises(ValueError, match="large_batch.epochs 5 must be below epochs 5"):
+        job(large_batch={"epochs": 5}).trainer()
+
+
 def test_the_optimizer_uses_the_schedule_across_warm_up_and_sparse_phase(job, warm_start, monkeypatch):
     start = warm_start()
     used = []
@@ -148,11 +158,20 @@ def test_the_optimizer_uses_the_schedule_across_warm_up_and_sparse_phase(job, wa
     assert used == [{schedule(step)} for step in range(EPOCHS * STEPS_PER_EPOCH)]
 
 
-@pytest.mark.parametrize(("optimizer", "kind"), [("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)])
-def test_weight_decay_acts_on_kernels_alone(job, optimizer, kind):
-    trainer = job(optimizer=optimizer).trainer()
+@pytest.mark.parametrize(
+    ("settings", "kind", "used"),
+    [
+        ({"optimizer": "adamw", "betas": (0.8, 0.9)}, torch.optim.AdamW, {"betas": (0.8, 0.9)}),
+        ({"optimizer": "adam", "betas": (0.8, 0.9)}, torch.optim.Adam, {"betas": (0.8, 0.9)}),
+        ({"optimizer": "sgd"}, torch.optim.SGD, {"momentum": 0.9, "nesterov": False}),
+        ({"optimizer": "sgd", "nesterov": True}, torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+    ],
+)
+def test_weight_decay_acts_on_kernels_alone(job, settings, kind, used):
+    trainer = job(**settings).trainer()
     made = make_optimizer(trainer.model, trainer.training)
-    assert isinstance(made, kind)
+    assert type(made).__mro__[1] is kind
+    assert all(used.items() <= group.items() for group in made.param_groups)
     decay = {id(weight): group["weight_decay"] for group in made.param_groups for weight in group["params"]}
     assert {decay[id(weight)] for name, weight in trainer.model.named_parameters() if weight.dim() == 4} == {0.1}
     assert {decay[id(weight)] for name, weight in trainer.model.named_parameters() if weight.dim() == 1} == {0.0}
@@ -212,6 +231,38 @@ def test_weights_are_selected_on_dev_after_the_freeze_only(
     assert [row["dev_f1"] for row in run.history[1:]] == by_epoch[1:]
 
 
+@pytest.mark.parametrize(
+    ("latest", "first"),
+    [
+        ({"warm_up_epochs": 1, "freeze": 0.75}, 8),  # the run's own: 1 + .75 * 8 = 7 epochs
+        ({"warm_up_epochs": 1, "freeze": 0.95}, 9),  # 1 + .95 * 8 = 8.6
+        ({"warm_up_epochs": 5, "freeze": 0.75}, 9),  # 5 + .75 * 4 = 8
+        ({"warm_up_epochs": 1, "freeze": 0.5}, 8),  # earlier than the run's own, which counts
+    ],
+)
+@pytest.mark.parametrize("method", ["dense", "magnitude"])
+def test_weights_are_selected_after_the_latest_freeze_of_all_runs(job, warm_start, scores, latest, first, method):
+    start = warm_start(epochs=9)
+    scores([0.9 - epoch / 100 for epoch in range(8)])  # the first epoch that counts is the best
+    its_job = job(method, epochs=9)
+    its_job.config["latest_freeze"] = latest
+    assert train(its_job, start).selected_epoch == first
+
+
+@pytest.mark.parametrize(("freeze", "frozen"), [(0.5, 6), (0.75, 8)])
+def test_masks_that_freeze_earlier_are_selected_among_the_same_epochs(job, warm_start, scores, freeze, frozen):
+    start = warm_start(epochs=9)
+    scores([0.9 - epoch / 100 for epoch in range(8)])
+    its_job = job("magnitude", epochs=9)
+    its_job.config |= {
+        "sparsity": its_job.config["sparsity"] | {"freeze": freeze},
+        "latest_freeze": {"warm_up_epochs": 1, "freeze": 0.75},
+    }
+    run = train(its_job, start)
+    assert run.selected_epoch == 8
+    assert next(row["epoch"] for row in run.history if row["phase"] == "frozen") == frozen
+
+
 # Failures.
 
 
@@ -251,7 +302,7 @@ def test_a_gpu_that_is_not_there_is_refused(prepared, job, monkeypatch):
         type(job())(config, prepared.folder, prepared.index)
 
 
-@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD])
 def test_the_optimizer_that_starts_faster_computes_what_torchs_does(kind):
     """Steps, hooks of steps, and states, with gradients that need none of their own."""
     found = []

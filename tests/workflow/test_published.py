@@ -15,9 +15,18 @@ import torch
 import yaml
 
 from bbnet.tasks import task as tasks
+from tests.tasks.detection.voc import use_names_of_voc
 from tests.workflow.test_study import FACES, SPEECH
 
+# The archives are written once, by one worker.
+pytestmark = pytest.mark.xdist_group("published")
+
 PARTS = ("train-clean-100", "dev-clean", "test-clean", "test-other")
+DETECTOR = {
+    "stem": [[8, 2], [8, 2]],
+    "stages": [{"width": 16, "blocks": ["depthwise"]}],
+    **{"levels": 1, "width": 16, "decoder_layers": 1, "heads": 2, "points": 2, "hidden": 16, "queries": 8},
+}
 STUDY = {
     "seeds": [0],
     "budgets": [0.5],
@@ -30,9 +39,21 @@ STUDY = {
             "models": {"tiny": {"widths": [8, 8]}},
             "training": {"epochs": 3, "warm_up_epochs": 1, "batch_size": 2, "learning_rate": 0.003},
         },
+        "classification": {
+            "data": {"pack": "cifar10"},
+            "models": {"tiny": {"architecture": "cifar_resnet", "depth": 8, "width": 8, "stem_stride": 2}},
+            "training": {"epochs": 4, "warm_up_epochs": 1, "batch_size": 16, "learning_rate": 0.01},
+        },
+        "detection": {
+            "data": {"pack": "voc", "dev_share": 0.2},
+            "size": 32,
+            "models": {"tiny": {"sizes": DETECTOR}},
+            "training": {"epochs": 4, "warm_up_epochs": 1, "batch_size": 4, "learning_rate": 0.003},
+        },
         "face": FACES | {"data": {"pack": "faces"}},
     },
 }
+SCENES = {"train": 16, "val": 4, "test": 6}
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -50,6 +71,8 @@ def published(tmp_path_factory):
     _speech(home / "speech", folder, table["librispeech"])
     _scenes(home / "scenes", folder, table["levir_cd"])
     _faces(home / "faces", folder, table["faces"])
+    _objects(home / "objects", folder, table["cifar10"])
+    _photographs(home / "photographs", folder, table["voc"])
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
@@ -112,6 +135,38 @@ def _faces(raw: Path, folder: Path, pack: dict) -> None:
     }
 
 
+def _objects(raw: Path, folder: Path, pack: dict) -> None:
+    counts = {"train": 90, "val": 10, "test": 20}
+    tasks.load("classification").fetch({"pack": "rendered_objects"} | counts, raw)
+    (raw / "readme.html").write_text("CIFAR-10")
+    with tarfile.open(folder / "cifar-10-python.tar.gz", "w:gz") as archive:
+        archive.add(raw, "cifar-10-batches-py")
+    pack["counts"] = {"classes": 10, "train": 100, "test": 20}
+
+
+def _photographs(raw: Path, folder: Path, pack: dict) -> None:
+    """The three archives of VOC, each with the folder VOCdevkit and what other tasks read there."""
+    tasks.load("detection").fetch({"pack": "rendered_scenes", "size": 32} | SCENES, raw)
+    home = raw / "VOCdevkit" / "VOC2007"
+    use_names_of_voc(raw / "VOCdevkit")
+    listed = {name: (home / f"ImageSets/Main/{name}.txt").read_text().split() for name in ("trainval", "test")}
+    parts = {
+        "VOCtrainval_06-Nov-2007.tar": ("VOC2007", "trainval", listed["trainval"][:8]),
+        "VOCtest_06-Nov-2007.tar": ("VOC2007", "test", listed["test"]),
+        "VOCtrainval_11-May-2012.tar": ("VOC2012", "trainval", listed["trainval"][8:]),
+    }
+    for archive, (year, name, images) in parts.items():
+        (raw / "list").write_text("".join(f"{image}\n" for image in images))
+        with tarfile.open(folder / archive, "w") as tar:
+            tar.add(raw / "list", f"VOCdevkit/{year}/ImageSets/Main/{name}.txt")
+            tar.add(raw / "list", f"VOCdevkit/{year}/ImageSets/Main/person_{name}.txt")
+            tar.add(raw / "list", f"VOCdevkit/{year}/SegmentationClass/note.txt")
+            for image in images:
+                for part, suffix in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+                    tar.add(home / part / f"{image}.{suffix}", f"VOCdevkit/{year}/{part}/{image}.{suffix}")
+    pack["counts"] = {"trainval2007": 8, "trainval2012": 12, "test2007": 6}
+
+
 @pytest.fixture(scope="module")
 def downloaded(published, empty_project, tmp_path_factory):
     """A project in which `snakemake data` fetched and prepared the served packs."""
@@ -126,7 +181,7 @@ def downloaded(published, empty_project, tmp_path_factory):
 
 def test_data_are_fetched_and_prepared_and_nothing_more(downloaded):
     data = downloaded.root / "data"
-    assert {path.name.split("-")[0] for path in (data / "prepared").glob("*.json")} == {"asr", "change", "face"}
+    assert {path.name.split("-")[0] for path in (data / "prepared").glob("*.json")} == set(STUDY["tasks"])
     assert not [path for path in (data / "partial").iterdir() if not path.name.startswith(".")]
     assert not list((downloaded.root / "results" / "published").glob("*/runs"))
     for manifest in (data / "raw").glob("*.json"):
@@ -155,6 +210,17 @@ def test_the_first_download_without_a_checksum_is_recorded_and_its_licence_named
     assert digest in log.read_text()
 
 
+def test_dev_of_voc_is_evenly_spaced_in_both_years(downloaded):
+    (index,) = (downloaded.root / "data" / "prepared").glob("detection-*.json")
+    content = json.loads(index.read_text())
+    files = {split: of_split["files"] for split, of_split in content["splits"].items()}
+    years = {split: [file.split("/")[0] for file in of_split] for split, of_split in files.items()}
+    assert {split: len(of_split) for split, of_split in files.items()} == {"train": 16, "val": 4, "test": 6}
+    assert (years["val"].count("VOC2007"), years["val"].count("VOC2012"), set(years["test"])) == (1, 3, {"VOC2007"})
+    assert content["skipped"] == {}
+    assert len(content["classes"]) == 20
+
+
 def test_other_addresses_fetch_nothing_anew(downloaded, published):
     _, table = published
     path = downloaded.root / "bbnet" / "data" / "packs.yaml"
@@ -175,7 +241,7 @@ def test_a_study_on_them_runs_to_its_scores(downloaded, tmp_path):
     assert result.returncode == 0, result.stdout[-5000:]
     runs = pd.read_csv(project.root / "results" / "published" / "summary" / "grid.csv")
     assert (runs["status"] == "done").all()
-    assert set(runs["task"]) == {"asr", "change", "face"}
+    assert set(runs["task"]) == set(STUDY["tasks"])
     assert project.planned("--config", "study=published") == {}
 
 

@@ -22,7 +22,7 @@ write_parquet(Path(sys.argv[1]), columns)
 JOB = """
 from bbnet.tasks import task as tasks
 from bbnet.training.runs import Job
-for name in ("asr", "change", "face"):
+for name in ("asr", "change", "classification", "face", "language", "logic"):
     tasks.load(name)
 """
 
@@ -58,7 +58,8 @@ def test_a_job_that_fetches_nothing_imports_nothing_to_fetch_with():
 @pytest.mark.parametrize("job", ["fetch", "prepare"])
 def test_whatever_refuses_a_local_pack_says_in_one_line_how_it_is_looked_at_again(tmp_path, job):
     pack = tmp_path / "pack"
-    for folder in ("classification/train", "classification/dev", "verification/known", "verification/unknown_dev"):
+    verification = (f"verification/{name}" for name in ("known", "unknown_dev", "unknown_test"))
+    for folder in ("classification/train", "classification/dev", *verification):
         (pack / folder).mkdir(parents=True)
     data = {"pack": "faces", "path": str(pack), "complete": job == "fetch"}
     config = {"task": "face", "data": data, "settings": {"size": 16, "resize": "crop", "faults": {}}}

@@ -38,6 +38,12 @@ FACES = {
     "models": {"tiny": {"architecture": "small", "widths": [8], "blocks": [1]}},
     "training": {"epochs": 8, "warm_up_epochs": 1, "batch_size": 4, "learning_rate": 0.01},
 }
+FORMULAS = {
+    "data": {"pack": "formulas", "bits": 10, "train": 600, "val": 200, "test": 100, "dnf_literals": 2},
+    "models": {f"w{width}": {"formula": "dnf", "widths": [width, 16]} for width in (8, 16)},
+    "training": {"epochs": 9, "warm_up_epochs": 1, "batch_size": 20, "epoch_steps": 4, "learning_rate": 0.03}
+    | {"watch_balance": True},
+}
 DRAWN = {f"{kind}_{of}": 1 for kind in ("figures", "tables") for of in ("change_tiny", "study")}
 AGAIN = {"collect": 1, "compare": 1, "page": 1} | DRAWN
 
@@ -186,6 +192,7 @@ def test_the_same_study_elsewhere_on_one_core_gives_the_same_bytes(project, fini
     assert {key for key in ours if ours[key] != theirs[key]} <= moving
 
 
+@pytest.mark.thorough
 def test_a_failing_method_leaves_the_others_and_says_how_to_go_on(project, study):
     algorithms = project.root / "bbnet" / "sparsity" / "algorithms"
     source = (
@@ -249,12 +256,90 @@ def test_figures_from_the_shipped_summary_need_no_run_no_data_and_no_torch(proje
     assert not (project.root / "data").exists()
 
 
+@pytest.mark.thorough
+def test_a_second_model_is_compared_with_the_baseline(project, study):
+    """And from the shipped summary alone, and without the baseline again, which trains nothing."""
+    study["tasks"]["change"]["models"]["wide"] = {"widths": [8, 16]}
+    study["tasks"]["change"]["baseline"] = "tiny"
+    project.write_study(study)
+    of_models = {f"{kind}_{of}": 1 for kind in ("figures", "tables") for of in ("change", "change_wide")}
+    assert project.planned() == {"warm_up": 1, "train": 3, "panels": 1} | AGAIN | of_models
+    result = project.snakemake()
+    assert result.returncode == 0, result.stdout[-5000:]
+    results = project.root / "results/micro"
+    summary = results / "summary"
+    of_methods, found = (pd.read_csv(summary / f"{name}.csv") for name in ("contrasts", "model_contrasts"))
+    assert found[["model", "method", "reference_model"]].to_numpy().tolist() == [
+        ["wide", method, "tiny"] for method in ("dense", "sp_in", "magnitude")
+    ]
+    runs = pd.read_csv(summary / "runs.csv").set_index(["metric", "model", "method"])["value"]
+    for row in found.itertuples():
+        assert row.effect == pytest.approx(runs["f1", "wide", row.method] - runs["f1", "tiny", row.method])
+    assert pd.concat([of_methods, found])["p_holm"].max() == pytest.approx(
+        min(
+            1,
+            max(
+                (len(of_methods) + len(found) - place) * p
+                for place, p in enumerate(sorted([*of_methods["p"], *found["p"]]))
+            ),
+        )
+    )
+    cost = json.loads((project.root / RUN / "sp_in/b0.50/s0/cost.json").read_text())
+    assert runs["parameters", "tiny", "dense"] == cost["weights"] > runs["parameters", "tiny", "sp_in"]
+    assert runs["parameters", "tiny", "sp_in"] / cost["weights"] == pytest.approx(cost["net_density"], abs=1e-12)
+    names = ["figures/change-models.pdf", "figures/change-models.png", "tables/change-models.tex"]
+    assert all((results / name).stat().st_size > 500 for name in names)
+    assert len(pd.read_csv(results / "figures/change-models.csv")) == len(
+        pd.read_csv(results / "tables/change-models.csv")
+    )
+    assert 'id="models-change"' in (results / "report.html").read_text()
+    assert project.planned() == {}
+
+    shipped = project.root / "results/reference/micro"
+    shipped.mkdir(parents=True)
+    shutil.copytree(summary, shipped / "summary")
+    result = project.snakemake("figures", "tables", "--config", "results_from=reference")
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert (shipped / "figures/change-models.png").read_bytes() == (results / "figures/change-models.png").read_bytes()
+
+    del study["tasks"]["change"]["baseline"]
+    project.write_study(study)
+    del of_models["figures_change"], of_models["tables_change"]
+    assert project.planned() == AGAIN | of_models
+
+
 def test_panels_show_a_case_of_each_rank(finished):
     panels = np.load(finished.root / "results/micro/summary/panels/change.npz")
     described = json.loads(str(panels["cases"]))
     assert {key.rsplit("/", 1)[1] for key in described} == {"best", "median", "worst"}
     gains = {key.rsplit("/", 1)[1]: case["delta_tp"] - case["delta_fp"] for key, case in described.items()}
     assert gains["best"] >= gains["median"] >= gains["worst"]
+
+
+@pytest.mark.thorough
+def test_formulas_have_figures_by_width_and_over_training(empty_project, study, tmp_path):
+    project = empty_project.copy(tmp_path / "project")
+    study |= {"tasks": {"logic": FORMULAS}, "only": {"logic": {"w8": ["dense", "sp_in"]}}}
+    project.write_study(study)
+    drawn = {f"{kind}_{of}": 1 for kind in ("figures", "tables") for of in ("logic", "logic_w8", "logic_w16", "study")}
+    again = {"collect": 1, "compare": 1, "page": 1} | drawn
+    assert project.planned() == {"fetch": 1, "prepare": 1, "warm_up": 2, "train": 5} | again
+    result = project.snakemake()
+    assert result.returncode == 0, result.stdout[-5000:]
+    results = project.root / "results/micro"
+    names = ["logic-steps", "logic-w8-line_training", "logic-w16-line_training"]
+    assert all((results / f"figures/{name}.{kind}").stat().st_size > 500 for name in names for kind in ("pdf", "png"))
+    table = pd.read_csv(results / "tables/logic-scaling_table.csv")
+    assert table["method"].tolist() == ["dense", "sp_in", "magnitude"]
+    assert table["never_8"].notna().tolist() == [True, True, False]
+    lines = pd.read_csv(results / "figures/logic-w16-line_training.csv")
+    assert set(lines["method"]) == {"dense", "sp_in", "magnitude"}
+    page = (results / "report.html").read_text()
+    assert 'id="steps-logic"' in page and page.count("logic-w16-line_training: ") == 2
+    assert project.planned() == {}
+    del study["only"]
+    project.write_study(study)
+    assert project.planned() == {"train": 1} | again
 
 
 def test_targets_of_the_data_alone(empty_project):
@@ -301,6 +386,7 @@ def test_weights_to_start_from_are_a_pack_of_their_own(empty_project, study, tmp
         ("study=nope", "no file studies/nope.yaml"),
         ("stduy=micro", "did you mean 'study'"),
         ("device=gpu", "device: input should be 'auto', 'cpu' or 'cuda'"),
+        ("results_dir=2024_01", "results_dir: was read as the number 202401"),
         ("data_dir=/proc/none", "data_dir /proc/none: cannot write"),
         ("results_from=reference", "no summary of study micro"),
     ],

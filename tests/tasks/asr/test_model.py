@@ -223,7 +223,7 @@ def test_utterances_without_tokens_leave_a_finite_loss(small_model, random_batch
 
 
 @pytest.mark.parametrize("weight", [0.0, 0.3])
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 def test_the_gradient_reaches_every_parameter(small_model, random_batch, weight, activation):
     model = small_model(ctc_weight=weight, activation=activation, dropout=0.1).train()
     task.loss(model, random_batch([90, 40, 60], [8, 3, 6])).backward()
@@ -252,7 +252,7 @@ def test_slabs_are_feed_forward_layers_of_hidden_units(small_model, which, stack
         assert not slab.normalised
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu"])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu"])
 def test_units_are_on_where_their_activation_is_positive(small_model, random_batch, activation):
     model = small_model(activation=activation)
     slab = task.slabs(model, "paper", "out")[0]

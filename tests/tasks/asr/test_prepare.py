@@ -268,6 +268,21 @@ def test_files_that_are_not_read_are_named_and_listed_in_the_index(write_corpus,
     assert f"{root / 'dev-clean'}: files that are not read: 5: " in caplog.text
 
 
+def test_files_beside_the_folders_are_named_but_those_of_the_published_corpus(write_corpus, prepare, several, caplog):
+    caplog.set_level("INFO")
+    root = write_corpus(several)
+    expected, index = prepare(root)
+    unread = ["notes.txt", "dev-clean2/1/1/1-1-0000.flac", "transcripts/1-1.trans.txt"]
+    for name in (*unread, "README.TXT", "SPEAKERS.TXT", "dev-other/1/1/1-1-0000.flac"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"fLaC")
+    target, again = prepare(root, "again")
+    assert again == index | {"skipped": {".": {"not_read": unread}}}
+    assert files_of(target) == files_of(expected)
+    assert f"{root}: files that are not read: 3: notes.txt, " in caplog.text
+    assert f"{root}: folders that data.train does not choose: dev-other" in caplog.text
+
+
 @pytest.mark.parametrize("suffix", [".m4a", ".wma", ""])
 def test_an_utterance_whose_audio_is_not_of_a_format_that_is_read_says_so(write_corpus, prepare, noise, suffix):
     root = write_corpus({"dev-clean": {"1-1-0000": (noise(1), "A"), "1-1-0001": (noise(2), "B")}})

@@ -133,14 +133,16 @@ def test_files_that_are_not_read_are_named_and_listed_in_the_index(write_pack, p
     expected, _ = prepared(root)
     before = {path.name: path.read_bytes() for path in expected.iterdir()}
     unread = ["train/list.txt", "train/C/only.png", "train/A/only.gif", "val/B/more/only.png", "val/label/only.tfw"]
+    unread += ["list.txt", "test2/A/only.png", "Train/only.png"]
     for name in unread:
-        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random_pair(3)["A"]).save(root / name, "GIF")
     target, index = prepared(root)
     assert sorted(index["skipped"]["not_read"]) == sorted(unread)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
     for name in unread:
         assert name.partition("/")[2] in caplog.text
+    assert f"{root}: files that are not read: 3: " in caplog.text
 
 
 def test_a_pair_whose_file_is_not_of_a_format_that_is_read_says_so(write_pack, prepared):

@@ -21,10 +21,11 @@ from PIL import Image
 from torch.nn import functional
 
 from bbnet.data import packs
+from bbnet.data.image_folders import Faulty, resize
 from bbnet.tasks.face.buckets import make_buckets
 from bbnet.tasks.face.data.batches import Faces, FacesToScore
-from bbnet.tasks.face.data.pack import Faulty, check_weights, fetch, read_verification
-from bbnet.tasks.face.data.prepare import prepare, resize
+from bbnet.tasks.face.data.pack import check_weights, fetch, read_verification
+from bbnet.tasks.face.data.prepare import prepare
 from bbnet.tasks.face.settings import FaceTraining, Faults, Settings
 
 PARTS = ("train", "val", "test", "known", "probes_dev", "probes_test")
@@ -300,7 +301,7 @@ def test_a_constant_channel_has_an_sd_that_can_be_divided_by(pack, prepared):
 def test_images_are_the_same_however_many_are_decoded_at_once(pack, prepared, monkeypatch):
     target, index = prepared(pack)
     expected = {part: np.load(target / f"{part}.npy") for part in PARTS}
-    monkeypatch.setattr("bbnet.tasks.face.data.prepare.IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr("bbnet.data.image_folders.IMAGES_AT_ONCE", 2)
     _, again = prepared(pack)
     assert again == index
     assert all((np.load(target / f"{part}.npy") == expected[part]).all() for part in PARTS)
@@ -562,7 +563,7 @@ def test_many_images_that_cannot_be_decoded_are_counted(pack, prepared):
 
 
 def test_skipped_images_are_counted_and_the_others_stay_in_order(pack, prepared, monkeypatch):
-    monkeypatch.setattr("bbnet.tasks.face.data.prepare.IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr("bbnet.data.image_folders.IMAGES_AT_ONCE", 2)
     skipped = [
         "classification/train/n000003/b.png",
         "classification/train/n000020/a.png",
@@ -574,7 +575,7 @@ def test_skipped_images_are_counted_and_the_others_stay_in_order(pack, prepared,
     target, index = prepared(pack, undecodable="skip")
     assert set(index["skipped"]) == {"undecodable"}
     for name, told in zip(skipped, index["skipped"]["undecodable"], strict=True):
-        assert told.startswith(f"{pack / name}: ")
+        assert told.startswith(f"{name}: ")
     assert labelled(index, "train", "classification/train/") == {
         "n000003/a.png": 0, "n000020/c.png": 1,
         "n000100/a.png": 2, "n000100/b.png": 2, "n000100/c.png": 2, "n000100/d.png": 2,
@@ -662,10 +663,42 @@ def test_files_that_are_not_read_are_named_and_listed_in_the_index(pack, prepare
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"GIF89a" + bytes(9))
     target, index = prepared(pack)
-    assert index == expected | {"skipped": {"not_read": [str(path) for path in unread]}}
+    assert index == expected | {"skipped": {"not_read": [str(path.relative_to(pack)) for path in unread]}}
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
     for path in unread:
         assert "/".join(path.relative_to(pack).parts[2:]) in caplog.text
+
+
+def test_files_beside_what_is_read_are_named_and_listed_in_the_index(pack, prepared, caplog):
+    target, expected = prepared(pack)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    unread = [
+        *("classification/notes.txt", "classification/train2/n000003/a.png"),
+        *("verification/extra.jpg", "verification/unknown_dev2/a.png"),
+        *("README", "more/verification_test.csv"),
+    ]
+    for name in unread:
+        (pack / name).parent.mkdir(parents=True, exist_ok=True)
+        (pack / name).write_bytes((pack / "verification/unknown_dev/000001.png").read_bytes())
+    target, index = prepared(pack)
+    assert index == expected | {"skipped": {"not_read": unread}}
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    for folder in (pack, pack / "classification", pack / "verification"):
+        assert f"{folder}: files that are not read: 2: " in caplog.text
+
+
+@pytest.mark.parametrize("change", [str.upper, str.title])
+def test_folders_and_label_files_are_read_in_any_case(pack, prepared, change):
+    target, expected = prepared(pack)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    for path in sorted([*pack.glob("*"), *pack.glob("*/*")], reverse=True):
+        path.rename(path.with_name(change(path.name)))
+    target, index = prepared(pack)
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    for key in ("identities", "gallery", "skipped", "divided"):
+        assert index[key] == expected[key], key
+    shutil.copytree(next((pack / change("classification")).glob("[Tt][Ee]*")), pack / change("classification") / "test")
+    refusal(prepared, pack, "test: its name equals that of .* but for capitals; remove or rename one of them")
 
 
 @pytest.mark.parametrize("named", ["000003.gif", "000003", "unknown_dev/000003.png"])
@@ -683,7 +716,7 @@ def test_identities_without_images_are_skipped_and_counted(pack, prepared):
     for name in names:
         (pack / name).mkdir()
     _, index = prepared(pack, empty_identity="skip")
-    assert index["skipped"] == {"empty_identity": [str(pack / name) for name in names]}
+    assert index["skipped"] == {"empty_identity": names}
     assert {key: index[key] for key in ("identities", "gallery", "splits")} == {
         key: expected[key] for key in ("identities", "gallery", "splits")
     }
@@ -819,7 +852,7 @@ def test_two_folders_of_one_identity_are_refused_with_the_way_out(pack, prepared
 
 def labels_of(pack) -> tuple:
     """What `prepare` reads of the verification folder."""
-    return read_verification(pack / "verification", Faulty(Faults()))
+    return read_verification(pack / "verification", Faulty(Faults(), pack))
 
 
 def rows_of(pack) -> list[tuple[str, str]]:
@@ -988,6 +1021,9 @@ def test_an_unlabelled_test_is_every_second_of_dev(pack, prepared, random_image)
         for part in PARTS:
             for number, file in enumerate(index["splits"][part]["files"]):
                 assert (np.load(target / f"{part}.npy")[number] == pixels(pack / file)).all()
+        homes = ("classification/test", "verification/unknown_test") if how == "unlabelled" else ()
+        left_out = [f"{home}/{number:08d}.png" for home in homes for number in range(3)]
+        assert index["skipped"] == ({"not_read": left_out} if left_out else {})
 
 
 @pytest.mark.parametrize("half", ["classification", "verification"])
@@ -1195,7 +1231,7 @@ def test_what_is_left_out_changes_from_epoch_to_epoch(faces):
 
 def test_in_order_every_image_comes_once_in_batches_of_bounded_pixels(faces, monkeypatch):
     for size, largest in ((16, 2), (24, 1), (40, 1)):
-        monkeypatch.setattr("bbnet.tasks.face.data.batches.EVALUATION_PIXELS", 2 * 16**2 + 100)
+        monkeypatch.setattr("bbnet.tasks.batches.EVALUATION_PIXELS", 2 * 16**2 + 100)
         batches = faces(7, size).in_order()
         assert torch.cat(batches).tolist() == list(range(7))
         assert max(map(len, batches)) == largest

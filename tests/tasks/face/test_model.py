@@ -1,4 +1,4 @@
-"""ResNets against torchvision's and by hand, and that a slab's units are what its weight reads or writes."""
+"""The network of faces against torchvision's and by hand, and that units are what a weight reads or writes."""
 
 import itertools
 import math
@@ -11,30 +11,22 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from bbnet.models.bottleneck_resnet import Bottleneck, BottleneckResNet
+from bbnet.models.settings.bottleneck_resnet import PUBLISHED
 from bbnet.sparsity.degrees import connection_count
 from bbnet.sparsity.on_rate import OnRates
 from bbnet.sparsity.slab import check_slabs, choose_slabs, connections, slab_shape, slab_weight
 from bbnet.sparsity.sparsifier import METHODS, sparsify
 from bbnet.tasks.face import task
 from bbnet.tasks.face.data.batches import Batch
-from bbnet.tasks.face.model import Bottleneck, CosineHead, FaceNetwork, SmallResNet, load_pretrained
+from bbnet.tasks.face.model import CosineHead, FaceNetwork, load_pretrained
 from bbnet.tasks.face.settings import ResNet, Settings
 from bbnet.training.units import measure_units
+from tests.networks import restless, seen
 
 CPU = torch.device("cpu")
 MEAN, SD = [120.0, 110.0, 100.0], [50.0, 40.0, 30.0]
 SIDES = ("in", "out", "both")
-
-
-def restless(network: nn.Module) -> nn.Module:
-    """Batch norms that are no identity, so that units differ; in evaluation mode."""
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.weight)
-            nn.init.normal_(module.bias, std=0.5)
-            nn.init.normal_(module.running_mean, std=0.3)
-            nn.init.uniform_(module.running_var, 0.5, 2)
-    return network.eval()
 
 
 def small(classes: int = 7, **changed) -> FaceNetwork:
@@ -61,31 +53,7 @@ def paper_network() -> FaceNetwork:
 
 
 def blocks_of(model: FaceNetwork) -> list[str]:
-    return [name for name, module in model.named_modules() if type(module).__name__ == "Bottleneck"]
-
-
-def seen(model: nn.Module, images: torch.Tensor) -> tuple[dict, dict]:
-    """Inputs and outputs of every module in a forward pass, as they were at that time."""
-    inputs, outputs = {}, {}
-
-    def note(name):
-        def before(module, given) -> None:
-            inputs[name] = given[0].clone()
-
-        def after(module, given, output) -> None:
-            outputs[name] = output.clone()
-
-        return before, after
-
-    handles = []
-    for name, module in model.named_modules():
-        before, after = note(name)
-        handles += [module.register_forward_pre_hook(before), module.register_forward_hook(after)]
-    with torch.no_grad():
-        model(images)
-    for handle in handles:
-        handle.remove()
-    return inputs, outputs
+    return [name for name, module in model.named_modules() if isinstance(module, Bottleneck)]
 
 
 # The notebook's network.
@@ -127,42 +95,6 @@ def test_the_settings_know_its_stages(paper_network):
 # Against torchvision.
 
 
-def test_a_bottleneck_is_torchvisions():
-    for inputs, stride in ((32, 1), (32, 2), (16, 1), (16, 2)):
-        from torchvision.models import resnet
-
-        own = restless(Bottleneck(inputs, 8, stride))
-        shortcut = nn.Sequential(nn.Conv2d(inputs, 32, 1, stride, bias=False), nn.BatchNorm2d(32))
-        plain = inputs == 32 and stride == 1
-        theirs = resnet.Bottleneck(inputs, 8, stride, None if plain else shortcut).eval()
-        assert list(own.state_dict()) == list(theirs.state_dict())
-        theirs.load_state_dict(own.state_dict())
-        maps = torch.randn(2, inputs, 9, 9)
-        for mode in (False, True):
-            torch.testing.assert_close(own.train(mode)(maps.clone()), theirs.train(mode)(maps.clone()))
-
-
-def test_a_small_network_is_torchvisions_behind_another_stem():
-    from torchvision.models import resnet
-
-    own = restless(SmallResNet([(64, 2), (128, 1), (256, 1), (512, 1)]))
-    theirs = resnet.ResNet(resnet.Bottleneck, [2, 1, 1, 1])
-    theirs.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
-    theirs.maxpool, theirs.fc = nn.Identity(), nn.Identity()
-    assert list(own.state_dict()) == list(theirs.state_dict())
-    theirs.load_state_dict(own.state_dict())
-    images = torch.randn(2, 3, 32, 32)
-    torch.testing.assert_close(own(images), theirs.eval()(images))
-    assert own.features == 2048
-
-
-def test_convolutions_start_as_torchvisions():
-    for module in SmallResNet([(64, 1), (32, 1)]).modules():
-        if isinstance(module, nn.Conv2d):
-            expected = math.sqrt(2 / (module.out_channels * module.kernel_size[0] ** 2))
-            assert module.weight.std().item() == pytest.approx(expected, rel=0.1)
-
-
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     """A saved state of torchvision's ResNet-101, its features of two images, and a network to load it into."""
@@ -200,7 +132,7 @@ def test_the_backbone_starts_from_the_weights_of_torchvision(pretrained):
 
 def test_weights_are_loaded_into_the_backbone_without_their_classifier(model, tmp_path):
     """With a small network in place of ResNet-101, whose real weights are loaded in a thorough test."""
-    source = restless(SmallResNet(model.settings.stages())).state_dict()
+    source = restless(BottleneckResNet(model.settings.stages(), "small")).state_dict()
     torch.save(source | {"fc.weight": torch.ones(1000, 80), "fc.bias": torch.ones(1000)}, tmp_path / "weights.pth")
     head = model.head.weight.clone()
     load_pretrained(model, tmp_path / "weights.pth")
@@ -211,9 +143,7 @@ def test_weights_are_loaded_into_the_backbone_without_their_classifier(model, tm
 
 
 def test_pretrained_models_normalise_as_imagenet_does(monkeypatch):
-    from torchvision import models
-
-    monkeypatch.setattr(models, "resnet101", models.resnet18)
+    monkeypatch.setitem(PUBLISHED, "resnet101", [(4, 1)])
     weights = {"pack": "imagenet_resnet101", "path": "resnet101-01234567.pth"}
     for chosen, mean, sd in (
         (weights, [0.485 * 255, 0.456 * 255, 0.406 * 255], [0.229 * 255, 0.224 * 255, 0.225 * 255]),
@@ -227,7 +157,7 @@ def test_pretrained_models_normalise_as_imagenet_does(monkeypatch):
 def test_a_file_without_the_weights_of_the_backbone_is_refused_by_name(model, tmp_path):
     path = tmp_path / "some-weights.pth"
     norms = {name: tensor for name, tensor in model.backbone.state_dict().items() if ".bn" in name}
-    for content in (None, "not weights", torch.zeros(3), SmallResNet([(8, 1)]).state_dict(), norms):
+    for content in (None, "not weights", torch.zeros(3), BottleneckResNet([(8, 1)], "small").state_dict(), norms):
         if isinstance(content, str):
             path.write_text(content)
         elif content is not None:
@@ -318,6 +248,40 @@ def test_the_settings_know_the_fans_of_slabs():
             for slab in task.slabs(model, which, side)
         }
         assert settings.fans() == {"tiny": found}
+
+
+BRANCHED = {"architecture": "big_little", "widths": [8, 12], "blocks": [3, 1], "alpha": 2, "beta": 2}
+
+
+def test_a_big_little_network_is_one_backbone_of_the_task():
+    data = {"pack": "faces", "path": "somewhere"}
+    training = {"epochs": 2, "warm_up_epochs": 1, "learning_rate": 0.1, "batch_size": 2}
+    published = {"architecture": "bl_resnet50", "alpha": 2, "beta": 4}
+    models = {"tiny": BRANCHED, "published": published}
+    settings = Settings(data=data, size=32, slabs="wide", models=models, training=training)
+    made = {label: FaceNetwork(each, 5, MEAN, SD).eval() for label, each in settings.models.items()}
+    weights = sum(each.numel() for each in made["published"].backbone.parameters())
+    assert weights / 1e6 == pytest.approx(26.695 - 2.049, abs=5e-4)  # without the layer of 1,000 classes
+    for label, model in made.items():
+        assert model(torch.zeros(1, 3, 33, 33)).shape == (1, 5)
+        slabs = {side: task.slabs(model, "wide", side) for side in SIDES[:2]}
+        found = {slab_shape(slab_weight(model, slab), side)[1] for side, each in slabs.items() for slab in each}
+        assert settings.fans()[label] == found
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"alpha": None}, "alpha is missing for architecture big_little"),
+        ({"widths": None}, "widths is missing for architecture big_little"),
+        ({"architecture": "small"}, "alpha is not allowed with architecture small"),
+        ({"architecture": "bl_resnet50"}, "widths is not allowed with architecture bl_resnet50"),
+        ({"blocks": [1, 1]}, "stage 1 of a Big-Little network has 1 bottleneck"),
+    ],
+)
+def test_sizes_that_do_not_belong_to_the_architecture_are_refused(changed, problem):
+    with pytest.raises(ValueError, match=problem):
+        ResNet(**BRANCHED | changed)
 
 
 def test_units_are_those_that_the_weight_writes_or_reads(model, images):

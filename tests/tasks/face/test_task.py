@@ -254,7 +254,7 @@ def test_thresholds_are_chosen_on_dev_alone(to_score, model, thresholds):
 
 def test_scoring_does_not_depend_on_the_size_of_batches(to_score, model, monkeypatch):
     expected, answers = task.evaluate(model, to_score, CPU)
-    monkeypatch.setattr("bbnet.tasks.face.data.batches.EVALUATION_PIXELS", 4 * 24 * 24)
+    monkeypatch.setattr("bbnet.tasks.batches.EVALUATION_PIXELS", 4 * 24 * 24)
     found, others = task.evaluate(model, to_score, CPU)
     for name in ("rank", "identified", "own_first", "image"):
         assert found[name].tolist() == expected[name].tolist()

@@ -1,0 +1,66 @@
+"""The page of findings, from the shipped default study under the labels of the study of controls."""
+
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bbnet.analysis.contrasts import MODEL_COLUMNS
+from bbnet.cli.check import REFERENCE
+from bbnet.cli.findings import PAGE, ROWS, render
+
+ROOT = Path(__file__).parents[2]
+LABELS = {"sp_in": "log_odds_in", "sp_out": "log_odds_out", "magnitude": "magnitude_in", "rigl": "rigl_in"}
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("reference")
+    shutil.copytree(ROOT / REFERENCE / "demo", folder / "demo")
+    summary = folder / "controls" / "summary"
+    shutil.copytree(folder / "demo" / "summary", summary)
+    for path in (*summary.glob("*.csv"), summary / "study.json"):
+        text = path.read_text(encoding="utf-8")
+        for label, other in LABELS.items():
+            text = re.sub(rf'(?<=[,"]){label}(?=[,"])', other, text)
+        path.write_text(text, encoding="utf-8")
+    pd.DataFrame(columns=MODEL_COLUMNS).to_csv(summary / "model_contrasts.csv", index=False)
+    return folder
+
+
+def test_the_numbers_of_the_page_are_those_of_the_contrasts(reference):
+    page, text = render(reference)
+    rows = pd.read_csv(io.StringIO(text), dtype={"budget": str})
+    contrasts = pd.read_csv(reference / "controls/summary/contrasts.csv", dtype={"budget": str})
+    keys = ["task", "metric", "budget", "method", "reference"]
+    of_contrasts = rows[rows["source"] == "contrasts.csv"].merge(contrasts, on=keys, suffixes=("", "_there"))
+    assert len(of_contrasts) == (rows["source"] == "contrasts.csv").sum() > 20
+    for name in ("effect", "low", "high", "p_holm"):
+        assert of_contrasts[name].tolist() == pytest.approx(of_contrasts[f"{name}_there"].tolist())
+    (wer,) = rows[
+        (rows["question"] == "rivals")
+        & (rows["metric"] == "wer")
+        & (rows["budget"] == "0.50")
+        & (rows["reference"] == "magnitude_in")
+    ].itertuples()
+    assert f"| {wer.effect:+.1f} [{wer.low:+.1f}, {wer.high:+.1f}] |" in page
+
+
+def test_the_page_says_what_was_run_and_what_could_be_seen(reference):
+    page, _ = render(reference)
+    study = json.loads((reference / "controls/summary/study.json").read_text(encoding="utf-8"))
+    grid = pd.read_csv(reference / "controls/summary/grid.csv")
+    assert f"{len(grid)} runs on cpu with {len(study['methods'])} methods" in page
+    assert "No run is missing." in page
+    assert page.count("\n### ") == 9
+    planned = [line.split(" | ") for line in page.splitlines() if line.startswith("| asr, WER (%) |")]
+    assert [(row[1], row[4], row[5].rstrip(" |")) for row in planned] == [("2", planned[0][4], planned[0][4])]
+
+
+def test_the_shipped_page_is_that_of_the_shipped_summaries():
+    shipped = ROOT / REFERENCE
+    assert render(shipped) == ((ROOT / PAGE).read_text(encoding="utf-8"), (ROOT / ROWS).read_text(encoding="utf-8"))
