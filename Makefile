@@ -13,7 +13,7 @@ CLIENTS_LOCK := envs/clients.lock.txt
 COMPILE := --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-emit-index-url --quiet
 SNAKEMAKE := $(BIN)/snakemake
 
-.PHONY: help demo smoke test test-all test-slow test-core test-clients chaos lint format bench reference schema lock
+.PHONY: help demo smoke test test-all test-slow test-core test-clients chaos lint format bench reference findings schema lock
 help:  ## what each target does
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/:/' | column -t -s ':'
 
@@ -31,7 +31,7 @@ demo: $(VENV)/.done  ## the default study: embedded data, CPU, minutes
 smoke: $(VENV)/.done  ## the smallest study, under two minutes
 	$(SNAKEMAKE) --cores all --config study=smoke
 
-test: $(VENV)/.done  ## the quick tests, three to eight minutes
+test: $(VENV)/.done  ## the quick tests, ten to twenty minutes
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadgroup -m "not slow and not thorough"
 
 test-all: $(VENV)/.done  ## all tests but the slow ones
@@ -60,10 +60,11 @@ bench: $(VENV)/.done  ## measure, into docs/benchmarks.md; DEVICE=cuda on a GPU
 
 reference: $(VENV)/.done  ## run the default study and ship its summary
 	$(SNAKEMAKE) --cores all --config study=demo device=cpu
-	mkdir -p results/reference/demo
-	rm -rf results/reference/demo/summary
-	cp -r results/demo/summary results/reference/demo/summary
+	$(BIN)/bbnet ship --study demo
 	cp results/demo/figures/change-fc_siam_conc-pareto.png docs/pareto.png
+
+findings: $(VENV)/.done  ## compute docs/findings.md from the shipped summaries
+	$(BIN)/python -m bbnet.cli.findings
 
 schema: $(VENV)/.done  ## write the JSON schema and the page of all keys of a study
 	$(BIN)/python -m bbnet.cli.schema
@@ -71,7 +72,7 @@ schema: $(VENV)/.done  ## write the JSON schema and the page of all keys of a st
 lint: $(VENV)/.done  ## ruff, vermin, snakefmt, snakemake --lint, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/vermin --quiet --target=3.10- --no-tips --violations bbnet/__init__.py bbnet/sparsity
+	$(BIN)/vermin --quiet --target=3.10- --no-tips --violations bbnet/__init__.py bbnet/binary bbnet/diagnostics bbnet/sparsity bbnet/data/store.py
 	$(BIN)/snakefmt --check Snakefile rules
 	$(SNAKEMAKE) --lint
 	$(BIN)/lint-imports
