@@ -13,7 +13,7 @@ from bbnet.analysis.claims import claims_table
 from bbnet.analysis.collect import COST_METRICS
 from bbnet.analysis.contrasts import contrasts_tables, equal_cost_pairs, model_pairs, pairs, slabs_of
 from bbnet.analysis.statistics import CELL_KEYS, cells_table, resample_cells
-from bbnet.analysis.summary import Summary, baselines_of, read_csv
+from bbnet.analysis.summary import Summary, baselines_of, beside_of, read_csv
 from bbnet.data.process import cores, worker_pool
 from bbnet.tasks.task import load_metrics, optional, relative_metrics
 
@@ -36,7 +36,7 @@ def main(options) -> None:
     cells, flops = list(resampled), runs[runs["metric"] == "flops"].groupby(CELL_KEYS)["value"].mean()
     compared = chain(
         pairs(cells, study["methods"], slabs, study.get("reference")),
-        model_pairs(cells, baselines),
+        model_pairs(cells, baselines, beside_of(study)),
         equal_cost_pairs(cells, study["methods"], baselines, flops),
     )
     contrasted = {name: {metric: task.METRICS[metric] for metric in task.PRIMARY} for name, task in tasks.items()}

@@ -28,7 +28,7 @@ def between_methods(summary: Summary, pairs: Iterable[tuple[str, str]]) -> pd.Da
     """Returns the contrasts of primary metrics between a method and a reference, those that are in `contrasts.csv`.
 
     A pair that is there in the other order is turned round. `detectable` is the difference that is significant with a
-    probability of 80 % after Holm's method over all contrasts of the task, with the variances found between methods.
+    probability of 80 % after Holm's method over all contrasts of the task, with the mean variance of these contrasts.
     """
     found, wanted = summary.read("contrasts").dropna(subset="effect"), list(pairs)
     turned = found.assign(
@@ -43,7 +43,7 @@ def between_methods(summary: Summary, pairs: Iterable[tuple[str, str]]) -> pd.Da
     rows = both[[pair in wanted for pair in zip(both["method"], both["reference"], strict=True)]]
     order = [wanted.index(pair) for pair in zip(rows["method"], rows["reference"], strict=True)]
     rows = rows.assign(order=order).sort_values(["task", "order", "budget", "metric"], kind="stable")
-    return _with_detectable(rows, found[found["reference"] != "dense"], families(summary), CONTRASTS)
+    return _with_detectable(rows, rows, families(summary), CONTRASTS)
 
 
 def scores(summary: Summary, metrics: Iterable[str]) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def within_models(summary: Summary) -> pd.DataFrame:
     rows = found.assign(
         method=_on_model(found["model"], found["method"]), reference=_on_model(found["model"], found["reference"])
     )
-    return _with_detectable(rows, found[found["reference"] != "dense"], families(summary), CONTRASTS)
+    return _with_detectable(rows, rows, families(summary), CONTRASTS)
 
 
 def between_models(summary: Summary) -> pd.DataFrame:

@@ -90,18 +90,22 @@ def pairs_of_variants(
             yield cell, other
 
 
-def model_pairs(cells: list[tuple], baselines: Mapping[str, str]) -> Iterator[tuple]:
+def model_pairs(
+    cells: list[tuple], baselines: Mapping[str, str], beside: Mapping[str, Mapping[str, str]]
+) -> Iterator[tuple]:
     """Yields the pairs of cells that compare models: each with the baseline's of the same method, side and budget.
 
     Args:
         cells: values of `CELL_KEYS`.
         baselines: by task, the model with which the others are compared.
+        beside: by task and model, one more with which it is compared.
     """
     for cell in cells:
         task, model, *others = cell
-        reference = (task, baselines.get(task), *others)
-        if reference != cell and reference in cells:
-            yield cell, reference
+        for other in (baselines.get(task), beside.get(task, {}).get(model)):
+            reference = (task, other, *others)
+            if reference != cell and reference in cells:
+                yield cell, reference
 
 
 def equal_cost_pairs(

@@ -22,9 +22,9 @@ from bbnet.analysis.statistics import CELL_KEYS, holm, p_of
 EXACT_METRICS = ("density", "net_density", "flops", "parameters", "bytes")
 COUNTS = ("epochs", "steps", "refreshes")
 MASK_METRICS = ("units_at_smallest",)  # a share of units, tested too: it shows what scores hardly show, as another gain
-# No difference is expected of these, other than other bits; `reference` and `baseline` decide what is compared.
+# No difference is expected of these, other than other bits; the last ones decide what is compared.
 FREE_SETTINGS = ("name", "description", "cpu_threads", "reference")
-FREE_SETTINGS_OF_TASKS = ("baseline",)
+FREE_SETTINGS_OF_TASKS = ("baseline", "beside")
 SETTINGS, RUNS = "settings", "runs"  # values of the column `metric` in rows about the study and the grid
 ALL_CELLS = "all cells"
 OK, OUT, NOT_COMPARABLE = "ok", "out", "not comparable"

@@ -26,7 +26,7 @@ def findings(cells: pd.DataFrame, contrasts: pd.DataFrame, metrics: Mapping[str,
 
 
 def model_findings(contrasts: pd.DataFrame, metrics: Mapping[str, Metric], baseline: str, family: int) -> list[str]:
-    """Returns a paragraph for each metric in which models are compared: with the baseline, and at equal cost.
+    """Returns a paragraph for each metric in which models are compared: with the baseline, others, and at equal cost.
 
     Args:
         contrasts: `model_contrasts.csv` of one task.
@@ -36,11 +36,14 @@ def model_findings(contrasts: pd.DataFrame, metrics: Mapping[str, Metric], basel
     paragraphs = []
     for name, metric in metrics.items():
         rows = contrasts[contrasts["metric"] == name].dropna(subset="effect")
-        of_same_cell = rows["reference"] == rows["method"]
+        of_same_cell, with_baseline = rows["reference"] == rows["method"], rows["reference_model"] == baseline
         reference = f"{baseline} with the same method and budget"
         sentences = [
-            *_with_reference(rows[of_same_cell], metric, "cells of other models", reference, _place_of_model),
-            *_at_equal_cost(rows[~of_same_cell], metric),
+            *_with_reference(
+                rows[of_same_cell & with_baseline], metric, "cells of other models", reference, _place_of_model
+            ),
+            *_beside(rows[of_same_cell & ~with_baseline], metric, "{model} with the same method and budget"),
+            *_beside(rows[~of_same_cell], metric, "the dense network {model} of as many FLOPs"),
         ]
         if len(rows):
             paragraphs.append(f"{metric.title}: {' '.join([*sentences, *_limits(rows, metric, family)])}")
@@ -100,12 +103,12 @@ def _with_reference(
         )
 
 
-def _at_equal_cost(contrasts: pd.DataFrame, metric: Metric) -> Iterable[str]:
-    """Yields one sentence on each pruned network beside a dense network that costs the same."""
+def _beside(contrasts: pd.DataFrame, metric: Metric, other: str) -> Iterable[str]:
+    """Yields one sentence on each network beside one of another model, which the sentence calls `other`."""
     for _, row in contrasts.iterrows():
         verdict = "does not differ significantly from" if row["verdict"] == "none" else f"is {row['verdict']} than"
-        dense = f"the dense network {row['reference_model']} of as many FLOPs"
-        yield f"{_place_of_model(row)} {verdict} {dense}: {_interval(row, metric)}."
+        reference = other.format(model=row["reference_model"])
+        yield f"{_place_of_model(row)} {verdict} {reference}: {_interval(row, metric)}."
 
 
 def _between_methods(contrasts: pd.DataFrame, metric: Metric) -> Iterable[str]:

@@ -29,6 +29,11 @@ def baselines_of(study: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
+def beside_of(study: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Returns, by task and model, one more model with which it is compared; see `baselines_of`."""
+    return {task: settings.get("beside", {}) for task, settings in study["tasks"].items()}
+
+
 class Summary:
     """The tables of a summary, restricted to one task, or to one task and model, if given.
 

@@ -220,7 +220,9 @@ def models(summary: Summary, task: ModuleType) -> Table:
     """Returns metrics and costs of every model, method and budget of a task, and the contrasts with its baseline."""
     cells = summary.read("cells")
     primary = {name: task.METRICS[name] for name in task.PRIMARY}
-    data = models_table(cells, summary.read("model_contrasts"), _shown_metrics(task, cells), primary)
+    contrasts = summary.read("model_contrasts")
+    with_baseline = contrasts[contrasts["reference_model"] == summary.baseline]
+    data = models_table(cells, with_baseline, _shown_metrics(task, cells), primary)
     shown = data[[*MODEL_CELL, "seeds"]].astype(str)
     for name, metric in primary.items():
         value, difference, p = ([data[f"{name}_{bound}"] for bound in bounds] for bounds in SHOWN_OF_MODELS)
@@ -250,16 +252,16 @@ def models_table(
 
     Args:
         cells: `cells.csv` of one task.
-        contrasts: `model_contrasts.csv` of one task.
+        contrasts: those with the baseline in `model_contrasts.csv` of one task.
     """
-    with_baseline = contrasts[contrasts["reference"] == contrasts["method"]]
+    of_same_method = contrasts[contrasts["reference"] == contrasts["method"]]
     by_model = cells.groupby("model", sort=False)
     data = pd.concat([results_table(of_model, metrics).assign(model=name) for name, of_model in by_model])
     data = data[["model", *data.columns.drop("model")]]
     parts = [cells.pivot_table(index=MODEL_CELL, columns="metric", values="mean")[list(COSTS_OF_MODELS)]]
     points = points_table(cells, primary)
     for name in primary:
-        for table, columns in ((with_baseline, OF_CONTRAST), (points, dict(zip(FRONTS, FRONTS, strict=True)))):
+        for table, columns in ((of_same_method, OF_CONTRAST), (points, dict(zip(FRONTS, FRONTS, strict=True)))):
             of_metric = table[table["metric"] == name].set_index(MODEL_CELL)[list(columns)]
             parts.append(of_metric.rename(columns={key: f"{name}_{column}" for key, column in columns.items()}))
     return data.join(pd.concat(parts, axis=1), on=MODEL_CELL).reset_index(drop=True)

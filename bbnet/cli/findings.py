@@ -27,7 +27,7 @@ OF_UNITS = {name: Metric(title, "share", "higher") for name, title in MEASURES.i
     "churn": Metric("churn", "share", "lower", 0, 1),
     "tail_minus_head": Metric("gain of tail minus gain of head", "points", "higher"),
 }
-SIGNIFICANT = {"better", "worse", "higher", "lower"}
+ORDER = ("better", "worse", "higher", "lower")  # verdicts of differences that are significant
 
 
 def table(rows: pd.DataFrame) -> str:
@@ -61,7 +61,7 @@ def _metric(task: str, name: str) -> Metric:
 def _cell(row: pd.Series, metric: Metric, signed: bool) -> str:
     shown = metric.signed if signed else metric.shown_value
     text = f"{shown(row['effect'])} [{shown(row['low'])}, {shown(row['high'])}]"
-    return f"**{text}**" if row["verdict"] in SIGNIFICANT else text
+    return f"**{text}**" if row["verdict"] in ORDER else text
 
 
 def _could_be_seen(difference: float, metric: Metric) -> str:
@@ -73,10 +73,10 @@ def _could_be_seen(difference: float, metric: Metric) -> str:
 def in_words(rows: pd.DataFrame) -> str:
     """Returns one sentence on how many differences are significant, and of which sign."""
     counts = rows["verdict"].value_counts()
-    told = ", ".join(f"{counts[name]} {name}" for name in ("better", "worse", "higher", "lower") if name in counts)
+    told = ", ".join(f"{counts[name]} significantly {name}" for name in ORDER if name in counts)
     seeds = "–".join(map(str, sorted({int(rows["n_seeds"].min()), int(rows["n_seeds"].max())}))) if len(rows) else "0"
     of = f"Of {len(rows)} differences ({seeds} seeds)"
-    return f"{of}, {told or 'none'} {'after' if told else 'is significant after'} Holm's method." if len(rows) else ""
+    return f"{of}, {told or 'none is significant'} after Holm's method." if len(rows) else ""
 
 
 def render(reference: Path) -> tuple[str, str]:
@@ -108,10 +108,11 @@ def _studied(summary: Summary) -> str:
     grid, timing, study = summary.read("grid"), summary.read("timing"), summary.study
     hours = timing.groupby("task")["seconds"].sum() / 3600
     each = ", ".join(f"{task} {hours[task]:.1f}" for task in study["tasks"])
+    by_task = f" ({each})" if len(study["tasks"]) > 1 else ""
     devices, budgets = ", ".join(sorted(set(timing["device"]))), " and ".join(study["budgets"])
     return (
-        f"{len(grid)} runs on {devices} with {len(study['methods'])} methods and budgets {budgets}. They took "
-        f"{hours.sum():.1f} hours of one core after the warm-ups (by task: {each}). {_missing(grid)}"
+        f"{len(grid)} runs on {devices} with {len(study['methods'])} methods and budgets {budgets}. Without "
+        f"the warm-ups they took {hours.sum():.1f} hours of one core{by_task}. {_missing(grid)}"
     )
 
 

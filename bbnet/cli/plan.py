@@ -258,7 +258,7 @@ def _contrast_counts(study: Study) -> list[tuple[str, str, str, int]]:
     slabs = {cell: "in" if cell[3] == "none" else cell[3] for cell in cells}
     methods = {label: method.model_dump() for label, method in study.methods.items()}
     baselines = grid.baselines(study)
-    compared = chain(pairs(cells, methods, slabs, study.reference), model_pairs(cells, baselines))
+    compared = chain(pairs(cells, methods, slabs, study.reference), model_pairs(cells, baselines, grid.beside(study)))
     tasks = [cell[0] for cell, _ in compared]
     primary = {task: load_metrics(task).PRIMARY for task in study.task_settings()}
     return [

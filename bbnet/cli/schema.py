@@ -15,7 +15,7 @@ from bbnet.sparsity.one_shot.settings import OneShotMethod, OneShotSettings
 from bbnet.sparsity.parameters import DropAndGrowParameters
 from bbnet.study.config import Diagnostics, Knobs, Study
 from bbnet.study.sparsity import SparsifyingMethod, Sparsity
-from bbnet.tasks.settings import FixedBatchTraining, NetworkSettings, TaskSettings
+from bbnet.tasks.settings import NetworkSettings, SharedBatchTraining, TaskSettings
 
 SCHEMA, PAGE = Path("studies", "schema.json"), Path("docs", "studies.md")
 SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
@@ -28,7 +28,7 @@ SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("Keys of `one_shot` of a method, where it is not just true", OneShotSettings),
     ("Keys of methods that say what their weights may be ([binary.md](binary.md))", WeightValues),
     ("Key that every task has, beside its own", TaskSettings),
-    ("Keys of `training` of a task", FixedBatchTraining),
+    ("Keys of `training` of a task", SharedBatchTraining),
     ("Keys of every model of a task, beside its own", NetworkSettings),
     ("Options of config.yaml", Knobs),
 )
@@ -40,6 +40,28 @@ The keys of each task, and the parameters of each algorithm, are described with 
 [faces.md](faces.md), [classification.md](classification.md), [detection.md](detection.md), [language.md](language.md),
 [didactic.md](didactic.md),
 [algorithms.md](algorithms.md), and `studies/schema.json`, with which editors complete and check a study.
+
+## Studies of this repository
+
+| study | question | data | summary shipped |
+|---|---|---|---|
+| `demo` | how do the methods compare on three tasks? the default study | generated | yes |
+| `smoke` | does everything run? | generated | no |
+| `controls` | does it matter which units get more connections? laws, rivals, small dense networks | generated | no |
+| `sensitivity` | which settings matter, [one at a time](#one-factor-at-a-time)? | generated | no |
+| `didactic` | does the rule alone tie degrees to on-rates? ([formulas of bits](didactic.md)) | generated | yes |
+| `binary` | what do [weights of one bit](binary.md) cost, with and without masks? | generated | no |
+| `big_little` | two branches or sparsity? ([Big-Little networks](big_little.md)) | generated | yes |
+| `detector` | which parts of the [detector](detector.md) help? | generated | no |
+| `language` | what does pruning do to rare tokens of [texts](language.md)? | Python files | yes |
+| `paper` | the paper's settings | LibriSpeech, LEVIR-CD, face pack | never run |
+| `cifar10` | as `binary` | CIFAR-10 | never run |
+| `imagenet` | as `big_little`, with published settings | a folder of yours | never run |
+| `voc` | as `detector` | VOC 2007 and 2012 | never run |
+| `wikitext` | as `language` | WikiText-2 | never run |
+
+Studies on generated data and `language` run on a CPU, the others need a GPU. `bbnet plan --study NAME` estimates the
+hours and gigabytes of each.
 
 ## One factor at a time
 

@@ -51,6 +51,11 @@ def pruned_run(study: Study, run: Run) -> Run | None:
     return dense_run(study, run.task, run.model, run.seed) if is_one_shot(study.methods[run.method]) else None
 
 
+def beside(study: Study) -> dict[str, dict[str, str]]:
+    """Returns, by task and model, one more model with which it is compared."""
+    return {task: getattr(settings, "beside", {}) for task, settings in study.task_settings().items()}
+
+
 def baselines(study: Study) -> dict[str, str]:
     """Returns the baseline of each task whose models are compared: those that name one and have another model.
 

@@ -73,6 +73,9 @@ class TaskSettings(Section):
     baseline: str | None = Field(
         None, description="A model of the task, with which its other models are compared at the same method and budget."
     )
+    beside: dict[str, str] = Field(
+        {}, description="By model, one more with which it is compared, such as one that differs from it in one thing."
+    )
 
     def steps_per_epoch(self) -> int | None:
         """Returns the optimiser steps per epoch, or None if they are unknown until the data are prepared."""
@@ -107,6 +110,19 @@ class TaskSettings(Section):
             raise ValueError(
                 f"baseline {self.baseline!r} is not a model of the task, allowed: {', '.join(self.models)}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _models_beside_each_other(self) -> "TaskSettings":
+        others = [label for label in self.models if label != self.baseline]
+        for pair in self.beside.items():
+            if self.baseline is None:
+                raise ValueError("beside needs a baseline")
+            if not {*pair}.issubset(others) or len({*pair}) == 1:
+                raise ValueError(
+                    f"beside: {': '.join(pair)} must be two different models besides the baseline, allowed: "
+                    f"{', '.join(others)}"
+                )
         return self
 
 
@@ -196,12 +212,29 @@ class FixedBatchTraining(Training):
 
     batch_size: int = Field(ge=2, le=65_536, description="Samples per step; an incomplete last batch is dropped.")
     large_batch: LargeBatch | None = Field(None, description=" ".join(LargeBatch.__doc__.split()))
+
+    def rising(self, steps_per_epoch: int) -> tuple[int, float, float]:
+        if self.large_batch is None:
+            return super().rising(steps_per_epoch)
+        steps = max(1, round(self.large_batch.epochs * steps_per_epoch))
+        return steps, self.learning_rate, self.learning_rate * self.batch_size / self.large_batch.of
+
+    @model_validator(mode="after")
+    def _falls_after_the_rise(self) -> "FixedBatchTraining":
+        if self.large_batch is not None and self.large_batch.epochs >= self.epochs:
+            raise ValueError(f"large_batch.epochs {self.large_batch.epochs:g} must be below epochs {self.epochs}")
+        return self
+
+
+class SharedBatchTraining(FixedBatchTraining):
+    """Training settings for batches that several devices may share, for tasks whose splits have `part`."""
+
     devices: int = Field(
         1,
         ge=1,
         le=64,
         description="Devices of one machine that a training takes, which share each batch; other numbers give other "
-        "bits (docs/cluster.md).",
+        "bits (docs/cluster.md). Not of asr, detection and language.",
     )
 
     @property
@@ -211,22 +244,10 @@ class FixedBatchTraining(Training):
     def on_one_device(self) -> Self:
         return self.model_copy(update={"batch_size": -(-self.batch_size // self.devices), "devices": 1})
 
-    def rising(self, steps_per_epoch: int) -> tuple[int, float, float]:
-        if self.large_batch is None:
-            return super().rising(steps_per_epoch)
-        steps = max(1, round(self.large_batch.epochs * steps_per_epoch))
-        return steps, self.learning_rate, self.learning_rate * self.batch_size / self.large_batch.of
-
     @model_validator(mode="after")
-    def _a_sample_for_each_device(self) -> "FixedBatchTraining":
+    def _a_sample_for_each_device(self) -> "SharedBatchTraining":
         if self.devices > self.batch_size:
             raise ValueError(f"devices {self.devices} exceeds batch_size {self.batch_size}")
-        return self
-
-    @model_validator(mode="after")
-    def _falls_after_the_rise(self) -> "FixedBatchTraining":
-        if self.large_batch is not None and self.large_batch.epochs >= self.epochs:
-            raise ValueError(f"large_batch.epochs {self.large_batch.epochs:g} must be below epochs {self.epochs}")
         return self
 
 

@@ -105,8 +105,11 @@ class Task(Protocol):
     def augment(self, batch: Any, training: Training, generator: "torch.Generator") -> Any:
         """Returns random variants of a training batch, on its device, which is also that of `generator`."""
 
-    def valid_positions(self, batch: Any) -> Mapping[str, "Tensor"]:
-        """Returns masks of the positions without padding, by part of the model; others have no padding."""
+    def valid_positions(self, model: "nn.Module", batch: Any) -> Mapping[str, "Tensor"]:
+        """Returns masks of the positions that count for on-rates, by part of the model; of other parts all count.
+
+        Padding does not count, nor what the model computes in training alone.
+        """
 
     def loss(self, model: "nn.Module", batch: Any) -> "Tensor":
         """Returns the mean loss of a batch."""
@@ -120,6 +123,7 @@ class Task(Protocol):
 
 # Optional parts of a task:
 # - `without_decay(model)`, the parameters on which weight decay does not act, besides biases and norms;
+# - `deployed(model)`, the network without what training alone calls, whose parameters and bytes are counted;
 # - `load_pretrained(model, path)`, for models whose settings have `weights`, a pack of one file;
 # - `metrics.relative_metrics(items, dense, weights)`, metrics relative to the dense run of the same seed;
 # - `buckets.make_buckets(index)`, Head, Mid and Tail of the training data, with `metrics.BY_BUCKET` (test set -> bucket

@@ -65,11 +65,11 @@ def _pruned(
         layers=slabs,
         seed=job.config["seed"],
         forward=task.loss,
-        valid=task.valid_positions,
+        valid=partial(task.valid_positions, model),
     )
     masks = done.masks()
     masks = {slab.name: masks[slab.name] for slab in slabs}
-    figures = sizes(model, masks, {})
+    figures = sizes(task, model, masks, {})
     inputs = task.example_inputs(job.index, job.device)
     counted = (model, inputs, masks, None, warm_start["flops"])
     figures["flops"] = cost.flops(*counted)

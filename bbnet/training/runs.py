@@ -350,7 +350,7 @@ def train(
         raise ValueError(f"no epoch after the freeze has a dev {job.task.SELECTION} to select by: {last}")
     masks = {name: mask.cpu() for name, mask in sparsifier.masks().items()}
     half_ranges = {} if binarizer is None else binarizer.half_ranges
-    figures = sizes(trainer.model, masks, half_ranges)
+    figures = sizes(job.task, trainer.model, masks, half_ranges)
     inputs = job.task.example_inputs(job.index, job.device)
     counted = (trainer.model, inputs, masks, sparsifier.gates, warm_start["flops"])
     figures["flops"] = cost.flops(*counted)
@@ -409,7 +409,9 @@ def evaluate(job: Job, run: Path, scoring: Mapping[str, Any] | None = None) -> E
     if job.weights.weights != "float":
         binary = choose_layers(model, job.weights.binary_layers)
         beside = scores_beside(job, model, run / LATENT, test)
-    return Evaluation(**vars(scores), units=units, codes=codes, sizes=sizes(model, masks, binary), beside=beside)
+    return Evaluation(
+        **vars(scores), units=units, codes=codes, sizes=sizes(job.task, model, masks, binary), beside=beside
+    )
 
 
 def load_run(job: Job, run: Path) -> tuple[nn.Module, dict[str, Tensor]]:
@@ -441,8 +443,15 @@ def _load(job: Job, weights: Path, masks: Path) -> tuple[nn.Module, dict[str, Te
     return model.eval(), loaded
 
 
-def sizes(model: nn.Module, masks: Mapping[str, Tensor], binary: Collection[str]) -> dict[str, Any]:
-    """Returns the kept share of all slabs, of the network and of each slab, and the network's weights and bytes."""
+def sizes(task: ModuleType, model: nn.Module, masks: Mapping[str, Tensor], binary: Collection[str]) -> dict[str, Any]:
+    """Returns the kept share of all slabs, of the network and of each slab, and the network's weights and bytes.
+
+    What training alone calls is not part of the network.
+    """
+    if hasattr(task, "deployed"):
+        model = task.deployed(model)
+    modules = {name for name, _ in model.named_modules()}
+    binary = [name for name in binary if name in modules]
     return {
         "density": cost.density(model, masks),
         "net_density": cost.net_density(model, masks),

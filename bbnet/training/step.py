@@ -49,7 +49,7 @@ def optimiser_step(
         share: of several ranks, the share of `batch` in the whole batch, of which all make the step.
     """
     batch = task.augment(batch, training, generator)
-    with sparsifier.valid(task.valid_positions(batch)) if sparsifier else nullcontext():
+    with sparsifier.valid(task.valid_positions(model, batch)) if sparsifier else nullcontext():
         loss = forward(task, model, batch, precision)
     loss = backward(model, loss, share)
     if training.clip_norm is not None:

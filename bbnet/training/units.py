@@ -97,7 +97,7 @@ def _pass_over(task: ModuleType, model: nn.Module, split: Any, device: torch.dev
     model.eval()
     for indices in split.in_order():
         batch = split.batch(indices, device)
-        with torch.no_grad(), on_rates.valid(task.valid_positions(batch)):
+        with torch.no_grad(), on_rates.valid(task.valid_positions(model, batch)):
             task.loss(model, batch)
     on_rates.remove()
     on_rates.fold()

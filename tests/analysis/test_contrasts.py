@@ -493,7 +493,7 @@ def of_models(cells: dict, seeds=None, baselines=None, methods=(), metrics=("sco
         contrasted=contrasted,
     )
     baselines = dict.fromkeys(tasks, "plain") if baselines is None else baselines
-    compared = [*methods, *model_pairs(list(resampled), baselines)]
+    compared = [*methods, *model_pairs(list(resampled), baselines, {})]
     return contrasts_tables(runs, resampled, compared, dict.fromkeys(tasks, dict.fromkeys(metrics, SCORE["score"])))
 
 
@@ -505,7 +505,7 @@ def test_each_other_model_is_compared_with_the_baseline_of_its_task_in_the_same_
         for method in ("dense", "sp_in", "sp_out")
         for budget in (["1.00"] if method == "dense" else ["0.20", "0.50"])
     ]
-    found = list(model_pairs(cells, {"change": "wide", "face": "large"}))
+    found = list(model_pairs(cells, {"change": "wide", "face": "large"}, {}))
     assert found == [
         ((task, model, *others), (task, baseline, *others))
         for task, model, *others in cells
@@ -521,8 +521,15 @@ def test_a_cell_that_the_baseline_lacks_is_compared_with_nothing():
         cell("sp_in", "0.50", model="wide"),
         cell("sp_in", "0.50", model="plain"),
     ]
-    assert list(model_pairs(cells, {"change": "plain"})) == [(cells[1], cells[2])]
-    assert list(model_pairs(cells, {"change": "deep"})) == list(model_pairs(cells, {})) == []
+    assert list(model_pairs(cells, {"change": "plain"}, {})) == [(cells[1], cells[2])]
+    assert list(model_pairs(cells, {"change": "deep"}, {})) == list(model_pairs(cells, {}, {})) == []
+
+
+def test_a_model_is_also_compared_with_the_one_beside_it():
+    cells = [cell("dense", "1.00", model=model) for model in MODELS]
+    plain, wide, deep = cells
+    found = list(model_pairs(cells, {"change": "plain"}, {"change": {"deep": "wide"}, "face": {"wide": "deep"}}))
+    assert found == [(wide, plain), (deep, plain), (deep, wide)]
 
 
 def test_budgeted_broadcast_on_the_baseline_is_compared_with_dense_networks_of_the_same_cost():

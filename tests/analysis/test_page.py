@@ -360,6 +360,14 @@ def test_what_is_said_of_a_dense_network_of_equal_cost(page, results):
     assert "cells of other models" not in text
 
 
+def test_what_is_said_of_a_model_beside_another_one_than_the_baseline(page, results):
+    rows = [model_contrast("worse"), model_contrast("better", 0.05, reference_model="other")]
+    text = page(of_two_models(results, rows)).text
+    assert "models, sp_in at budget .20 does not" not in text
+    told = "models, sp_in at budget .20 is better than other with the same method and budget: +0.050 [+0.030, +0.080]."
+    assert told in text and "is worse (-0.050 [-0.070, -0.020])" in text
+
+
 def test_models_with_a_baseline_have_a_section_with_findings_figure_and_table(page, results):
     rows = [model_contrast("worse"), model_contrast("none", -0.01, method="rigl")]
     figures, tables = ["change-models", "change-models-pareto"], ["change-models", "change-models-results"]

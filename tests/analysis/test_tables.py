@@ -181,7 +181,7 @@ def test_the_best_is_bold_only_where_its_contrasts_say_so(verdicts, bold):
 
 def model_contrast(model: str, method: str, budget: str, effect: float, p: float) -> dict:
     row = {"model": model, "method": method, "side": "none" if method == "dense" else "in", "budget": budget}
-    row |= {"reference": method}
+    row |= {"reference": method, "reference_model": "plain"}
     row |= {"metric": "f1", "effect": effect, "low": effect - 0.02, "high": effect + 0.02}
     return row | {"p": p / 4, "p_holm": p, "verdict": "worse" if p < 0.05 else "none"}
 
@@ -197,7 +197,8 @@ def test_the_table_of_models_has_their_scores_costs_and_differences_from_the_bas
             ]
     contrasts = [
         model_contrast("little", "dense", "1.00", -0.125, 0.031),
-        model_contrast("plain", "sp_in", "0.20", 0.25, 0.01) | {"reference": "dense"},
+        model_contrast("plain", "sp_in", "0.20", 0.25, 0.01) | {"reference": "dense", "reference_model": "little"},
+        model_contrast("little", "dense", "1.00", 0.5, 0.01) | {"reference_model": "other"},
     ]
     read = {"cells": pd.DataFrame(of_models), "model_contrasts": pd.DataFrame(contrasts)}.__getitem__
     summary = SimpleNamespace(read=read, task="change", baseline="plain")

@@ -9,7 +9,7 @@ from torch import nn
 import bbnet
 from bbnet.models.hybrid_detector.boxes import corners
 from bbnet.models.hybrid_detector.denoising import group_mask, noised
-from bbnet.models.hybrid_detector.detector import HybridDetector, slabs, without_decay
+from bbnet.models.hybrid_detector.detector import HybridDetector, deployed, slabs, without_decay
 from bbnet.models.hybrid_detector.encoder import anchors
 from bbnet.models.hybrid_detector.gatefuse import GateFuse
 from bbnet.models.hybrid_detector.injection import CrossScaleInjection, GradientInjection
@@ -517,13 +517,45 @@ def test_on_rates_are_those_after_each_units_own_activation():
         torch.testing.assert_close(rates.of(slab.units)[0], on, atol=1e-9, rtol=0)
 
 
-def outputs_of(made: nn.Module, images: torch.Tensor) -> dict[str, torch.Tensor]:
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(64, 64), (17, 9)])
+def test_on_rates_in_training_do_not_count_the_queries_for_noised_objects(size):
+    made, (images, targets) = network(TINY).train(), batch(size=size)
+    of_decoder = [slab for slab in slabs(made, "wide", "in") if slab.name.startswith("decoder.")]
+    rates = OnRates.of_slabs(made, of_decoder, stride=1)
+    own = made.own_queries(images, targets)
+    with rates.valid({"decoder": own}):
+        outputs = outputs_of(made, images, targets)
+    rates.remove()
+    rates.fold()
+    queries = made.eval()(images).logits.shape[1]
+    noised_objects = 2 * made.denoising.groups * targets.labels.shape[1]
+    assert own.shape == (2, noised_objects + queries) and own.tolist() == 2 * [
+        [False] * noised_objects + [True] * queries
+    ]
+    for slab in of_decoder:
+        (units,) = slab.units
+        silu = units.endswith("ffn.expand")
+        on = ((nn.functional.silu if silu else nn.functional.gelu)(outputs[units]) > 0).double()[:, noised_objects:]
+        assert on.shape[1] == queries
+        torch.testing.assert_close(rates.of(slab.units)[0], on.flatten(0, -2).mean(0), atol=1e-9, rtol=0)
+
+
+def test_all_queries_are_the_own_ones_without_noised_objects():
+    images, targets = batch()
+    nothing = Targets(targets.boxes[:, :0], targets.labels[:, :0])
+    assert network(TINY).train().own_queries(images, nothing) is None
+    assert network(TINY).eval().own_queries(images, targets) is None
+    assert network(TINY, denoising=0).train().own_queries(images, targets) is None
+
+
+def outputs_of(made: nn.Module, images: torch.Tensor, targets: Targets | None = None) -> dict[str, torch.Tensor]:
     found = {}
     handles = [
         module.register_forward_hook(lambda _, __, output, name=name: found.update({name: output}))
         for name, module in made.named_modules()
     ]
-    made(images)
+    made(images, targets)
     for handle in handles:
         handle.remove()
     return found
@@ -573,6 +605,16 @@ def test_the_detector_can_be_traced(flag):
     traced = torch.jit.trace(made, (images,))
     found, expected = traced(images), made(images)
     torch.testing.assert_close(found[1], expected.boxes)
+
+
+@torch.no_grad()
+def test_the_deployed_detector_predicts_the_same_without_what_training_alone_calls():
+    made, (images, targets) = network(TINY, reversible_branch=True), batch()
+    bare = deployed(made.eval())
+    assert {name for name, _ in bare.named_children()} == {"backbone", "neck", "encoder", "proposals", "decoder"}
+    assert all(torch.equal(*each) for each in zip(bare(images), made(images), strict=True))
+    assert count(bare) == count(deployed(network(TINY))) < count(made)
+    assert set(made.train()(images, targets).auxiliary) == {"proposals", "decoder.0", "reversible"}
 
 
 # Settings.

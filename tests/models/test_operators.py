@@ -226,6 +226,18 @@ def test_sampled_places_are_a_grid_moved_by_offsets_and_kept_within_the_map():
     assert moved.amin() == 0 and moved[..., 0].amax() == 5 and moved[..., 1].amax() == 3
 
 
+def test_gradients_of_deformable_attention():
+    layer = DeformableAttention(4, 2).double()
+    nn.init.normal_(layer.offset.weight)
+    nn.init.normal_(layer.bias)
+    names, weights = zip(*layer.named_parameters(), strict=True)
+
+    def mixed(maps: torch.Tensor, *given: torch.Tensor) -> torch.Tensor:
+        return torch.func.functional_call(layer, dict(zip(names, given, strict=True)), (maps,))
+
+    assert gradcheck(mixed, (random(1, 3, 4, 4), *weights))
+
+
 # Deformable attention of several levels.
 
 

@@ -646,6 +646,29 @@ def test_a_baseline_is_a_model_of_its_task(with_key, refusal, study):
     assert refusal(with_key("tasks.change.baseline", 3)).startswith("tasks.change.baseline: ")
 
 
+@pytest.mark.parametrize(
+    ("baseline", "beside", "message"),
+    [
+        ("small", {"small": "other"}, "small: other must be two different models besides the baseline, allowed: other"),
+        ("small", {"other": "other"}, "other: other must be two different models besides the baseline, allowed: other"),
+        ("small", {"other": "third"}, "other: third must be two different models besides the baseline, allowed: other"),
+        (None, {"other": "small"}, "beside needs a baseline"),
+    ],
+)
+def test_two_models_beside_each_other_are_others_than_the_baseline(with_key, refusal, baseline, beside, message):
+    models = {"small": {"widths": [8, 16]}, "other": {"widths": [8, 8]}}
+    data = with_key("tasks.change.models", models)
+    data["tasks"]["change"] |= {"baseline": baseline, "beside": beside}
+    assert message in refusal(data)
+
+
+@pytest.mark.parametrize("task", ["asr", "detection", "language"])
+def test_tasks_whose_splits_cannot_be_divided_take_one_device(refusal, task):
+    study = yaml.safe_load((REPOSITORY / "studies" / "smoke.yaml").read_text(encoding="utf-8"))
+    study["tasks"][task]["training"]["devices"] = 2
+    assert refusal(study).startswith(f"tasks.{task}.training.devices: ")
+
+
 # Diagnostics.
 
 

@@ -2,6 +2,7 @@
 
 import math
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,8 @@ def test_the_slabs_of_every_task_meet_the_budget_and_the_model_still_runs(name, 
     index, batch = task.random_batch(settings, None, CPU)
     model = task.build_model(next(iter(settings.models.values())), index, CPU)
     slabs, _ = choose_slabs(model, task.slabs(model, settings.slabs, side), Decimal("0.3"))
-    done = prune_one_shot(
-        model, [batch], method, "0.3", side=side, layers=slabs, forward=task.loss, valid=task.valid_positions
-    )
+    how = {"side": side, "layers": slabs, "forward": task.loss, "valid": partial(task.valid_positions, model)}
+    done = prune_one_shot(model, [batch], method, "0.3", **how)
     assert {slab.name for slab in done.slabs} == {slab.name for slab in slabs}
     for slab in slabs:
         mask, weight = done.masks()[slab.name], connections(model.get_submodule(slab.name).weight, slab.side)

@@ -1,5 +1,6 @@
 """The hybrid detector as a whole, its slabs, and which of its weights must not decay."""
 
+import copy
 from typing import Literal
 
 import torch
@@ -34,6 +35,7 @@ class HybridDetector(nn.Module):
         super().__init__()
         seed = new_seed()
         sizes, rated = settings.size, settings.iou_scoring
+        strides = kinds.strides(sizes)[-sizes.levels :]
         channels = [stage.width for stage in sizes.stages[-sizes.levels :]]
         self.backbone = Backbone(settings)
         self.neck = Neck(channels, sizes.width, sizes.rounds)
@@ -41,9 +43,9 @@ class HybridDetector(nn.Module):
         self.proposals = Proposals(sizes.width, classes, sizes.queries, rated)
         self.decoder = Decoder(sizes, classes, rated)
         self.denoising = DenoisingQueries(classes, sizes.width, settings.denoising) if settings.denoising else None
+        self.strides = strides
         self.reversible = None
         if settings.reversible_branch:
-            strides = kinds.strides(sizes)[-sizes.levels :]
             self.reversible = ReversibleBranch(strides, channels, sizes.width, classes, sizes.queries, rated)
         draw_by_name(self, seed)
 
@@ -66,11 +68,23 @@ class HybridDetector(nn.Module):
             auxiliary["reversible"] = self.reversible(images, levels)
         return Output(own[-1], auxiliary, noisy)
 
+    def own_queries(self, images: Tensor, targets: Targets | None) -> Tensor | None:
+        """Returns which queries of the decoder are not noised objects, bool [batch, queries]; None if all are."""
+        if not self.training or not self._denoises(targets):
+            return None
+        height, width = images.shape[2:]
+        tokens = sum(-(-height // stride) * -(-width // stride) for stride in self.strides)
+        noised, own = 2 * self.denoising.groups * targets.labels.shape[1], min(self.proposals.queries, tokens)
+        return (torch.arange(noised + own, device=images.device) >= noised).expand(len(images), -1)
+
+    def _denoises(self, targets: Targets | None) -> bool:
+        return self.denoising is not None and targets is not None and targets.labels.shape[1] > 0
+
     def _decoded(
         self, states: Tensor, references: Tensor, maps: list[Tensor], targets: Targets | None
     ) -> tuple[list[Predictions], Denoising | None]:
         """Returns the predictions of all layers for the proposals, and those for noised objects, if there are any."""
-        if self.denoising is None or targets is None or not targets.labels.shape[1]:
+        if not self._denoises(targets):
             return self.decoder(states, references, maps, None), None
         noised_states, noised_boxes = self.denoising(targets)
         count, groups = noised_states.shape[1], self.denoising.groups
@@ -80,6 +94,17 @@ class HybridDetector(nn.Module):
         layers = self.decoder(states, references, maps, allowed)
         noisy = tuple(_part(layer, slice(0, count)) for layer in layers)
         return [_part(layer, slice(count, None)) for layer in layers], Denoising(noisy, groups)
+
+
+def deployed(network: HybridDetector) -> HybridDetector:
+    """Returns the network without what training alone calls: the reversible branch and the queries for noised objects.
+
+    Everything else is shared with `network`, which keeps these parts.
+    """
+    bare = copy.copy(network)
+    bare._modules = dict(network._modules)  # a shallow copy has the dictionary of the original
+    bare.reversible = bare.denoising = None
+    return bare
 
 
 def _part(predictions: Predictions, queries: slice) -> Predictions:

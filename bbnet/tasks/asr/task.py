@@ -72,7 +72,7 @@ def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator
     return spec_augment(batch, training.spec_augment, generator)
 
 
-def valid_positions(batch: Batch) -> dict[str, Tensor]:
+def valid_positions(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     return batch.valid()
 
 

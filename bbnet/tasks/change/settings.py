@@ -8,11 +8,11 @@ from pydantic import Field, model_validator
 
 from bbnet.tasks.settings import (
     Estimate,
-    FixedBatchTraining,
     ModelLabel,
     NetworkSettings,
     PublishedPack,
     Section,
+    SharedBatchTraining,
     TaskSettings,
 )
 
@@ -56,7 +56,7 @@ class Settings(TaskSettings):
     tile: int = Field(ge=16, le=4096, description="Height and width of the tiles into which images are cut.")
     slabs: Literal["paper", "wide"] = Field("wide", description="One convolution per encoder block, or all 3x3 ones.")
     models: dict[ModelLabel, FCSiamConc] = Field(min_length=1, description="Settings of each model, by label.")
-    training: FixedBatchTraining
+    training: SharedBatchTraining
 
     def estimate(self, pack: "Pack | None") -> Estimate:
         """Returns the size of the data: exact for the embedded pack, otherwise from the counts of `pack`."""

@@ -67,7 +67,7 @@ def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator
     return Batch(turn(images, 1, 1), turn(labels))
 
 
-def valid_positions(batch: Batch) -> dict[str, Tensor]:
+def valid_positions(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """All positions are valid."""
     return {}
 

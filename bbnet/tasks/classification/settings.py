@@ -13,10 +13,10 @@ from bbnet.tasks.classification.data_settings import Data, Faults
 from bbnet.tasks.settings import (
     ColourJitter,
     Estimate,
-    FixedBatchTraining,
     ModelLabel,
     NetworkSettings,
     Section,
+    SharedBatchTraining,
     TaskSettings,
     estimate_of_images,
 )
@@ -203,7 +203,7 @@ class Augmentation(Section):
     )
 
 
-class ClassificationTraining(FixedBatchTraining):
+class ClassificationTraining(SharedBatchTraining):
     """Training settings of the classification task, with batches of a fixed number of images."""
 
     augmentation: Augmentation = Field(default_factory=Augmentation, description=Augmentation.__doc__)

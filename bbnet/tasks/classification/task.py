@@ -64,7 +64,7 @@ def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator
     return augmented(batch, training.augmentation, generator)
 
 
-def valid_positions(batch: Batch | MixedImages) -> dict[str, Tensor]:
+def valid_positions(model: nn.Module, batch: Batch | MixedImages) -> dict[str, Tensor]:
     """All positions are valid."""
     return {}
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bbnet.data.packs import Pack
-from bbnet.models.hybrid_detector.detector import slabs, without_decay
+from bbnet.models.hybrid_detector.detector import deployed, slabs, without_decay
 from bbnet.models.hybrid_detector.outputs import Targets
 from bbnet.tasks.buckets import bucket_numbers
 from bbnet.tasks.detection.augmentation import augmented
@@ -76,9 +76,10 @@ def augment(batch: Scenes, training: TrainingSettings, generator: torch.Generato
     return augmented(batch, training.augmentation, generator)
 
 
-def valid_positions(batch: Scenes) -> dict[str, Tensor]:
-    """All positions are valid, also those of the grey around an image, which the network sees like the rest."""
-    return {}
+def valid_positions(model: nn.Module, batch: Scenes) -> dict[str, Tensor]:
+    """Queries for noised objects do not count, because evaluation has none. The grey around an image counts."""
+    own = model.own_queries(batch.images, Targets(batch.boxes, batch.labels))
+    return {} if own is None else {"decoder": own}
 
 
 def loss(model: nn.Module, batch: Scenes) -> Tensor:

@@ -11,12 +11,12 @@ from bbnet.models.settings.big_little import Divisor
 from bbnet.models.settings.bottleneck_resnet import Blocks, Stage, Widths, paired
 from bbnet.tasks.settings import (
     Estimate,
-    FixedBatchTraining,
     LocalPath,
     ModelLabel,
     NetworkSettings,
     PublishedPack,
     Section,
+    SharedBatchTraining,
     TaskSettings,
     TrainedWeights,
 )
@@ -166,7 +166,7 @@ class Augmentation(Section):
     hue: float = Field(0.1, ge=0, le=0.5, description="Largest rotation of the hue, in full turns.")
 
 
-class FaceTraining(FixedBatchTraining):
+class FaceTraining(SharedBatchTraining):
     """Training settings of the face task, with batches of a fixed number of images."""
 
     augmentation: Augmentation = Field(default_factory=Augmentation, description=Augmentation.__doc__)

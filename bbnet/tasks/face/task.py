@@ -48,7 +48,7 @@ def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator
     return Batch(augmented(batch.images, training.augmentation, generator), batch.labels)
 
 
-def valid_positions(batch: Batch) -> dict[str, Tensor]:
+def valid_positions(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """All positions are valid."""
     return {}
 

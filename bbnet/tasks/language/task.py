@@ -50,7 +50,7 @@ def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator
     return batch
 
 
-def valid_positions(batch: Batch) -> dict[str, Tensor]:
+def valid_positions(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """Returns the positions whose predictions are scored, which are all of a training batch."""
     return {} if batch.scored is None else {"": batch.scored}
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bbnet.tasks.settings import Estimate, FixedBatchTraining, ModelLabel, NetworkSettings, Section, TaskSettings
+from bbnet.tasks.settings import Estimate, ModelLabel, NetworkSettings, Section, SharedBatchTraining, TaskSettings
 
 if TYPE_CHECKING:
     from bbnet.data.packs import Pack
@@ -50,7 +50,7 @@ class Perceptron(NetworkSettings):
     )
 
 
-class LogicTraining(FixedBatchTraining):
+class LogicTraining(SharedBatchTraining):
     """Training settings of the didactic task, whose epochs may be shorter than a pass over the training data."""
 
     epoch_steps: int = Field(25, ge=1, description="Steps of an epoch; its inputs are drawn anew from all of train.")

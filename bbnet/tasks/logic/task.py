@@ -44,7 +44,7 @@ def augment(batch: Batch, training: TrainingSettings, generator: torch.Generator
     return batch
 
 
-def valid_positions(batch: Batch) -> dict[str, Tensor]:
+def valid_positions(model: nn.Module, batch: Batch) -> dict[str, Tensor]:
     """There is no padding."""
     return {}
 

@@ -272,7 +272,7 @@ def test_padding_does_not_count_in_on_rates(small_model, random_batch, side, mor
     for batches in ([batch], list(singles(batch))):
         rates = OnRates.of_slabs(model, slabs, stride=1, in_training=False)
         for one in batches:
-            with rates.valid(task.valid_positions(one)):
+            with rates.valid(task.valid_positions(model, one)):
                 outputs(model, one)
         rates.remove()
         counts.append({name: (sums.total.tolist(), int(sums.seen)) for name, sums in rates.sums.items()})

@@ -122,7 +122,7 @@ def test_every_method_of_the_default_study_trains_it_at_its_budget(method, label
     sparsifier = sparsify(model, optimizer, slabs, method, budget, total_steps=8, every=1)
     batch = LabelledImages(torch.randint(0, 256, (6, 3, 16, 16)), torch.arange(6))
     for _ in range(8):
-        with sparsifier.valid(task.valid_positions(batch)):
+        with sparsifier.valid(task.valid_positions(model, batch)):
             loss = task.loss(model, batch)
         loss.backward()
         optimizer.step()

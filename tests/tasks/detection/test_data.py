@@ -187,7 +187,7 @@ def test_an_unusable_image_is_refused_by_name_or_omitted_and_counted(pack, tmp_p
 
 OF_OBJECTS = {
     "unknown_class": ((2, 2, 9, 9), "unicorn"),
-    "empty_box": ((4, 2, 5, 9), "cat"),
+    "empty_box": ((4, 2, 4, 9), "cat"),
     "outside_box": ((30, 2, 51, 9), "cat"),
 }
 
@@ -209,6 +209,15 @@ def test_a_box_that_leaves_the_image_by_a_pixel_is_clipped(pack, tmp_path):
     with_objects(pack, "000001", (-1, 0, 10, 10))
     folder, index = prepared(pack, tmp_path)
     assert task.open_split(folder, index, "train").objects(0).boxes.tolist() == [[0, 0, 10, 10]]
+
+
+def test_a_box_of_one_pixel_is_an_object_but_one_beside_the_image_is_not(pack, tmp_path):
+    with_objects(pack, "000001", (4, 5, 5, 6), (48, 5, 49, 9))
+    folder, index = prepared(pack, tmp_path, outside_box="skip")
+    assert task.open_split(folder, index, "train").objects(0).boxes.tolist() == [[4, 5, 5, 6]]
+    assert [one.split(":")[0] for one in index["skipped"]["outside_box"]] == [
+        "VOC2007/Annotations/000001.xml, object 2"
+    ]
 
 
 def test_litter_is_ignored_and_other_files_are_named(pack, tmp_path):

@@ -374,7 +374,7 @@ def test_every_method_of_the_default_study_trains_it_at_its_budget(method, image
     sparsifier = sparsify(model, optimizer, slabs, method, budget, total_steps=10, every=1)
     batch = Batch(images, torch.arange(6))
     for _ in range(10):
-        with sparsifier.valid(task.valid_positions(batch)):
+        with sparsifier.valid(task.valid_positions(model, batch)):
             loss = task.loss(model, batch)
         loss.backward()
         optimizer.step()

@@ -86,12 +86,12 @@ def test_the_loss_is_the_mean_over_predicted_tokens_and_padding_has_no_say(pack,
         batch = text.batch(indices, CPU)
         scored = int(batch.scored.sum())
         total, count = total + scored * task.loss(model, batch).item(), count + scored
-        valid = task.valid_positions(batch)
+        valid = task.valid_positions(model, batch)
         assert valid[""].shape == batch.inputs.shape and int(valid[""].sum()) == scored
     items, _ = task.evaluate(model, text, CPU)
     assert count == len(text.tokens) - 1 and total == pytest.approx(items["nll"].sum(), rel=1e-5)
     training = task.open_split(pack.folder, pack.index, "train")
-    assert task.valid_positions(training.batch(torch.tensor([0, 3]), CPU)) == {}
+    assert task.valid_positions(model, training.batch(torch.tensor([0, 3]), CPU)) == {}
 
 
 def test_a_network_that_is_not_finite_has_no_right_token_score(pack, model):

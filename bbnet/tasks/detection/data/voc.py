@@ -153,20 +153,20 @@ def _read_annotation(
         # Pixels are counted from 1, and xmax and ymax belong to the box.
         left, top, right, bottom = (_number(node.find("bndbox"), corner) for corner in CORNERS)
         box = np.array([left - 1, top - 1, right, bottom])
+        inside = np.clip(box, 0, [*size, *size])
+        corners = f"from {left:g}, {top:g} to {right:g}, {bottom:g}"
         outside = max(-box[:2].min(), (box[2:] - size).max())
         if name not in classes:
             faults["unknown_class"].append(f"{place}: {name or 'no name'}")
-        elif right <= left or bottom <= top:
-            faults["empty_box"].append(f"{place}: from {left:g}, {top:g} to {right:g}, {bottom:g}")
-        elif outside > TOLERANCE:
-            faults["outside_box"].append(
-                f"{place}: from {left:g}, {top:g} to {right:g}, {bottom:g} in {_shown(size)} pixels"
-            )
+        elif right < left or bottom < top:
+            faults["empty_box"].append(f"{place}: {corners}")
+        elif outside > TOLERANCE or (inside[2:] <= inside[:2]).any():
+            faults["outside_box"].append(f"{place}: {corners} in {_shown(size)} pixels")
         else:
             difficult = (node.findtext("difficult") or "0").strip()
             if difficult not in ("0", "1"):
                 raise ValueError(f"object {number}: difficult is {difficult}; allowed are 0 and 1")
-            rows.append((np.clip(box, 0, [*size, *size]), classes.index(name), difficult == "1"))
+            rows.append((inside, classes.index(name), difficult == "1"))
     boxes, labels, difficult = zip(*rows, strict=True) if rows else ((), (), ())
     return Annotated(
         one.image,
