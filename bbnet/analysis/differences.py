@@ -44,9 +44,10 @@ class Summary:
         grid: `KEYS` and `status`, one row per run.
         runs: `KEYS`, `metric` and `value`.
         cells: `statistics.cells_table`.
-        counts: `KEYS` and `COUNTS`, one row per run.
+        counts: `KEYS` and `COUNTS`, one row per run. NaN if unknown, as refreshes of seeds that a thin summary lacks.
         items: by cell, as a tuple of `CELL_KEYS`, an object that is equal if the test items are.
-        of_items: `KEYS`, `metric` and `value`: the metrics that the items of each run give, relative ones included.
+        of_items: `KEYS`, `metric` and `value`: the metrics that the items of each run give, relative ones included. A
+            thin summary has those of one seed.
         units: by cell, the number of units of its slabs.
     """
 
@@ -133,7 +134,9 @@ def _exact_tables(new: Summary, reference: Summary) -> Iterator[tuple[str, str, 
         of_metric = (summary.runs[summary.runs["metric"] == metric] for summary in summaries)
         yield metric, COST_METRICS[metric].unit, *(rows.set_index(KEYS)["value"] for rows in of_metric)
     for name in COUNTS:
-        yield name, "", *(summary.counts.set_index(KEYS)[name] for summary in summaries)
+        tables = [summary.counts.set_index(KEYS)[name] for summary in summaries]
+        unknown = [keys for table in tables for keys in table.index[table.isna()]]
+        yield name, "", *(table.drop(unknown, errors="ignore") for table in tables)
 
 
 def _scores(new: Summary, reference: Summary, primary: Mapping[str, tuple[str, ...]]) -> Iterator[dict[str, Any]]:
@@ -189,7 +192,10 @@ def _problem(
             return OUT, f"mean {stated:.6g} in {name}, but that of its runs is {found:.6g}"
         if key[-1] in COST_METRICS:
             continue
-        again = recomputed.loc[key].mean() if key in recomputed.index else np.nan
+        again = np.nan
+        if key in recomputed.index:
+            of_seeds = recomputed.loc[key].dropna()
+            found, again = values.loc[key, of_seeds.index].mean() if len(of_seeds) == 1 else found, of_seeds.mean()
         if not np.isclose(found, again, rtol=1e-9, atol=1e-12, equal_nan=True):
             return OUT, f"mean {found:.6g} in {name}, but its items give {again:.6g}"
     return None

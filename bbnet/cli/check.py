@@ -130,6 +130,8 @@ def _read_summary(name: str, folder: Path) -> Summary:
     steps = {"epochs": history.size(), "steps": history.max(), "refreshes": refreshes.nunique()}
     counts = pd.DataFrame(steps).fillna(0).astype(int).reset_index()
     names, of_items = read_part(folder / "items.parquet", _read_items)
+    # A thin summary has neither items nor refreshes of the other seeds.
+    counts["refreshes"] = counts["refreshes"].where(counts["seed"].isin(of_items["seed"]))
     return Summary(name, study, grid, runs, cells, counts[[*KEYS, *COUNTS]], names, of_items, _read_units(folder))
 
 

@@ -71,6 +71,19 @@ def test_the_reference_agrees_with_itself(project, capsys):
     assert text.startswith("new: results/demo/summary\nreference: results/reference/demo/summary\n")
 
 
+def test_a_thin_reference_agrees_with_the_whole_summary_and_its_items_are_read(project, capsys):
+    folder = project / "results/reference/demo/summary"
+    for name in ("items", "units", "refreshes"):
+        rows = pd.read_parquet(folder / f"{name}.parquet")
+        rows[rows["seed"] == rows["seed"].min()].to_parquet(folder / f"{name}.parquet")
+    text = shown(capsys, "check", out=False)
+    assert "Nothing contradicts that both come from the same code." in text
+    items = pd.read_parquet(folder / "items.parquet")
+    items.loc[of_cell(items), "tp"] += 1
+    items.to_parquet(folder / "items.parquet")
+    assert "in reference, but its items give" in " ".join(shown(capsys, "check").split())
+
+
 def move_errors(project: Path, words: int) -> None:
     """Adds substitutions to the speech recognition of a cell, and computes its runs and means from its items anew."""
     folder = project / "results" / "demo" / "summary"
