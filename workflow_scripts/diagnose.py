@@ -1,4 +1,4 @@
-"""Watches steps of one run's training from its warm start and from its end, and probes its layers at both points."""
+"""Watches steps of one run's training from its beginning, warm start and end, and probes its layers at these points."""
 
 from pathlib import Path
 

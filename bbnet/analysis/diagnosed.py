@@ -10,7 +10,7 @@ import pandas as pd
 from bbnet.analysis.collect import KEYS
 from bbnet.analysis.summary import Summary, read_csv
 
-POINTS = {"warm_start": "warm start", "end": "end"}
+POINTS = {"initialisation": "initialisation", "warm_start": "warm start", "end": "end"}
 VERDICTS = ["point", "parameter", "module", "check", "kind", "share", "observations", "evidence"]
 ALIGNMENT = ["point", "layer", "call", "positions", "cka"]
 # By file of the summary, the file of a run that it is made of.
@@ -60,7 +60,7 @@ def _read(path: Path, reader: Any) -> Any:
 
 def _counts(content: Mapping[str, Any], flow: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
     rows = []
-    for point in POINTS:
+    for point in filter(content["points"].__contains__, POINTS):
         ill = set(verdicts[verdicts["point"] == point]["parameter"])
         watched = int(((flow["point"] == point) & (flow["status"] == "watched")).sum())
         row = {"point": point, **content["points"][point], "tensors": watched, "healthy": watched - len(ill)}

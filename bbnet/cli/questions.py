@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
 import pandas as pd
 
 from bbnet.analysis import answers
 from bbnet.analysis.claims import MEASURES
+from bbnet.analysis.scaling import exponents, placed, steps_table
 from bbnet.analysis.summary import Summary
 from bbnet.tasks.task import load_metrics
 
@@ -16,6 +18,7 @@ LAWS = ("uniform", "shuffled", "inverted", "linear", "traffic")
 LINES = ("log_odds_in", "inverted_in", "shuffled_in", "magnitude_in", "rigl_in", "set_in", "random_in", "wanda_in")
 CHURNING = ("uniform_in", "inverted_in", "magnitude_in", "rigl_in", "set_in", "wanda_in")
 OURS_ONCE = ("bb_in_once", "bb_both_once")
+MODEL_OF_LINES = "dnf_w40"  # the one on which the study didactic runs all methods
 RIVALS_ONCE = ("wanda_once", "sparsegpt_once", "magnitude_once")
 
 
@@ -99,9 +102,45 @@ def of_detector(summary: Summary) -> Questions:
     yield "tails", answers.paired(_tail_minus_head(runs), pairs, "runs.csv")
 
 
+def of_didactic(summary: Summary) -> Questions:
+    logic, methods = Summary(summary.folder, "logic", MODEL_OF_LINES), summary.study["methods"]
+    yield "line", answers.means(_lines(logic.read("history")), methods, "history.parquet")
+    yield "scores", answers.scores(summary, ["accuracy"])
+    yield "contrasts", answers.within_models(summary)
+    yield "scaling", _exponents(Summary(summary.folder, "logic"))
+
+
+def _lines(history: pd.DataFrame) -> pd.DataFrame:
+    """Returns by run the fit of the balance line, of the slabs of side in, before the first mask and after training."""
+    ordered = history.sort_values("step", kind="stable")
+    keys = ["task", "method", "budget", "seed"]
+    before, after = (
+        rows.drop_duplicates(keys, keep="last").set_index(keys)
+        for rows in (ordered[ordered["phase"] == "warm_up"], ordered)
+    )
+    measures = {
+        "effective_r2_before": before["line_in_effective_r2"],
+        "effective_r2": after["line_in_effective_r2"],
+        "degree_r2": after["line_in_live_r2"],
+        "degree_slope": after["line_in_live_slope"],
+    }
+    return pd.concat([values.rename("value").reset_index().assign(metric=name) for name, values in measures.items()])
+
+
+def _exponents(logic: Summary) -> pd.DataFrame:
+    """Returns the exponents with which training steps to the level of the task fall with the width."""
+    metrics = load_metrics("logic")
+    steps = steps_table(logic.read("history"), metrics.SELECTION, metrics.LEVEL)
+    rows = exponents(placed(steps, logic.study["tasks"]["logic"]["models"], metrics.scaled))
+    rows = rows.assign(task="logic", metric="exponent", reference="", verdict="", p_holm=np.nan, detectable=np.nan)
+    rows["method"] += " (widths " + rows["widths"].str.replace(" ", ", ") + ")"
+    return rows.rename(columns={"exponent": "effect"}).assign(source="history.parquet")[answers.COLUMNS]
+
+
 OF_STUDY: dict[str, Callable[[Summary], Questions]] = {
     "controls": of_controls,
     "sensitivity": of_sensitivity,
+    "didactic": of_didactic,
     "language": of_language,
     "big_little": of_big_little,
     "detector": of_detector,

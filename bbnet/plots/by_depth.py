@@ -1,4 +1,4 @@
-"""Plots figures of gradient flow against the depth of a layer, in steps from the warm start and the end of runs."""
+"""Plots figures of gradient flow against the depth of a layer, in steps from several points of runs."""
 
 from collections.abc import Mapping, Sequence
 
@@ -48,11 +48,14 @@ def plot_by_depth(
     """
     count = shown["layer"].nunique()
     width = max(SMALLEST_WIDTH, WIDTH_OF_LAYER * count) + WIDTH_OF_REST
-    size = (width, HEIGHT * len(POINTS) + HEIGHT_OF_NAMES)
-    panels, axes = plt.subplots(len(POINTS), 1, figsize=size, sharex=True, sharey=True)
+    there = set(shown["point"])
+    points = {point: title for point, title in POINTS.items() if point in there or not there}
+    size = (width, HEIGHT * len(points) + HEIGHT_OF_NAMES)
+    panels, axes = plt.subplots(len(points), 1, figsize=size, sharex=True, sharey=True, squeeze=False)
+    axes = list(axes.flat)
     colours, handles = method_colours(methods), {}
     alpha = ALPHA / max(3, shown.groupby(RUN).ngroups)
-    for axis, (point, title) in zip(axes, POINTS.items(), strict=True):
+    for axis, (point, title) in zip(axes, points.items(), strict=True):
         for (method, side, budget, _), run in shown[shown["point"] == point].groupby(RUN, sort=False):
             run = run.sort_values("layer")
             style = {"color": colours[method], "linestyle": LINES[side]}
@@ -61,6 +64,7 @@ def plot_by_depth(
             low, high = (run[f"{figure}_{end}"].where(lambda ends: ends > 0) for end in ("smallest", "largest"))
             axis.fill_between(run["layer"], low, high, color=colours[method], alpha=alpha, linewidth=0)
         axis.set(title=f"steps from the {title}", ylabel=label, yscale="log")
+    for axis in axes:  # now that all have the same limits
         _mark(axis, lines)
     name_layers(axes[-1], shown.drop_duplicates("layer").set_index("layer")["module"].to_dict())
     labels = [f"{method_label(method, side)}, budget {budget}" for method, side, budget in handles]

@@ -1,4 +1,4 @@
-"""Plots the norm of the gradient of each layer's weight, in steps from the warm start and from the end of runs."""
+"""Plots the norm of the gradient of each layer's weight, in steps from several points of runs."""
 
 from types import ModuleType
 

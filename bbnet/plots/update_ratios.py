@@ -1,4 +1,4 @@
-"""Plots how far a step moves each layer's weight, relative to the weight, from the warm start and the end of runs."""
+"""Plots how far a step moves each layer's weight, relative to the weight, from several points of runs."""
 
 from types import ModuleType
 

@@ -1,4 +1,4 @@
-"""Plots histograms of the live weights of each layer, in the warm start and at the end of runs."""
+"""Plots histograms of the live weights of each layer, before training, in the warm start and at the end of runs."""
 
 from collections.abc import Mapping
 from types import ModuleType
@@ -9,6 +9,7 @@ import pandas as pd
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from bbnet.analysis.diagnosed import POINTS
 from bbnet.analysis.summary import Summary
 from bbnet.plots.style import method_label, shown_name
 
@@ -27,8 +28,9 @@ def draw(summary: Summary, task: ModuleType) -> tuple[Figure, pd.DataFrame]:
     rows, flow = summary.read("diagnostics/histograms"), summary.read("diagnostics/gradient_flow")
     layers = flow[flow["units"].notna()].drop_duplicates("parameter")[["parameter", "module"]]
     shown = layers.merge(rows[rows["kind"] == "weight"], left_on="parameter", right_on="name")
-    # The warm start of a seed is the same for all methods.
-    first = shown[shown["point"] == "warm_start"].drop_duplicates(["seed", "parameter", "low"])
+    # The initial weights and the warm start of a seed are the same for all methods.
+    first = shown[shown["point"] != "end"].drop_duplicates(["point", "seed", "parameter", "low"])
+    first = first.sort_values("point", key=lambda points: points.map(list(POINTS).index), kind="stable")
     shown = pd.concat([first, shown[shown["point"] == "end"]])[["module", "parameter", *PART, "low", "high", "count"]]
     return plot_weight_histograms(shared_bins(shown)), shown
 
@@ -44,7 +46,7 @@ def shared_bins(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     binned = rows.assign(bin=np.floor((centres + 1) * BINS / 2).astype(int))
     parts = {}
     for (method, side, budget, seed, point), part in binned.groupby(PART, sort=False):
-        title = f"{method_label(method, side, LABEL_POINTS)}, {budget.lstrip('0')}" if point == "end" else "warm start"
+        title = f"{method_label(method, side, LABEL_POINTS)}, {budget.lstrip('0')}" if point == "end" else POINTS[point]
         counts = part.groupby(["module", "bin"], sort=False)["count"].sum().unstack(fill_value=0)
         counts = counts.reindex(columns=range(BINS), fill_value=0)
         parts[f"{title}, seed {seed}"] = counts.div(counts.sum(axis=1), axis=0)

@@ -1,4 +1,4 @@
-"""Looks inside a finished run: gradient flow in steps from its warm start and from its end, and probes of its layers.
+"""Looks inside a finished run: gradient flow in steps from its beginning, its warm start and its end, and probes.
 
 Everything is computed on copies in memory. The files of the run are only read.
 """
@@ -27,7 +27,7 @@ from bbnet.training.runs import Job, check_masks_in_force
 from bbnet.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
-WARM_START, END = "warm_start", "end"
+INITIALISATION, WARM_START, END = "initialisation", "warm_start", "end"
 DEV_BATCHES = 8  # that layers are probed with
 
 
@@ -36,7 +36,7 @@ class Continued:
     """A training that can go on from a point of a run, with what acts on its weights. `offset` counts earlier steps."""
 
     trainer: Trainer
-    sparsifier: Sparsifier
+    sparsifier: Sparsifier | None
     binarizer: Binarizer | None
     offset: int
 
@@ -60,20 +60,23 @@ def diagnose(
     every: int,
     layers: Sequence[str] | None = None,
 ) -> dict[str, Look]:
-    """Watches steps of a run's training from its warm start and from its end, and probes its layers at both points.
+    """Watches steps of a run's training from its warm start and from its end, and probes its layers at these points.
 
-    From the warm start these are the first steps of the run's training, to the bit unless the run was compiled. At the
-    end, the training goes on from the run's weights with its frozen masks, with the batches and learning rates of the
-    selected epoch, which are repeated as needed. The state of the optimiser is not stored with a run and starts anew.
+    Of a dense run also from its initial weights, which all runs of a seed share, unless they are those of another run
+    or of a file. These are the first steps of the warm-up. From the warm start these are the first steps of the run's
+    training, to the bit unless the run was compiled. At the end, the training goes on from the run's weights with its
+    frozen masks, with the batches and learning rates of the selected epoch, which are repeated as needed. The state of
+    the optimiser is not stored with a run and starts anew.
 
     Args:
         run: folder of the run.
         selected_epoch: the epoch whose weights are stored there.
         dense: folder of the dense run of the same seed, with whose features those of the run are aligned on dev.
-        steps: number of steps to watch; from the warm start at most those of the sparse phase.
+        steps: number of steps to watch; from the warm start at most those of the sparse phase, from the initial weights
+            at most those of the warm-up.
         every: number of steps per observed step.
         layers: dotted names or patterns of the layers to probe; by default those of the slabs and of their units.
-    Returns: by point, `WARM_START` or `END`.
+    Returns: by point, `INITIALISATION`, `WARM_START` or `END`.
     Raises: ValueError if no pattern matches a layer, or files of the run do not fit together.
     """
     against = None if dense is None else _scored(job, dense)
@@ -84,13 +87,23 @@ def diagnose(
             probed = probe(model, _dev_inputs(at.trainer), names, against=against)
         return Look(follow(at, steps, every, repeat), probed, at.offset)
 
+    found = {}
+    if job.algorithm["algorithm"] == "dense" and getattr(job.model_settings, "weights", None) is None:
+        beginning = from_initialisation(job)
+        found[INITIALISATION] = look(beginning, min(steps, beginning.trainer.warm_up_steps), repeat=False)
+        del beginning
     start = from_warm_start(job, warm_start)
-    found = {WARM_START: look(start, min(steps, start.trainer.sparse_steps), repeat=False)}
+    found[WARM_START] = look(start, min(steps, start.trainer.sparse_steps), repeat=False)
     del start
     found[END] = look(from_end(job, run, selected_epoch), steps, repeat=True)
     for point, each in found.items():
         logger.info("from the %s: %s", point.replace("_", " "), each.record.text())
     return found
+
+
+def from_initialisation(job: Job) -> Continued:
+    """Returns the warm-up of a run before its first step, with random weights, as `runs.warm_up` begins it."""
+    return Continued(job.trainer(), None, None, 0)
 
 
 def from_warm_start(job: Job, warm_start: Mapping[str, Any]) -> Continued:

@@ -132,7 +132,7 @@ class Job:
 
         Weights are selected among the epochs that end after it, so that no run has more epochs to choose from.
         """
-        own = trainer.training.warm_up_epochs * trainer.steps_per_epoch + sparsifier.schedule.freeze_step
+        own = trainer.warm_up_steps + sparsifier.schedule.freeze_step
         latest = self.config.get("latest_freeze")
         if latest is None:
             return own

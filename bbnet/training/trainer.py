@@ -88,6 +88,10 @@ class Trainer:
         self.steps_per_epoch = train.steps_per_epoch(training)
 
     @property
+    def warm_up_steps(self) -> int:
+        return self.training.warm_up_epochs * self.steps_per_epoch
+
+    @property
     def sparse_steps(self) -> int:
         """Number of optimiser steps of the sparse phase."""
         return self.training.sparse_epochs * self.steps_per_epoch

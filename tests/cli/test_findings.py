@@ -6,12 +6,15 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from bbnet.analysis.contrasts import MODEL_COLUMNS
+from bbnet.analysis.summary import Summary
 from bbnet.cli.check import REFERENCE
 from bbnet.cli.findings import PAGE, ROWS, render
+from bbnet.cli.questions import of_didactic
 
 ROOT = Path(__file__).parents[2]
 LABELS = {"sp_in": "log_odds_in", "sp_out": "log_odds_out", "magnitude": "magnitude_in", "rigl": "rigl_in"}
@@ -59,6 +62,29 @@ def test_the_page_says_what_was_run_and_what_could_be_seen(reference):
     assert page.count("\n### ") == 9
     planned = [line.split(" | ") for line in page.splitlines() if line.startswith("| asr, WER (%) |")]
     assert [(row[1], row[4], row[5].rstrip(" |")) for row in planned] == [("2", planned[0][4], planned[0][4])]
+
+
+def test_lines_of_the_didactic_study_are_those_of_the_last_epoch_and_of_equal_degrees_there_is_none():
+    summary = Summary(ROOT / REFERENCE / "didactic/summary")
+    found = dict(of_didactic(summary))["line"].set_index(["metric", "method"])
+    history = summary.read("history")
+    history = history[history["model"] == "dnf_w40"]
+    for method, of_method in history.groupby("method"):
+        last, warm = [], []
+        for _, run in of_method.groupby("seed"):
+            last.append(run.loc[run["step"].idxmax()])
+            warm.append(run[run["phase"] == "warm_up"].loc[lambda rows: rows["step"].idxmax()])
+        expected = {
+            "degree_r2": [row["line_in_live_r2"] for row in last],
+            "degree_slope": [row["line_in_live_slope"] for row in last],
+            "effective_r2": [row["line_in_effective_r2"] for row in last],
+            "effective_r2_before": [row["line_in_effective_r2"] for row in warm],
+        }
+        for metric, values in expected.items():
+            if method in ("dense", "uniform") and metric.startswith("degree"):
+                assert np.isnan(values).all() and (metric, method) not in found.index
+            else:
+                assert found.loc[(metric, method), "effect"] == pytest.approx(np.mean(values))
 
 
 def test_the_shipped_page_is_that_of_the_shipped_summaries():

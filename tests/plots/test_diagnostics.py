@@ -18,6 +18,7 @@ METHODS = ["dense", "sp_in", "topk"]
 SIDES = {"dense": "none", "topk": "none", "sp_in": "in"}
 LAYERS = [f"encoder.{number}.a_convolution_with_a_long_name" for number in range(60)]
 POINTS = ("warm_start", "end")
+OF_DENSE = ("initialisation", *POINTS)
 
 
 def keys(method: str) -> dict:
@@ -30,7 +31,7 @@ def summary_of(layers: int = 6, methods=METHODS):
     scale = {"dense": 1.0, "sp_in": 2.0, "topk": 3.0}
     flow, series, alike, histograms = [], [], [], []
     for method in methods:
-        for point in POINTS:
+        for point in OF_DENSE if method == "dense" else POINTS:
             for layer, name in enumerate(LAYERS[:layers]):
                 own = keys(method) | {"point": point, "parameter": f"{name}.weight"}
                 value = 0.0 if (method, layer) == ("sp_in", 2) else scale[method] * 10.0 ** -(1 + layer % 7)
@@ -77,10 +78,12 @@ def test_lines_are_the_weights_of_layers_in_the_order_of_the_model(module):
     figure, data = module.draw(summary_of(), None)
     column = {gradient_norms: "gradient_norm", update_ratios: "update_ratio"}[module]
     assert not data["parameter"].str.endswith("bias").any()
-    for axis in figure.axes:
-        dense, sp_in, _ = (line for line in axis.lines if len(line.get_xdata()) == 6)
+    initial, *others = ([line for line in axis.lines if len(line.get_xdata()) == 6] for axis in figure.axes)
+    assert len(initial) == 1 and len(others) == 2
+    for dense, sp_in, _ in others:
         assert same_color(dense.get_color(), DENSE_COLOUR)
-        np.testing.assert_allclose(dense.get_ydata(), 10.0 ** -np.arange(1, 7))
+        for line in (dense, *initial):
+            np.testing.assert_allclose(line.get_ydata(), 10.0 ** -np.arange(1, 7))
         # On a logarithmic axis 0 is a gap.
         assert np.isnan(sp_in.get_ydata()[2]) and np.isfinite(np.delete(sp_in.get_ydata(), 2)).all()
     first = data[(data["method"] == "dense") & (data["layer"] == 0)].iloc[0]
@@ -121,13 +124,15 @@ def test_thresholds_are_named_as_far_as_they_lie_in_the_axes():
     assert [text.get_text() for text in figure.axes[0].texts] == ["low"]
 
 
-def test_alignment_leaves_out_dense_and_shows_the_warm_start_once():
+def test_alignment_leaves_out_dense_and_shows_what_all_methods_share_once():
     figure, data = alignment.draw(summary_of(), None)
     assert set(zip(data["point"], data["method"], strict=True)) == {
-        ("warm_start", "dense"), ("end", "sp_in"), ("end", "topk"),
+        ("initialisation", "dense"), ("warm_start", "dense"), ("end", "sp_in"), ("end", "topk"),
     }  # fmt: skip
     (axis,) = figure.axes
-    assert len(axis.lines) == 3
+    assert len(axis.lines) == 4
+    names = [text.get_text() for text in figure.legends[0].texts]
+    assert names[:2] == ["initialisation", "warm start"]
     for line in axis.lines:
         np.testing.assert_allclose(line.get_ydata(), 1 / np.arange(1, 7))
 
@@ -144,7 +149,8 @@ def test_alignment_without_a_sparse_run_says_so():
 def test_histograms_of_a_layer_share_their_bins():
     figure, data = weight_histograms.draw(summary_of(2), None)
     titles = [axis.get_title() for axis in figure.axes if axis.get_title()]
-    assert titles == [f"{name}, seed 0" for name in ("warm start", "dense, 1.00", "sp_in (in), .20", "topk, .20")]
+    before, after = ("initialisation", "warm start"), ("dense, 1.00", "sp_in (in), .20", "topk, .20")
+    assert titles == [f"{name}, seed 0" for name in (*before, *after)]
     parts = weight_histograms.shared_bins(data)
     assert weight_histograms.BINS == histogram.BINS
     for part in parts.values():

@@ -10,9 +10,18 @@ import torch
 from bbnet.diagnostics.record import Record
 from bbnet.training import diagnose as inside
 from bbnet.training.checkpoint import load_latent, load_masks, load_weights
-from bbnet.training.diagnose import END, WARM_START, diagnose, follow, from_end, from_warm_start
+from bbnet.training.diagnose import (
+    END,
+    INITIALISATION,
+    WARM_START,
+    diagnose,
+    follow,
+    from_end,
+    from_initialisation,
+    from_warm_start,
+)
 from bbnet.training.resume import Resume
-from bbnet.training.runs import train
+from bbnet.training.runs import train, warm_up
 
 STEPS = 6  # more than an epoch of 4
 QUICK = ["sp_in", "rigl", "stochastic"]
@@ -124,8 +133,21 @@ def test_a_run_is_probed_at_both_points_and_not_changed(looks, finished):
     assert [row["last_step"] for row in series if row["depth"] == 0][:3] == [5, 7, 9]
 
 
-def test_dense_is_aligned_with_itself(looks):
+def test_steps_from_the_initial_weights_are_those_of_the_warm_up(job, same):
+    trained = After(3)
+    with pytest.raises(EndedError):
+        warm_up(job("dense"), resume=trained)
+    at = from_initialisation(job("dense"))
+    record = follow(at, 3, every=1, repeat=False)
+    assert (record.steps, at.offset) == (3, 0)
+    for name in ("model", "optimizer"):
+        assert same(at.trainer.state()[name], trained.state[name])
+
+
+def test_dense_is_also_looked_at_before_training_and_aligned_with_itself(looks):
     found = looks("dense")
+    assert list(found) == [INITIALISATION, WARM_START, END]
+    assert (found[INITIALISATION].offset, found[INITIALISATION].record.steps) == (0, 4)
     ckas = [row["cka"] for row in inside.probe_rows(found, "alignment") if row["point"] == END]
     np.testing.assert_allclose(ckas, 1, atol=1e-9)
 

@@ -74,6 +74,8 @@ def test_the_summary_says_what_the_runs_say(diagnosed):
     assert mine["gradient_norm"].tolist() == [row["gradient_norm"] for row in found["parameters"]]
     # The sparse phase has 16 steps.
     assert {point: counts["steps"] for point, counts in found["points"].items()} == {"warm_start": 16, "end": 60}
+    dense = flow[flow["method"] == "dense"]
+    assert list(dense["point"].unique()) == ["initialisation", "warm_start", "end"]
     alignment = pd.read_csv(results / "summary/diagnostics/alignment.csv")
     end = alignment[alignment["point"] == "end"].set_index("method")["cka"]
     assert end["dense"].min() > 1 - 1e-9 and end["sp_in"].min() < 1
