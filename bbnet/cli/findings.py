@@ -5,6 +5,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -76,12 +77,27 @@ def _could_be_seen(difference: float, metric: Metric) -> str:
 
 
 def in_words(rows: pd.DataFrame) -> str:
-    """Returns one sentence on how many differences are significant, and of which sign."""
+    """Returns sentences on how many differences are significant, and on the signs of all; none if there are no rows."""
+    if rows.empty:
+        return ""
     counts = rows["verdict"].value_counts()
     told = ", ".join(f"{counts[name]} significantly {name}" for name in ORDER if name in counts)
-    seeds = "–".join(map(str, sorted({int(rows["n_seeds"].min()), int(rows["n_seeds"].max())}))) if len(rows) else "0"
+    seeds = "–".join(map(str, sorted({int(rows["n_seeds"].min()), int(rows["n_seeds"].max())})))
     of = f"Of {len(rows)} differences ({seeds} seeds)"
-    return f"{of}, {told or 'none is significant'} after Holm's method." if len(rows) else ""
+    signs = pd.Series([_sign(row) for row in rows.itertuples()]).value_counts()
+    means = " and ".join(
+        f"{signs[name]} {'is' if signs[name] == 1 else 'are'} {name}" for name in ORDER if name in signs
+    )
+    return f"{of}, {told or 'none is significant'} after Holm's method. In the mean, {means}."
+
+
+def _sign(row: Any) -> str:
+    """Returns what the mean of a difference is, in the words of verdicts; an empty text if it is 0."""
+    if not row.effect:
+        return ""
+    if row.metric in OF_UNITS:
+        return "higher" if row.effect > 0 else "lower"
+    return "better" if (row.effect > 0) == (_metric(row.task, row.metric).better == "higher") else "worse"
 
 
 def render(reference: Path) -> tuple[str, str]:
@@ -115,8 +131,9 @@ def _studied(summary: Summary) -> str:
     each = ", ".join(f"{task} {hours[task]:.1f}" for task in study["tasks"])
     by_task = f" ({each})" if len(study["tasks"]) > 1 else ""
     devices, budgets = ", ".join(sorted(set(timing["device"]))), " and ".join(study["budgets"])
+    of_budgets = f"budget{'s' if len(study['budgets']) > 1 else ''} {budgets}"
     return (
-        f"{len(grid)} runs on {devices} with {len(study['methods'])} methods and budgets {budgets}. Without "
+        f"{len(grid)} runs on {devices} with {len(study['methods'])} methods and {of_budgets}. Without "
         f"the warm-ups they took {hours.sum():.1f} hours of one core{by_task}. {_missing(grid)}"
     )
 
