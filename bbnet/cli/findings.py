@@ -81,14 +81,16 @@ def in_words(rows: pd.DataFrame) -> str:
     if rows.empty:
         return ""
     counts = rows["verdict"].value_counts()
-    told = ", ".join(f"{counts[name]} significantly {name}" for name in ORDER if name in counts)
+    told = " and ".join(f"{_number(counts[name])} significantly {name}" for name in ORDER if name in counts)
     seeds = "–".join(map(str, sorted({int(rows["n_seeds"].min()), int(rows["n_seeds"].max())})))
     of = f"Of {len(rows)} differences ({seeds} seeds)"
     signs = pd.Series([_sign(row) for row in rows.itertuples()]).value_counts()
-    means = " and ".join(
-        f"{signs[name]} {'is' if signs[name] == 1 else 'are'} {name}" for name in ORDER if name in signs
-    )
+    means = " and ".join(f"{_number(signs[name])} {name}" for name in ORDER if name in signs)
     return f"{of}, {told or 'none is significant'} after Holm's method. In the mean, {means}."
+
+
+def _number(count: int) -> str:
+    return f"{count} {'is' if count == 1 else 'are'}"
 
 
 def _sign(row: Any) -> str:
