@@ -3,12 +3,13 @@
 import pytest
 import torch
 
-from bbnet.sparsity.slab import choose_slabs
+from bbnet.sparsity.slab import choose_slabs, slab_shape
 from bbnet.tasks.classification import task as classification
 from bbnet.tasks.classification.settings import HybridBackbone
 from bbnet.tasks.detection import task as detection
 from bbnet.tasks.detection.settings import Model
 from bbnet.training.pretrained import load_matching
+from bbnet.training.runs import sizes
 from tests.tasks.detection.test_task import TINY
 
 CPU = torch.device("cpu")
@@ -53,3 +54,18 @@ def test_images_of_any_size_are_classified():
     model = classifier().eval()
     assert model(torch.rand(2, 3, 32, 48) * 255).shape == (2, 3)
     assert model(torch.rand(1, 3, 20, 20) * 255).isfinite().all()
+
+
+def test_costs_do_not_count_what_training_alone_calls():
+    whole, plain = detector(reversible_branch=True), detector(denoising=0)
+    binary = [
+        f"reversible.{name}" for name, each in whole.reversible.named_modules() if isinstance(each, torch.nn.Linear)
+    ]
+    slabs, _ = choose_slabs(whole, detection.slabs(whole, "wide", "in"), 0.5)
+    masks = {
+        slab.name: torch.ones(slab_shape(whole.get_submodule(slab.name).weight, slab.side), dtype=torch.bool)
+        for slab in slabs
+    }
+    found = sizes(detection, whole, masks, binary)
+    assert binary and found == sizes(detection, plain, masks, [])
+    assert found["weights"] == sum(each.numel() for each in plain.parameters())
