@@ -16,7 +16,7 @@ from bbnet.tasks.change.metrics import METRICS, SELECTION, metrics
 from bbnet.tasks.change.model import slabs
 from bbnet.tasks.change.settings import FCSiamConc as ModelSettings
 from bbnet.tasks.change.settings import Settings
-from bbnet.tasks.settings import FixedBatchTraining as TrainingSettings
+from bbnet.tasks.settings import SharedBatchTraining as TrainingSettings
 from bbnet.tasks.task import Items
 
 TILES_BY_PLANE = 256  # pixels of a side
