@@ -98,7 +98,8 @@ def allocate_degrees(
     The degree of unit j is `clip(d0 + gain * fan * s_j, k_min, k_max)` with the selectivity
     `s_j = log((1 - a_j) / a_j)` (the balance line of arXiv 2510.01263, gain = 1 / (beta * fan)). d0 is chosen
     such that the budget is met. Degrees are rounded by largest remainder, ties going to the larger s, then the
-    smaller on-rate, then the smaller index. Under `log_odds`, `a_i < a_j` therefore implies `k_i >= k_j`.
+    smaller on-rate, then the smaller index. Under `log_odds`, `a_i < a_j` therefore implies `k_i >= k_j`. Under
+    `uniform` ties go by the index alone, so that degrees do not depend on on-rates at all.
 
     Args:
         on_rates: [units], shares in [0, 1].
@@ -156,7 +157,7 @@ def _law_degrees(
 ) -> np.ndarray:
     """Returns degrees in [low, high] under one law that sum to `total`."""
     offset, slope = _law_line(law, rates, scale)
-    degrees = _rounded(offset, slope, rates, low, high, total)
+    degrees = _rounded(offset, slope, np.zeros_like(rates) if law == "uniform" else rates, low, high, total)
     return degrees if permutation is None else degrees[permutation]
 
 

@@ -79,6 +79,7 @@ class ForwardAverages(OfValidPositions, ABC):
     """
 
     figure: ClassVar[str]  # its name in error messages
+    fewest_since: ClassVar[int] = 1  # positions that `since` tells of, as long as so many were seen
 
     def __init__(
         self,
@@ -160,10 +161,15 @@ class ForwardAverages(OfValidPositions, ABC):
         self.phase = step // self.every % self.stride
 
     def forget(self) -> None:
-        """Resets the sums since the last refresh to 0."""
-        if self.sums:
-            self._joined["total_since"].zero_()
-            self._joined["seen_since"].zero_()
+        """Begins new sums for `since`, of those modules that saw enough positions since this was last done."""
+        if not self.sums:
+            return
+        joined = self._joined
+        begins = joined["seen_since"] >= self.fewest_since
+        for name, of_entries in (("total", begins[joined["owner"]]), ("seen", begins)):
+            since, before = joined[f"{name}_since"], joined[f"{name}_before"]
+            torch.where(of_entries, since, before, out=before)
+            since.masked_fill_(of_entries, 0)
 
     def average(self, names: Iterable[str]) -> Tensor:
         """Returns the bias-corrected averages, float64, of the channels of several modules, in that order.
@@ -184,11 +190,15 @@ class ForwardAverages(OfValidPositions, ABC):
         return torch.cat(parts)
 
     def since(self, names: Iterable[str]) -> tuple[Tensor, Tensor]:
-        """Returns the sums since the last `forget` and the number of their positions, both [channels]."""
-        totals, seen = [], []
+        """Returns the sums since the last `forget` and the number of their positions, both [channels].
+
+        Where fewer than `fewest_since` positions were seen since then, those before count too.
+        """
+        joined, totals, seen = self._joined, [], []
         for channels, index in (self._places[name] for name in names):
-            totals.append(self._joined["total_since"][channels])
-            seen.append(self._joined["seen_since"][index].expand(len(totals[-1])))
+            too_few = joined["seen_since"][index] < self.fewest_since
+            totals.append(joined["total_since"][channels] + too_few * joined["total_before"][channels])
+            seen.append((joined["seen_since"][index] + too_few * joined["seen_before"][index]).expand(len(totals[-1])))
         return torch.cat(totals), torch.cat(seen)
 
     def state_dict(self) -> dict[str, Any]:
@@ -207,9 +217,9 @@ class ForwardAverages(OfValidPositions, ABC):
     def _add_module(self, name: str, channels: int, device: torch.device) -> None:
         """Appends a module at its first forward pass to the joined tensors."""
         # float64 represents all counts that occur exactly, and adds sums in float32 in one operation.
-        sums = ("total", "total_since", "average")
+        sums = ("total", "total_since", "total_before", "average")
         new = {key: torch.zeros(channels, dtype=torch.float64, device=device) for key in sums}
-        for key in ("seen", "seen_since"):
+        for key in ("seen", "seen_since", "seen_before"):
             new[key] = torch.zeros(1, dtype=torch.int64, device=device)
         new["weight"] = torch.zeros(1, dtype=torch.float64, device=device)
         new["owner"] = torch.full((channels,), len(self.sums), device=device)

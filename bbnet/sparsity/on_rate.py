@@ -19,6 +19,7 @@ class OnRates(ForwardAverages):
     """Moving averages of the share of positions at which the outputs of modules are above 0."""
 
     figure: ClassVar[str] = "on-rates"
+    fewest_since: ClassVar[int] = SILENT_POSITIONS
 
     @classmethod
     def of_slabs(cls, model: nn.Module, slabs: Iterable[Slab], **options: Any) -> "OnRates":
@@ -29,7 +30,8 @@ class OnRates(ForwardAverages):
     def of(self, names: tuple[str, ...]) -> tuple[Tensor, Tensor]:
         """Returns the bias-corrected on-rates, float64, of the units of several modules, and which are silent, bool.
 
-        A unit is silent if it was on at none of at least 1,000 positions since the last refresh.
+        A unit is silent if it was on at no position since the last refresh. If fewer than 1,000 positions were seen
+        since then, those since an earlier refresh count too, up to which 1,000 were seen; without so many no unit is.
 
         Raises: RuntimeError if a module has not been sampled yet.
         """

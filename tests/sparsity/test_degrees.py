@@ -15,7 +15,7 @@ from bbnet.sparsity.degrees import LAWS, allocate_degrees, as_budget, connection
 from bbnet.sparsity.limits import smallest_degree
 
 DETERMINISTIC_LAWS = ("log_odds", "linear", "uniform", "inverted", "traffic")
-FALLING_LAWS = ("log_odds", "linear", "uniform", "traffic")
+FALLING_LAWS = ("log_odds", "linear", "traffic")
 
 
 def degrees(rates, fan, budget, *, silent=None, seed=0, **options):
@@ -99,6 +99,8 @@ def reference_degrees(rates, fan, budget, law="log_odds", gain=0.10, silent=None
             its_rates = [rates[unit] for unit in group]
             line, selectivity = reference_line(group_law, its_rates, gain, fan)
             wanted = bisect_degrees(line, low, high, group_total)
+            if group_law == "uniform":
+                its_rates = [0] * len(group)  # ties go by the index alone
             for unit, degree in zip(
                 group, largest_remainder(wanted, selectivity, its_rates, high, group_total), strict=True
             ):
@@ -245,8 +247,8 @@ def test_a_case_worked_by_hand():
     assert degrees([0.01, 0.5, 0.99], 20, "0.30") == [13, 4, 1]
     # traffic: c (1 / .1 + 1 / .5 + 1 / .9) = 18, c = 1.373: x = 13.73, 2.746, 1.525; floors 16, two left over.
     assert degrees([0.1, 0.5, 0.9], 20, "0.30", law="traffic") == [14, 3, 1]
-    # uniform: 19 = 7 + 6 + 6, the odd one to the smallest on-rate.
-    assert degrees([0.9, 0.1, 0.5], 20, Decimal(19) / 60, law="uniform") == [6, 7, 6]
+    # uniform: 19 = 7 + 6 + 6, the odd one to the first unit, whatever the on-rates.
+    assert degrees([0.9, 0.1, 0.5], 20, Decimal(19) / 60, law="uniform") == [7, 6, 6]
 
 
 def test_ties_go_to_larger_selectivity_then_smaller_rate_then_index():
@@ -257,8 +259,15 @@ def test_ties_go_to_larger_selectivity_then_smaller_rate_then_index():
     assert degrees([0.4, 0.4], 10, "0.25") == [3, 2]
 
 
+def test_uniform_degrees_do_not_depend_on_on_rates():
+    for fan, units, budget in ((12, 20, "0.10"), (24, 9, "0.23"), (96, 50, "0.10")):
+        found = degrees(torch.rand(units).tolist(), fan, budget, law="uniform")
+        assert max(found) - min(found) == 1  # the budget does not divide
+        assert found == sorted(found, reverse=True) == degrees([0.5] * units, fan, budget, law="uniform")
+
+
 @given(
-    law=st.sampled_from(DETERMINISTIC_LAWS),
+    law=st.sampled_from([law for law in DETERMINISTIC_LAWS if law != "uniform"]),
     rates=st.lists(st.integers(0, 1000), min_size=2, max_size=12, unique=True),
     fan=st.integers(8, 64),
     budget=st.integers(13, 100),

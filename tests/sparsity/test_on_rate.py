@@ -228,7 +228,7 @@ def test_silence_needs_a_thousand_positions(positions, silent):
     assert silence(on_rates) == [silent, False]
 
 
-def test_silence_is_an_exact_count_and_judged_anew_after_a_refresh():
+def test_silence_is_an_exact_count_and_judged_anew_once_a_thousand_positions_were_seen():
     layer = echo(2)
     on_rates = OnRates({"layer": layer}, stride=1)
     once_on = -torch.ones(2000, 2)
@@ -238,13 +238,29 @@ def test_silence_is_an_exact_count_and_judged_anew_after_a_refresh():
         on_rates.fold()
     assert silence(on_rates) == [False, True]
     on_rates.forget()
-    assert silence(on_rates) == [False, False]
     layer(-torch.ones(600, 2))
     on_rates.fold()
+    assert silence(on_rates) == [False, True]  # with the positions before the refresh
     layer(-torch.ones(600, 2))
     on_rates.fold()
     assert silence(on_rates) == [True, True]
     assert on_rates.of(("layer",))[0][0] > 0
+
+
+def test_refreshes_that_see_few_positions_judge_silence_by_several_of_them():
+    layer = echo(2)
+    on_rates, found = OnRates({"layer": layer}, stride=1), []
+    # The first unit is on in the third refresh alone, the second in none.
+    for refresh in range(9):
+        x = -torch.ones(400, 2)
+        x[0, 0] = 1 if refresh == 2 else -1
+        layer(x)
+        on_rates.fold()
+        found.append(silence(on_rates))
+        on_rates.forget()
+    # Sums begin anew after the third, sixth and ninth refresh; before a thousand new positions the old ones count too.
+    first = [False, False, False, False, False, True, True, True, True]
+    assert found == [[one, refresh >= 2] for refresh, one in enumerate(first)]
 
 
 def test_a_sampled_step_decays_the_average_like_all_the_steps_it_stands_for():
