@@ -95,6 +95,9 @@ def of_factors(summary: Summary) -> tuple[pd.DataFrame, pd.DataFrame]:
     # A value that belongs to another model is compared with the baseline in the table of models.
     base = rows["task"].map(baselines_of(summary.study)).fillna(rows["model"])
     default["source"] = default["source"].where(rows["model"] == base, MODEL_CONTRASTS)
+    # The default is a value of every factor, and its difference from a rival is the same in all of them.
+    rivals["method"] = rivals["method"].where(~rows["default"], DEFAULT)
+    rivals = rivals.drop_duplicates(["task", "metric", "budget", "method", "reference"])
     return default[with_default & ~rows["default"]], rivals
 
 

@@ -33,6 +33,7 @@ OF_UNITS = {name: Metric(title, "share", "higher") for name, title in MEASURES.i
     "churn": Metric("churn", "share", "lower", 0, 1),
     "tail_minus_head": Metric("gain of tail minus gain of head", "points", "higher"),
 }
+SIDE_SUFFIX = "_(in|out)$"
 ORDER = ("better", "worse", "higher", "lower")  # verdicts of differences that are significant
 
 
@@ -89,6 +90,12 @@ def in_words(rows: pd.DataFrame) -> str:
     return f"{of}, {told or 'none is significant'} after Holm's method. In the mean, {means}."
 
 
+def by_reference(rows: pd.DataFrame) -> str:
+    """Returns the sentences of `in_words` as a list: an item for each method that others are compared with."""
+    names = rows["reference"].str.replace(SIDE_SUFFIX, "", regex=True)
+    return "\n".join(f"- `{name}`: {in_words(of_name)}" for name, of_name in rows.groupby(names, sort=False))
+
+
 def _number(count: int) -> str:
     return f"{count} {'is' if count == 1 else 'are'}"
 
@@ -118,6 +125,8 @@ def render(reference: Path) -> tuple[str, str]:
     page = template.render(
         tables={study: {key: table(rows) for key, rows in tables.items()} for study, tables in found.items()},
         words={study: {key: in_words(rows) for key, rows in tables.items()} for study, tables in found.items()},
+        each={study: {key: by_reference(rows) for key, rows in tables.items()} for study, tables in found.items()},
+        measures=MEASURES,
         studied={study: _studied(summary) for study, summary in shipped.items()},
         planned=list(_planned(shipped["controls"], earlier)) if "controls" in shipped else [],
         draws=len(shipped["language"].study["calibration_seeds"]) if "language" in shipped else 0,

@@ -15,7 +15,8 @@ Questions = Iterator[tuple[str, pd.DataFrame]]
 OURS = {"in": "log_odds_in", "out": "log_odds_out"}
 RIVALS = ("magnitude", "magnitude_global", "rigl", "rigl_erk", "set", "random", "random_erk", "wanda")
 LAWS = ("uniform", "shuffled", "inverted", "linear", "traffic")
-LINES = ("log_odds_in", "inverted_in", "shuffled_in", "magnitude_in", "rigl_in", "set_in", "random_in", "wanda_in")
+LINES = ("log_odds_in", "inverted_in", "shuffled_in", "magnitude_in", "rigl_in", "set_in", "random_in")
+BOTH = [("log_odds_both", "log_odds_in"), ("log_odds_both", "log_odds_out"), ("log_odds_in", "log_odds_out")]
 CHURNING = ("uniform_in", "inverted_in", "magnitude_in", "rigl_in", "set_in", "wanda_in")
 OURS_ONCE = ("bb_in_once", "bb_both_once")
 MODEL_OF_LINES = "dnf_w40"  # the one on which the study didactic runs all methods
@@ -30,13 +31,16 @@ def ours_against(names: tuple[str, ...], known: Mapping[str, object]) -> list[tu
 def of_controls(controls: Summary) -> Questions:
     methods = controls.study["methods"]
     yield "dense", answers.between_methods(controls, [(name, "dense") for name in (*OURS.values(), "log_odds_both")])
+    yield "both", answers.between_methods(controls, BOTH)
     yield "rivals", answers.between_methods(controls, ours_against(RIVALS, methods))
     yield "laws", answers.between_methods(controls, ours_against(LAWS, methods))
     yield "silent", answers.between_methods(controls, [(OURS["in"], "literal_in")])
     yield "small", answers.at_equal_cost(controls)
     runs, claims = controls.read("runs"), controls.read("claims")
     references = [f"{name}_in" for name in ("magnitude", *LAWS)]
-    yield "tails", answers.paired(_tail_minus_head(runs), [(OURS["in"], name) for name in references], "runs.csv")
+    gains = _tail_minus_head(runs)
+    yield "tails_means", answers.means(gains, (OURS["in"], *references, "rigl_in", "random_in"), "runs.csv")
+    yield "tails", answers.paired(gains, [(OURS["in"], name) for name in references], "runs.csv")
     units = claims.rename(columns={"measure": "metric"})
     of_units = units[units["metric"].isin(MEASURES)]
     dense = of_units[of_units["method"] == OURS["in"]].assign(
@@ -44,7 +48,9 @@ def of_controls(controls: Summary) -> Questions:
     )
     with_dense = pd.concat([of_units, dense.drop_duplicates(["task", "metric", "seed"])])
     pairs = [(OURS["in"], name) for name in ("dense", *references)]
-    yield "units", answers.paired(with_dense, pairs, "claims.csv")
+    of_measures = answers.paired(with_dense, pairs, "claims.csv")
+    for measure in MEASURES:
+        yield measure, of_measures[of_measures["metric"] == measure]
     yield "line", answers.means(units[units["metric"].isin(["r2_before", "r2"])], LINES, "claims.csv")
     churn = runs[runs["metric"] == "churn"]
     yield "churn", answers.paired(churn, [(OURS["in"], name) for name in CHURNING], "runs.csv")
