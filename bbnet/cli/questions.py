@@ -13,7 +13,7 @@ from bbnet.tasks.task import load_metrics
 
 Questions = Iterator[tuple[str, pd.DataFrame]]
 OURS = {"in": "log_odds_in", "out": "log_odds_out"}
-RIVALS = ("magnitude", "magnitude_global", "rigl", "rigl_erk", "set", "random", "random_erk", "wanda")
+RIVALS = ("magnitude", "magnitude_global", "rigl", "rigl_ramp", "rigl_erk", "set", "random", "random_erk", "wanda")
 LAWS = ("uniform", "shuffled", "inverted", "linear", "traffic")
 LINES = ("log_odds_in", "inverted_in", "shuffled_in", "magnitude_in", "rigl_in", "set_in", "random_in")
 BOTH = [("log_odds_both", "log_odds_in"), ("log_odds_both", "log_odds_out"), ("log_odds_in", "log_odds_out")]
@@ -80,6 +80,9 @@ def _tail_minus_head(runs: pd.DataFrame) -> pd.DataFrame:
 def of_sensitivity(summary: Summary) -> Questions:
     default, rivals = answers.of_factors(summary)
     yield "factors", default
+    of_models = answers.within_models(summary)
+    of_reference = of_models["method"] == of_models["reference"] + f", {summary.study['reference']}"
+    yield "dense", of_models[of_reference]  # a dense network is named by its model alone
     yield "rank", rivals
 
 
