@@ -13,8 +13,7 @@ import yaml
 
 from tests.cluster.conftest import wait_for
 
-# One SLURM per machine.
-pytestmark = [pytest.mark.xdist_group("cluster"), pytest.mark.thorough]
+pytestmark = pytest.mark.xdist_group("cluster")  # one SLURM per machine
 
 STUDY = ("--config", "study=smoke", "device=cpu")
 STOPPED = "results/smoke/runs/change/fc_siam_conc/sp_in/b0.50/s0"
