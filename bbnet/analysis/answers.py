@@ -43,7 +43,7 @@ def between_methods(summary: Summary, pairs: Iterable[tuple[str, str]]) -> pd.Da
     rows = both[[pair in wanted for pair in zip(both["method"], both["reference"], strict=True)]]
     order = [wanted.index(pair) for pair in zip(rows["method"], rows["reference"], strict=True)]
     rows = rows.assign(order=order).sort_values(["task", "order", "budget", "metric"], kind="stable")
-    return _with_detectable(rows, rows, families(summary), CONTRASTS)
+    return _with_detectable(rows, families(summary), CONTRASTS)
 
 
 def scores(summary: Summary, metrics: Iterable[str]) -> pd.DataFrame:
@@ -62,7 +62,7 @@ def within_models(summary: Summary) -> pd.DataFrame:
     rows = found.assign(
         method=_on_model(found["model"], found["method"]), reference=_on_model(found["model"], found["reference"])
     )
-    return _with_detectable(rows, rows, families(summary), CONTRASTS)
+    return _with_detectable(rows, families(summary), CONTRASTS)
 
 
 def between_models(summary: Summary) -> pd.DataFrame:
@@ -72,7 +72,7 @@ def between_models(summary: Summary) -> pd.DataFrame:
     rows = rows.assign(
         method=_on_model(rows["model"], rows["method"]), reference=_on_model(rows["reference_model"], rows["reference"])
     )
-    return _with_detectable(rows, rows, families(summary), MODEL_CONTRASTS)
+    return _with_detectable(rows, families(summary), MODEL_CONTRASTS)
 
 
 def _on_model(models: pd.Series, methods: pd.Series) -> pd.Series:
@@ -91,7 +91,7 @@ def of_factors(summary: Summary) -> tuple[pd.DataFrame, pd.DataFrame]:
     rows = rows.assign(method=rows["factor"] + " " + rows["value"], reference=rows["against"])
     with_default = rows["against"] == DEFAULT
     like, family = summary.read("contrasts").dropna(subset="effect"), families(summary)
-    default, rivals = (_with_detectable(part, like, family, CONTRASTS) for part in (rows, rows[~with_default]))
+    default, rivals = (_with_detectable(part, family, CONTRASTS, like) for part in (rows, rows[~with_default]))
     # A value that belongs to another model is compared with the baseline in the table of models.
     base = rows["task"].map(baselines_of(summary.study)).fillna(rows["model"])
     default["source"] = default["source"].where(rows["model"] == base, MODEL_CONTRASTS)
@@ -106,7 +106,7 @@ def at_equal_cost(summary: Summary) -> pd.DataFrame:
     found = summary.read("model_contrasts").dropna(subset="effect")
     rows = found[(found["reference"] == "dense") & (found["method"] != "dense")]
     rows = rows.assign(reference=rows["reference_model"])
-    return _with_detectable(rows, rows, families(summary), MODEL_CONTRASTS)
+    return _with_detectable(rows, families(summary), MODEL_CONTRASTS)
 
 
 def families(summary: Summary) -> pd.Series:
@@ -115,10 +115,12 @@ def families(summary: Summary) -> pd.Series:
     return pd.concat([summary.read(name).dropna(subset="effect")["task"] for name in names]).value_counts()
 
 
-def _with_detectable(rows: pd.DataFrame, like: pd.DataFrame, family: pd.Series, source: str) -> pd.DataFrame:
-    """Returns the rows as `COLUMNS`, with what could have been seen given the variances of the contrasts `like`."""
+def _with_detectable(
+    rows: pd.DataFrame, family: pd.Series, source: str, like: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Returns the rows as `COLUMNS`, with what could have been seen given the variances of `like`, or theirs."""
     seen = {}
-    for (task, metric), found in like.groupby(["task", "metric"]):
+    for (task, metric), found in (rows if like is None else like).groupby(["task", "metric"]):
         components = components_of(found)
         if components is not None:
             seen[task, metric] = detectable_difference(components, int(found["n_seeds"].min()), int(family[task]))
