@@ -13,6 +13,7 @@ MEASURES = {
     "correlation": "mean |correlation| of units",
     "effective_rank": "effective rank (share of units)",
 }
+LINE = ("r2_before", "r2", "rises_before", "rises")
 
 
 def slabs_table(codes: pd.DataFrame, units: pd.DataFrame) -> pd.DataFrame:
@@ -51,9 +52,14 @@ def _fit(units: pd.DataFrame, suffix: str) -> pd.DataFrame:
 def claims_table(slabs: pd.DataFrame) -> pd.DataFrame:
     """Returns one row per run and measure: `value`, and `dense`, the value of the dense run of the same seed.
 
-    Both are means over the slabs of the run, weighted by number of units. R^2 of the balance line is NaN for dense.
+    Both are means over the slabs of the run, weighted by number of units. `rises` and `rises_before` are 1 for a slab
+    whose balance line has a positive slope, as in the paper, else 0. What belongs to the line is NaN for dense.
     """
-    names = [*MEASURES, "r2", "r2_before"]
+    slabs = slabs.copy()
+    for suffix in ("", "_before"):
+        slope = slabs[f"slope{suffix}"]
+        slabs[f"rises{suffix}"] = (slope > 0).astype(float).where(slope.notna())
+    names = [*MEASURES, *LINE]
     weighted = slabs.melt([*KEYS, *SLAB, "units"], names, "measure", "value").dropna(subset="value")
     dense = weighted[weighted["method"] == "dense"]
     same = ["task", "model", "seed", *SLAB, "measure"]

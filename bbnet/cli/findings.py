@@ -13,6 +13,7 @@ from jinja2 import Environment, StrictUndefined
 
 from bbnet.analysis import answers
 from bbnet.analysis.claims import MEASURES
+from bbnet.analysis.collect import COST_METRICS
 from bbnet.analysis.metric import Metric
 from bbnet.analysis.power import Components, components_of, detectable_difference
 from bbnet.analysis.summary import Summary
@@ -25,13 +26,15 @@ PAGE, ROWS, TEMPLATE = Path("docs/findings.md"), Path("docs/findings.csv"), "fin
 OF_UNITS = {name: Metric(title, "share", "higher") for name, title in MEASURES.items()} | {
     "r2_before": Metric("R² with on-rates of the warm start", "share", "higher", 0, 1),
     "r2": Metric("R² after training", "share", "higher", 0, 1),
+    "rises_before": Metric("positive slopes, warm start", "share", "higher", 0, 1),
+    "rises": Metric("positive slopes, trained", "share", "higher", 0, 1),
     "effective_r2_before": Metric("R² of effective degrees, warm start", "share", "higher", 0, 1),
     "effective_r2": Metric("R² of effective degrees, trained", "share", "higher", 0, 1),
     "degree_r2": Metric("R² of degrees, trained", "share", "higher", 0, 1),
     "degree_slope": Metric("slope of degrees, trained", "number", "higher"),
     "exponent": Metric("exponent of the width", "number", "higher"),
-    "churn": Metric("churn", "share", "lower", 0, 1),
     "tail_minus_head": Metric("gain of tail minus gain of head", "points", "higher"),
+    **{name: COST_METRICS[name] for name in ("churn", "units_at_smallest")},
 }
 SIDE_SUFFIX = "_(in|out)$"
 ORDER = ("better", "worse", "higher", "lower")  # verdicts of differences that are significant

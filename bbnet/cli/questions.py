@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from bbnet.analysis import answers
-from bbnet.analysis.claims import MEASURES
+from bbnet.analysis.claims import LINE, MEASURES
 from bbnet.analysis.scaling import exponents, placed, steps_table
 from bbnet.analysis.summary import Summary
 from bbnet.tasks.task import load_metrics
@@ -38,6 +38,8 @@ def of_controls(controls: Summary) -> Questions:
     yield "small", answers.at_equal_cost(controls)
     runs, claims = controls.read("runs"), controls.read("claims")
     references = [f"{name}_in" for name in ("magnitude", *LAWS)]
+    smallest = runs[runs["metric"] == "units_at_smallest"]
+    yield "smallest", answers.means(smallest, (OURS["in"], *references, "literal_in"), "runs.csv")
     gains = _tail_minus_head(runs)
     yield "tails_means", answers.means(gains, (OURS["in"], *references, "rigl_in", "random_in"), "runs.csv")
     yield "tails", answers.paired(gains, [(OURS["in"], name) for name in references], "runs.csv")
@@ -51,7 +53,7 @@ def of_controls(controls: Summary) -> Questions:
     of_measures = answers.paired(with_dense, pairs, "claims.csv")
     for measure in MEASURES:
         yield measure, of_measures[of_measures["metric"] == measure]
-    yield "line", answers.means(units[units["metric"].isin(["r2_before", "r2"])], LINES, "claims.csv")
+    yield "line", answers.means(units[units["metric"].isin(LINE)], LINES, "claims.csv")
     churn = runs[runs["metric"] == "churn"]
     yield "churn", answers.paired(churn, [(OURS["in"], name) for name in CHURNING], "runs.csv")
     yield "churn_means", answers.means(churn, (OURS["in"], *CHURNING), "runs.csv")

@@ -194,7 +194,7 @@ def test_one_unit_without_a_warm_start_does_not_bend_the_line_before(noisy):
 
 
 def slab_row(keys, slab, units, slab_side="in", **values) -> dict:
-    blank = dict.fromkeys([*MEASURES, "r2", "r2_before"], np.nan)
+    blank = dict.fromkeys([*MEASURES, "r2", "r2_before", "slope", "slope_before"], np.nan)
     return keys | {"slab": slab, "slab_side": slab_side, "units": units} | blank | values
 
 

@@ -60,6 +60,7 @@ def test_the_page_says_what_was_run_and_what_could_be_seen(reference):
     assert f"{len(grid)} runs on cpu with {len(study['methods'])} methods" in page
     assert "No run is missing." in page
     assert page.count("\n### ") == 10
+    assert "| asr, units at k_min |" in page
     planned = [line.split(" | ") for line in page.splitlines() if line.startswith("| asr, WER (%) |")]
     assert [(row[1], row[4], row[5].rstrip(" |")) for row in planned] == [("2", planned[0][4], planned[0][4])]
 

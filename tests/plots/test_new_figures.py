@@ -403,6 +403,19 @@ def test_claims_return_what_is_shown():
     assert set(shown["measure"]) == set(MEASURES)
 
 
+def test_a_line_rises_if_its_slope_is_positive_and_dense_slabs_have_none():
+    """Degrees of sp_in grow with the selectivity after training in one slab of two, and before it in none."""
+    units = units_table(["sp_in"], ["0.20"])
+    runs = units["phase"] == "run"
+    rates = 1 - units["degree"] / 40
+    units.loc[runs, "on_rate"] = rates.where(units["slab"] == "conv1", 1 - rates)[runs]
+    units.loc[~runs, "on_rate"] = 1 - rates[runs & (units["method"] == "sp_in")].to_numpy()
+    found = claims_table(slabs_of(units)).set_index(["method", "measure"])["value"]
+    assert (found["sp_in", "rises"], found["sp_in", "rises_before"]) == (0.5, 0)
+    assert (found["sp_in", "r2"], found["sp_in", "r2_before"]) == (pytest.approx(1, abs=0.1), pytest.approx(1, abs=0.1))
+    assert "dense" not in found.index
+
+
 def test_the_seeds_of_a_measure_that_is_not_shown_do_not_count():
     table = claim_rows(METHODS[:2], ["0.20"], 3)
     line = table.iloc[:1].assign(measure="r2", dense=np.nan)
