@@ -183,9 +183,11 @@ def _weights(folder: Path, record: Record) -> Iterator[str]:
 
 
 def _binary(folder: Path, record: Record) -> Iterator[str]:
-    """Checks that binary weights are h times the signs of their latent weights, which are within [-h, h]."""
+    """Checks that there are binary weights, h times the signs of their latent weights, which are within [-h, h]."""
     if LATENT not in trained_files(record):
         return
+    if not record.half_ranges:
+        yield f"it has no binary layer, though its method has {record.config['method']['weights']} weights"
     with safe_open(folder / LATENT, "np") as latent, safe_open(folder / "model.safetensors", "np") as model:
         written = {layer: float(half_range) for layer, half_range in (latent.metadata() or {}).items()}
         if written != record.half_ranges:

@@ -11,6 +11,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from bbnet.analysis.weights import BINS, weights_table
+from bbnet.binary.settings import is_binary
 from bbnet.cli.runs import method_of, naming, record_of
 from bbnet.data.store import whole_file
 
@@ -70,6 +71,8 @@ def show_weights(options: argparse.Namespace) -> None:
             rows.to_csv(partial, index=False)
     if figure is not None:
         _draw(rows, figure)
+    if is_binary(record.config["method"]) and not record.half_ranges:
+        sys.exit(f"{folder}: by its record its weights are {kind}, but the record has no binary layer")
     wrong = rows[rows["not_binary"] > 0]
     if len(wrong):
         named = ", ".join(f"{row.layer} ({row.not_binary} of {row.weights})" for row in wrong.itertuples())

@@ -100,6 +100,13 @@ def test_a_run_that_should_be_binary_and_is_not_is_refused_after_the_table(run, 
     assert "binary" in capsys.readouterr().out
 
 
+def test_a_run_that_should_be_binary_and_names_no_layer_is_refused(run):
+    folder = run("stochastic_binary")
+    record = json.loads((folder / "record.json").read_text())
+    (folder / "record.json").write_text(json.dumps(record | {"half_ranges": {}}))
+    assert "its weights are stochastic_binary, but the record has no binary layer" in refused("weights", folder)
+
+
 def test_a_layer_that_the_latent_weights_lack_is_named(run):
     folder = run()
     save_file({"other.weight": np.ones((2, 2), np.float32)}, folder / "latent.safetensors", {"other": repr(H)})
