@@ -101,6 +101,11 @@ HOSTILE = {
     "a list as a name": b"\x80\x04]]\x93)R.",
     "a place far beyond the memory": b"\x80\x02K\x01r\xff\xff\xff\xffh\x00.",
     "more bytes than there are": b"\x80\x04\x8e" + (1 << 40).to_bytes(8, "little") + b"abc.",
+    "one text encoded many times": b"\x80\x02(c_codecs\nencode\nq\x00X\xff\x00\x00\x00"
+    + b"a" * 255
+    + b"q\x01X\x06\x00\x00\x00latin1q\x02\x86R"
+    + b"h\x00h\x01h\x02\x86R" * 3
+    + b"l.",
     "nothing to append to": b"\x80\x02K\x01a.",
     "more than one value": b"\x80\x02K\x01K\x02.",
     "no value": b"\x80\x02.",

@@ -67,7 +67,7 @@ def read_pickle(path: Path) -> Any:
         raise ValueError(f"{path}: has {path.stat().st_size} bytes; allowed are at most {MAX_BYTES}")
     try:
         return _evaluate(path.read_bytes())
-    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, MemoryError) as error:
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(f"{path}: is damaged or not a pickle of plain data ({why}); allowed are {ALLOWED}") from None
 
@@ -76,6 +76,7 @@ def _evaluate(content: bytes) -> Any:
     stack: list[Any] = []
     marks: list[int] = []
     memo: dict[int, Any] = {}
+    encoded = 0
 
     def above_mark() -> list[Any]:
         start = marks.pop()
@@ -132,6 +133,10 @@ def _evaluate(content: bytes) -> Any:
         elif name == "REDUCE":
             arguments = stack.pop()
             stack[-1] = _called(stack[-1], _of(arguments, tuple))
+            # A text that is in the file once can be encoded any number of times, which would exhaust the memory.
+            encoded += len(stack[-1]) if isinstance(stack[-1], bytes) else 0
+            if encoded > len(content):
+                raise ValueError(f"more bytes than it has are encoded by byte {place}")
         elif name == "BUILD":
             state = stack.pop()
             _build(stack[-1], state)
