@@ -12,8 +12,11 @@ import yaml
 from PIL import Image
 
 import bbnet
+from bbnet.binary.packing import pack, unpack
 from bbnet.diagnostics import checks
 from bbnet.sparsity.algorithms import SlabView
+from bbnet.tasks.classification.model import Classifier
+from bbnet.tasks.classification.settings import CifarResNet
 from bbnet.tasks.task import Task
 from tests.workflow.conftest import build_project
 
@@ -57,7 +60,7 @@ def test_every_make_target_named_exists(page):
 def test_the_loop_of_binary_weights_trains_resumes_and_stays_ternary(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "docs/binary.md").read_text(encoding="utf-8")
-    loop, packing = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    loop, packing, _ = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     namespace: dict = {}
     exec(compile(loop + packing, "binary.md", "exec"), namespace)
     inputs = namespace["inputs"]
@@ -70,6 +73,20 @@ def test_the_loop_of_binary_weights_trains_resumes_and_stays_ternary(tmp_path, m
     uninterrupted: dict = {}
     exec(compile(loop.replace("step == 600", "False"), "binary.md", "exec"), uninterrupted)
     assert torch.equal(weight, uninterrupted["model"][3].weight)
+
+
+def test_the_packed_network_of_a_run_is_loaded_as_the_page_says(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    *_, loading = re.findall(r"```python\n(.*?)```", (ROOT / "docs/binary.md").read_text(encoding="utf-8"), re.DOTALL)
+    file = Path(re.findall(r'"(results/.*?)"', loading)[0])
+    file.parent.mkdir(parents=True)
+    settings = CifarResNet(architecture="cifar_resnet", depth=20, stem_stride=2)
+    network = Classifier(settings, 10, mean=[120.0] * 3, sd=[60.0] * 3).eval()
+    pack(network.state_dict(), {}, file)
+    images = torch.randint(0, 256, (2, 3, 32, 32), generator=torch.Generator().manual_seed(0)).float()
+    namespace = {"images": images, "unpack": unpack}
+    exec(compile(loading, "binary.md", "exec"), namespace)
+    assert torch.equal(namespace["scores"], network(images))
 
 
 def test_the_examples_of_the_diagnostics_run(tmp_path, monkeypatch, capsys):

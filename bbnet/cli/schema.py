@@ -52,7 +52,7 @@ The keys of each task, and the parameters of each algorithm, are described with 
 | `didactic` | does the rule alone tie degrees to on-rates? ([formulas of bits](didactic.md)) | generated | yes |
 | `binary` | what do [weights of one bit](binary.md) cost, with and without masks? | generated | no |
 | `big_little` | two branches or sparsity? ([Big-Little networks](big_little.md)) | generated | yes |
-| `detector` | which parts of the [detector](detector.md) help? | generated | no |
+| `detector` | which parts of the [detector](detector.md) help? | generated | yes |
 | `language` | what does pruning do to rare tokens of [texts](language.md)? | Python files | yes |
 | `paper` | the paper's settings | LibriSpeech, LEVIR-CD, face pack | never run |
 | `cifar10` | as `binary` | CIFAR-10 | never run |
