@@ -427,3 +427,19 @@ def test_deterministic_algorithms_are_those_of_torch(monkeypatch):
     finally:
         torch.use_deterministic_algorithms(False)
         os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+@pytest.mark.parametrize(
+    ("method", "exempt"), [("dense", None), ("binary", None), ("ternary", slice(None)), ("stochastic", slice(1, -1))]
+)
+def test_latent_weights_do_not_decay_unless_the_method_says_so(job, method, exempt):
+    """`binary` has `latent_decay`, `ternary` all layers binary, and `stochastic` all but the first and the last."""
+    its_job = job(method)
+    trainer = its_job.trainer()
+    its_job.exempt_latent(trainer)
+    layers = [module for module in trainer.model.modules() if isinstance(module, torch.nn.Conv2d)]
+    groups = trainer.optimizer.param_groups
+    decays = {id(weight): group["weight_decay"] for group in groups for weight in group["params"]}
+    assert len(decays) == len(list(trainer.model.parameters()))
+    expected = [] if exempt is None else layers[exempt]
+    assert [decays[id(layer.weight)] for layer in layers] == [0.0 if layer in expected else 0.1 for layer in layers]
