@@ -50,7 +50,7 @@ The keys of each task, and the parameters of each algorithm, are described with 
 | `controls` | does it matter which units get more connections? laws, rivals, small dense networks | generated | no |
 | `sensitivity` | which settings matter, [one at a time](#one-factor-at-a-time)? | generated | no |
 | `didactic` | does the rule alone tie degrees to on-rates? ([formulas of bits](didactic.md)) | generated | yes |
-| `binary` | what do [weights of one bit](binary.md) cost, with and without masks? | generated | no |
+| `binary` | what do [weights of one bit](binary.md) cost, with and without masks? | generated | yes |
 | `big_little` | two branches or sparsity? ([Big-Little networks](big_little.md)) | generated | yes |
 | `detector` | which parts of the [detector](detector.md) help? | generated | yes |
 | `language` | what does pruning do to rare tokens of [texts](language.md)? | Python files | yes |
