@@ -6,7 +6,7 @@ import pandas as pd
 
 from bbnet.cli.check import REFERENCE
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_binary_and_ternary_weights_are_within_reach_of_float_ones():
