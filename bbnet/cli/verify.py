@@ -16,6 +16,7 @@ import pandas as pd
 from safetensors import safe_open
 
 from bbnet.analysis.draws import mean_metrics, split_draws
+from bbnet.analysis.weights import check_half_ranges
 from bbnet.cli.runs import record_of
 from bbnet.study.record import LATENT, Record, fingerprint, read_record, sha256_of, trained_files
 
@@ -188,11 +189,11 @@ def _binary(folder: Path, record: Record) -> Iterator[str]:
         return
     if not record.half_ranges:
         yield f"it has no binary layer, though its method has {record.config['method']['weights']} weights"
+    try:
+        check_half_ranges(folder, record.half_ranges)
+    except ValueError as error:
+        yield str(error)
     with safe_open(folder / LATENT, "np") as latent, safe_open(folder / "model.safetensors", "np") as model:
-        written = {layer: float(half_range) for layer, half_range in (latent.metadata() or {}).items()}
-        if written != record.half_ranges:
-            other = ", ".join(sorted(dict(written.items() ^ record.half_ranges.items())))
-            yield f"{LATENT}: its binary layers, or their h, are not the recorded ones: {other}"
         for layer, half_range in record.half_ranges.items():
             real = latent.get_tensor(f"{layer}.weight")
             h = real.dtype.type(half_range)

@@ -1,16 +1,21 @@
 """A copy of the project with a study of seconds, run once; tests look at it, or at copies of it."""
 
+import hashlib
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
+
+from bbnet.cli import main
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("Snakefile", "config.yaml", "bbnet", "rules", "workflow_scripts", "profiles", "studies", "report", "docs")
@@ -65,6 +70,30 @@ class Project:
     def copy(self, target: Path) -> "Project":
         shutil.copytree(self.root, target, dirs_exist_ok=True)
         return Project(target)
+
+
+def edit_json(path: Path, change: Callable[[dict], None]) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def vouch_again(run: Path) -> None:
+    """The hashes of the files as they are now: what a forger would do."""
+    hashes = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in recorded(run)["files"]}
+    edit_json(run / "record.json", lambda record: record.update(files=hashes))
+
+
+def recorded(run: Path) -> dict:
+    return json.loads((run / "record.json").read_text())
+
+
+def verify(capsys, *runs: Path) -> str:
+    """What it says of runs that it refuses."""
+    with pytest.raises(SystemExit) as refused:
+        main(["verify", *map(str, runs)])
+    assert f"of {len(runs)} runs do not match their records" in str(refused.value)
+    return capsys.readouterr().out
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 """Methods with binary weights from the study to the packed file; `bbnet verify` and `bbnet weights` know them."""
 
-import hashlib
-import json
-
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from bbnet.cli import main
+from tests.workflow.conftest import MICRO, edit_json, recorded, verify, vouch_again
 
 pytestmark = pytest.mark.xdist_group("workflow")
 RUNS = "results/micro/runs/classification/tiny"
@@ -17,9 +15,7 @@ TERNARY = f"{RUNS}/ternary/b0.50/s0"
 @pytest.fixture(scope="module")
 def trained(empty_project, tmp_path_factory):
     project = empty_project.copy(tmp_path_factory.mktemp("binary"))
-    study = {
-        "seeds": [0],
-        "budgets": [0.5],
+    study = MICRO | {
         "methods": {
             "dense": {"algorithm": "dense"},
             "binary": {"algorithm": "dense", "weights": "binary"},
@@ -68,8 +64,7 @@ def test_runs_are_verified_shown_and_packed_to_the_byte(root, capsys):
 def test_a_weight_that_is_not_its_sign_is_found_though_the_hashes_fit(root, capsys, file, factor, named):
     run = root / TERNARY
     path = run / f"{file}.safetensors"
-    record = json.loads((run / "record.json").read_text())
-    layer = next(iter(record["half_ranges"]))
+    layer = next(iter(recorded(run)["half_ranges"]))
     tensors = load_file(path)
     with safe_open(path, "np") as opened:
         metadata = opened.metadata()
@@ -78,9 +73,17 @@ def test_a_weight_that_is_not_its_sign_is_found_though_the_hashes_fit(root, caps
     weight[place] *= factor
     tensors[f"{layer}.weight"] = weight.reshape(tensors[f"{layer}.weight"].shape)
     save_file(tensors, path, metadata)
-    record["files"][path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    (run / "record.json").write_text(json.dumps(record))
-    with pytest.raises(SystemExit):
-        main(["verify", TERNARY])
-    said = capsys.readouterr().out
+    vouch_again(run)
+    said = verify(capsys, run)
     assert f"layer {layer}: " in said and named in said
+
+
+def test_a_record_without_its_binary_layers_or_with_another_h_is_named(root, capsys):
+    run = root / TERNARY
+    first, *others = recorded(run)["half_ranges"]
+    edit_json(run / "record.json", lambda record: record["half_ranges"].update({first: 0.5}))
+    assert f"its binary layers, or their h, are not the recorded ones: {first}\n" in verify(capsys, run)
+    edit_json(run / "record.json", lambda record: record.update(half_ranges={}))
+    said = verify(capsys, run)
+    assert "it has no binary layer, though its method has binary weights" in said
+    assert f"are not the recorded ones: {', '.join(sorted([first, *others]))}\n" in said

@@ -1,9 +1,6 @@
 """`bbnet verify` on runs of the micro study: silent where nothing was touched, and it names whatever was."""
 
-import hashlib
-import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from bbnet.cli import main
+from tests.workflow.conftest import edit_json, recorded, verify, vouch_again
 
 pytestmark = pytest.mark.xdist_group("workflow")
 RUN = "results/micro/runs/change/tiny"
@@ -23,30 +21,6 @@ SLAB = "encoder.1.conv1"
 def run(project) -> Path:
     """The folder of a sparse run that may be spoiled."""
     return project.root / RUN / "sp_in/b0.50/s0"
-
-
-def edit_json(path: Path, change: Callable[[dict], None]) -> None:
-    content = json.loads(path.read_text())
-    change(content)
-    path.write_text(json.dumps(content))
-
-
-def vouch_again(run: Path) -> None:
-    """The hashes of the files as they are now: what a forger would do."""
-    hashes = {name: hashlib.sha256((run / name).read_bytes()).hexdigest() for name in read(run)["files"]}
-    edit_json(run / "record.json", lambda record: record.update(files=hashes))
-
-
-def read(run: Path) -> dict:
-    return json.loads((run / "record.json").read_text())
-
-
-def verify(capsys, *runs: Path) -> str:
-    """What it says of runs that it refuses."""
-    with pytest.raises(SystemExit) as refused:
-        main(["verify", *map(str, runs)])
-    assert f"of {len(runs)} runs do not match their records" in str(refused.value)
-    return capsys.readouterr().out
 
 
 def test_every_run_of_a_study_is_what_its_record_says(finished, capsys):
@@ -146,7 +120,7 @@ def test_a_connection_over_the_budget_is_found_though_hashes_and_counts_fit(run,
 
 
 def mask_of(run: Path) -> np.ndarray:
-    slab = read(run)["slabs"][SLAB]
+    slab = recorded(run)["slabs"][SLAB]
     bits = np.unpackbits(load_file(run / "masks.safetensors")[SLAB], count=slab["units"] * slab["fan"])
     return bits.astype(bool).reshape(slab["units"], slab["fan"])
 
